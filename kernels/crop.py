@@ -1,0 +1,265 @@
+"""Boxes of people, from one image or many, to normalised network input.
+
+Per box: centre and padded size (aspect fixed), a 2x3 matrix image -> crop, its inverse per output pixel, bilinear taps
+with zeros outside, (value / 255 - mean) / std. Two samplings:
+
+    "float":     exact coordinates, unrounded values (grid_sample with zeros padding)
+    "exact-cv4": OpenCV <= 4.11 bit for bit: coordinates in 1/32 px, 15-bit weights, values rounded to uint8
+
+Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W]. Memory-bound: 12 bytes read and
+3 values written per output pixel. Source: SPEC 3.1 to 3.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_fast.kernels._launch import check, choose_impl, may_look_at_values, without_autocast
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def box_to_center_scale(
+    boxes: Tensor, size: tuple[int, int], padding: float = 1.25, fix_aspect: bool = True
+) -> tuple[Tensor, Tensor]:
+    """xywh boxes [P, 4] in pixels -> centres and padded sizes of the crops [P, 2] in pixels, float32 (SPEC 3.1).
+
+    `fix_aspect` grows the shorter side to the aspect of `size` (H, W) first. The sizes are 200 times the `scale` of the
+    official code, with its float32 rounding.
+    """
+    x, y, w, h = boxes.double().unbind(-1)
+    center = torch.stack([x + w * 0.5, y + h * 0.5], -1).float()
+    if fix_aspect:
+        aspect = size[1] / size[0]
+        w, h = torch.where(w < aspect * h, h * aspect, w), torch.where(w > aspect * h, w / aspect, h)
+    return center, (torch.stack([w, h], -1) / 200).float() * padding * 200
+
+
+def warp_matrix(
+    center: Tensor, scale: Tensor, rotation: Tensor | None, size: tuple[int, int], codec: str = "udp"
+) -> Tensor:
+    """Matrices image -> crop, float64 [P, 2, 3], from centres, sizes [P, 2] px and rotations [P] in degrees.
+
+    codec "udp": SPEC 3.2 (size - 1 both ways), rounded to float32 as the official code stores it. "msra": SPEC 3.3, the
+    three-point affine that uses only the width.
+    """
+    height, width = size
+    angle = torch.zeros_like(center[:, 0]) if rotation is None else rotation
+    angle = angle.double().deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    (cx, cy), (tw, th) = center.double().unbind(-1), scale.double().unbind(-1)
+    if codec == "udp":
+        sx, sy = (width - 1) / tw, (height - 1) / th
+        rows = [
+            torch.stack([cos * sx, -sin * sx, sx * (-cx * cos + cy * sin + 0.5 * tw)], -1),
+            torch.stack([sin * sy, cos * sy, sy * (-cx * sin - cy * cos + 0.5 * th)], -1),
+        ]
+        return torch.stack(rows, 1).float().double()
+    # Points as float32, like the official code: centre, middle of the upper edge, and that step turned by 90 degrees.
+    up = torch.stack([sin * tw * 0.5, -cos * tw * 0.5], -1)
+    first = center.float()
+    second = (center.double() + up).float()
+    edge = first - second
+    third = second + torch.stack([-edge[:, 1], edge[:, 0]], -1)
+    source = torch.stack([first, second, third], 1).double()
+    half = width * 0.5
+    target = [(half, height * 0.5), (half, height * 0.5 - half), (half - half, height * 0.5 - half)]
+    return _solve_affine(source, source.new_tensor(target))
+
+
+def _solve_affine(source: Tensor, target: Tensor) -> Tensor:
+    """Affine matrices [P, 2, 3] that map three points [P, 3, 2] to [3, 2], by OpenCV's 6x6 elimination, step by step.
+
+    The order matters: sizes are often round numbers, so that crop pixels fall exactly between two of the 1/32 px steps
+    of "exact-cv4", and the last bit of the matrix decides.
+    """
+    p = len(source)
+    system = source.new_zeros(p, 6, 7)  # rows: x and y equation of each point; last column: the right-hand side
+    for point in range(3):
+        for axis in range(2):
+            system[:, 2 * point + axis, 3 * axis : 3 * axis + 2] = source[:, point]
+            system[:, 2 * point + axis, 3 * axis + 2] = 1
+            system[:, 2 * point + axis, 6] = target[point, axis]
+    rows = torch.arange(6, device=source.device)
+    for i in range(6):
+        pivot = i + system[:, i:, i].abs().argmax(1, keepdim=True)
+        order = torch.where(rows == i, pivot, torch.where(rows == pivot, i, rows))  # swap row i and the pivot row
+        system = system.gather(1, order[..., None].expand(-1, -1, 7))
+        factor = system[:, i + 1 :, i] * (-1 / system[:, i, None, i])
+        system[:, i + 1 :, i + 1 :] += factor[..., None] * system[:, i, None, i + 1 :]
+    solution: list[Tensor] = [system[:, 0, 6]] * 6
+    for i in reversed(range(6)):
+        rest = system[:, i, 6]
+        for k in range(i + 1, 6):
+            rest = rest - system[:, i, k] * solution[k]
+        solution[i] = rest / system[:, i, i]
+    return torch.stack(solution, -1).reshape(p, 2, 3)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of [P, 2, 3] affine matrices with OpenCV's order of operations, float64."""
+    (m00, m01, m02), (m10, m11, m12) = (row.unbind(-1) for row in matrix.unbind(1))
+    determinant = 1 / (m00 * m11 - m01 * m10)
+    a, b, d, e = m11 * determinant, -m01 * determinant, -m10 * determinant, m00 * determinant
+    return torch.stack([a, b, -a * m02 - b * m12, d, e, -d * m02 - e * m12], -1).reshape(-1, 2, 3)
+
+
+def _sources_float(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Upper-left source pixel (x, y) int64 and fractions (fx, fy) float32 of every crop pixel, each [P, H, W]."""
+    column = torch.arange(size[1], device=inverse.device, dtype=torch.float64)
+    row = torch.arange(size[0], device=inverse.device, dtype=torch.float64)
+    found = []
+    for axis in range(2):
+        a, b, c = inverse[:, axis].unbind(-1)
+        source = a[:, None, None] * column + (b[:, None, None] * row[:, None] + c[:, None, None])
+        whole = source.floor()
+        found.append((whole.long(), (source - whole).float()))
+    (x, fx), (y, fy) = found
+    return x, y, fx, fy
+
+
+def _sources_exact(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_sources_float` in OpenCV's fixed point: fractions int64 in 1/32 px (SPEC 3.4)."""
+    column = torch.arange(size[1], device=inverse.device, dtype=torch.float64)
+    row = torch.arange(size[0], device=inverse.device, dtype=torch.float64)
+    found = []
+    for axis in range(2):
+        a, b, c = inverse[:, axis].unbind(-1)
+        along = (a[:, None] * column * 1024).round().long()
+        down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
+        source = (down[:, :, None] + along[:, None, :]) >> 5
+        found.append((source >> 5, source & 31))
+    (x, fx), (y, fy) = found
+    return x, y, fx, fy
+
+
+def crop_reference(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    flip: Tensor | None,
+    exact: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W]."""
+    device = matrices.device
+    pixels = torch.cat([image.reshape(-1, 3) for image in images])
+    heights = torch.tensor([image.shape[0] for image in images], device=device)
+    widths = torch.tensor([image.shape[1] for image in images], device=device)
+    starts = (heights * widths).cumsum(0) - heights * widths
+    height, width, start = (v.index_select(0, image_index)[:, None, None] for v in (heights, widths, starts))
+
+    x, y, fx, fy = (_sources_exact if exact else _sources_float)(_inverse(matrices), size)
+    one = 32 if exact else 1
+    out = torch.zeros(1, dtype=torch.int64 if exact else torch.float32, device=device)
+    for dy, weight_y in ((0, one - fy), (1, fy)):
+        for dx, weight_x in ((0, one - fx), (1, fx)):
+            column, row = x + dx, y + dy
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            place = torch.where(inside, start + row * width + column, 0)
+            tap = pixels.index_select(0, place.flatten()).reshape(*place.shape, 3)
+            out = out + tap * (weight_y * weight_x * inside)[..., None]
+    if exact:  # weights sum to 1024 here, to 2^15 in OpenCV: the same rounding
+        out = ((out * 32 + 16384) >> 15).float()
+    out = out.permute(0, 3, 1, 2)
+    if flip is not None:
+        out = torch.where(flip[:, None, None, None], out.flip(-1), out)
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((out / 255 - mean) / std).to(dtype).contiguous()
+
+
+@triton_op("vitpose_fast::crop", mutates_args=())
+def _crop(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: Sequence[int],
+    flip: Tensor | None,
+    exact: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return crop_reference(images, image_index, matrices, (size[0], size[1]), flip, exact, dtype)
+
+
+def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
+    """Raise ValueError that names the first box [P, 4] (xywh) that is not finite or has no area."""
+    bad = ~(boxes.isfinite().all(-1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0))
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        box = [round(v, 3) if math.isfinite(v) else v for v in boxes[index].tolist()]
+        raise ValueError(f"{op}: box {index} is {box}, expected finite (x, y, width, height) with width and height > 0")
+
+
+def crop(
+    image: Tensor | Sequence[Tensor],
+    boxes: Tensor,
+    size: tuple[int, int] = (256, 192),
+    sampling: str = "float",
+    rotation: Tensor | None = None,
+    flip: Tensor | None = None,
+    codec: str = "udp",
+    padding: float = 1.25,
+    fix_aspect: bool = True,
+    dtype: torch.dtype = torch.float32,
+    image_index: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Cut boxes out of images as normalised network input; see the head of this file.
+
+    Args:
+        image: uint8 [h, w, 3] RGB, or a list of them (of any sizes) together with `image_index`.
+        boxes: [P, 4] (x, y, width, height) in image pixels; taken as float64 for the official rounding.
+        size: (H, W) of the crops.
+        sampling: "float" or "exact-cv4".
+        rotation: [P] degrees about the box centre; None: 0.
+        flip: bool [P]: mirror that crop (its columns reversed, after rotation); None: no.
+        codec: "udp" or "msra": which affine transform (`warp_matrix`).
+        padding: factor on the box; fix_aspect: grow the box to the aspect of `size` first.
+        dtype: of the result.
+        image_index: int64 [P], which image of the list each box is in.
+        impl: None or "reference".
+
+    Returns:
+        [P, 3, H, W], ImageNet-normalised, zeros of the image outside it; not differentiable.
+
+    Raises:
+        ValueError: an image that is not uint8 [h, w, 3], a box that is not finite or has no area, shapes or an image
+            index that do not fit, an unknown sampling or codec.
+    """
+    op = "crop"
+    choose_impl(op, impl)
+    images = [image] if isinstance(image, Tensor) else list(image)
+    check(len(images) > 0, op, "got an empty list of images, expected at least one")
+    for i, one in enumerate(images):
+        fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
+        check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
+    device = images[0].device
+    boxes = torch.as_tensor(boxes, device=device)
+    check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")
+    p = boxes.shape[0]
+    check(sampling in ("float", "exact-cv4"), op, f"got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
+    check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
+    per_box = {"rotation": rotation, "flip": flip, "image_index": image_index}
+    for name, value in per_box.items():
+        if value is not None:
+            check(tuple(value.shape) == (p,), op, f"{name} has shape {list(value.shape)}, expected [{p}]")
+            per_box[name] = value.to(device)
+    check(image_index is not None or len(images) == 1, op, f"got {len(images)} images without image_index")
+    index = per_box["image_index"]
+    index = torch.zeros(p, dtype=torch.int64, device=device) if index is None else index.long()
+    if may_look_at_values(boxes):
+        check_boxes(boxes, op)
+        fits = p == 0 or (int(index.min()) >= 0 and int(index.max()) < len(images))
+        check(fits, op, f"image_index runs outside 0..{len(images) - 1} for {len(images)} images")
+    with without_autocast(images[0]):
+        center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
+        matrices = warp_matrix(center, scale, per_box["rotation"], size, codec)
+        mirror = None if per_box["flip"] is None else per_box["flip"].bool()
+        return _crop(images, index, matrices, list(size), mirror, sampling == "exact-cv4", dtype)

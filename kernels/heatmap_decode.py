@@ -1,0 +1,239 @@
+"""Heatmaps to keypoints: arg-max, optional flip merge, sub-pixel refinement, back to image coordinates.
+
+    udp:    p - H⁻¹ g  with g, H the gradient and Hessian of log(clip(blur(map), 0.001, 50)) at the arg-max p
+            (blur: Gaussian, OpenCV's sigma for `blur_kernel`, border reflect-101; the log map's border is replicated)
+    msra:   a quarter pixel towards the higher neighbour, where 1 < x < w - 1 and 1 < y < h - 1
+    argmax: p as it is
+
+Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
+Bytes: each map once, 12 out per keypoint; memory-bound. Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
+
+Stated results for odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN ->
+that keypoint and score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
+The offset is not bounded (as in the official code): for a maximum on the border it is exactly half a pixel outwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_fast.kernels._launch import check, choose_impl, without_autocast
+
+_EPSILON = 1.1920929e-07  # float32 machine epsilon, added to the diagonal of the Hessian by the official code
+_OPENCV_SMALL_KERNELS = {  # OpenCV uses these instead of its sigma formula
+    1: (1.0,),
+    3: (0.25, 0.5, 0.25),
+    5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
+    7: (0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125),
+}
+
+
+def gaussian_taps(size: int) -> list[float]:
+    """The `size` taps of OpenCV's GaussianBlur with sigma 0 (SPEC 5.3: size 11 means sigma 2)."""
+    if size in _OPENCV_SMALL_KERNELS:
+        return list(_OPENCV_SMALL_KERNELS[size])
+    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
+    taps = [math.exp(-((i - (size - 1) / 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return [tap / sum(taps) for tap in taps]
+
+
+def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
+    """Average of [B, K, h, w] with the output for the mirrored image: channels swapped, width reversed, SPEC 5.1."""
+    back = flipped.flip(-1)[:, list(permutation)]
+    if shift:
+        back = torch.cat([back[..., :1], back[..., :-1]], -1)
+    return (heatmaps + back) * 0.5
+
+
+def _reflect101(index: Tensor, size: int) -> Tensor:
+    """Index outside [0, size) mirrored about the edge pixels, as often as needed."""
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index.remainder(2 * (size - 1))
+    return torch.minimum(index, 2 * (size - 1) - index)
+
+
+def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
+    """log(clip(blur)) at the 3x3 pixels around (x, y): maps [M, h, w], x, y [M] -> [M, 3 (row), 3 (column)] float64."""
+    m, h, w = maps.shape
+    taps = torch.tensor(gaussian_taps(blur_kernel), dtype=maps.dtype, device=maps.device)
+    reach = torch.arange(blur_kernel, device=maps.device) - blur_kernel // 2
+    step = torch.arange(-1, 2, device=maps.device)
+    rows = _reflect101((y[:, None] + step).clamp(0, h - 1)[..., None] + reach, h)  # [M, 3, taps]
+    columns = _reflect101((x[:, None] + step).clamp(0, w - 1)[..., None] + reach, w)
+    strips = maps.gather(1, rows.flatten(1)[:, :, None].expand(-1, -1, w)).reshape(m, 3, blur_kernel, w)
+    strips = (strips * taps[:, None]).sum(2)  # [M, 3, w]: blurred down the columns
+    patch = strips.gather(2, columns.flatten(1)[:, None].expand(-1, 3, -1)).reshape(m, 3, 3, blur_kernel)
+    return (patch * taps).sum(-1).clamp(0.001, 50).log().double()
+
+
+def _newton(log: Tensor) -> tuple[Tensor, Tensor]:
+    """(offset [M, 2], covariance [M, 2, 2]) from the 3x3 log neighbourhood; float64."""
+    dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
+    dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
+    dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + _EPSILON
+    dyy = log[:, 2, 1] - 2 * log[:, 1, 1] + log[:, 0, 1] + _EPSILON
+    corners = log[:, 2, 2] - log[:, 1, 2] - log[:, 2, 1] + 2 * log[:, 1, 1] - log[:, 1, 0] - log[:, 0, 1] + log[:, 0, 0]
+    dxy = 0.5 * corners
+    determinant = dxx * dyy - dxy * dxy
+    safe = torch.where(determinant == 0, 1.0, determinant)
+    inverse = torch.stack([dyy, -dxy, -dxy, dxx], -1).reshape(-1, 2, 2) / safe[:, None, None]
+    offset = -(inverse @ torch.stack([dx, dy], -1)[..., None])[..., 0]
+    offset = torch.where((determinant == 0)[:, None], 0.0, offset)
+    concave = (determinant > 0) & (dxx < 0)
+    return offset, torch.where(concave[:, None, None], -inverse, math.nan)
+
+
+def heatmap_decode_reference(
+    heatmaps: Tensor,
+    codec: str,
+    blur_kernel: int,
+    flipped: Tensor | None,
+    flip_permutation: Sequence[int],
+    centers: Tensor | None,
+    scales: Tensor | None,
+    covariance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification in plain PyTorch: (keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2])."""
+    dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
+    heatmaps = heatmaps.to(dtype)
+    if flipped is not None:
+        heatmaps = merge_flipped(heatmaps, flipped.to(dtype), flip_permutation, shift=codec == "msra")
+    b, k, h, w = heatmaps.shape
+    maps = heatmaps.reshape(b * k, h, w)
+    best = maps.flatten(1).argmax(1)  # the first maximum in row-major order; NaN counts as the largest
+    scores = maps.flatten(1).gather(1, best[:, None])[:, 0]
+    x, y = best % w, best // w
+    points = torch.stack([x, y], -1).double()
+    spread = points.new_full((b * k, 2, 2), math.nan)
+    if codec == "udp" or covariance:
+        offset, spread = _newton(_log_neighbourhood(maps, x, y, blur_kernel))
+        if codec == "udp":
+            points = points + offset
+    if codec == "msra":
+        row = maps.gather(1, y[:, None, None].expand(-1, 1, w))[:, 0]
+        column = maps.gather(2, x[:, None, None].expand(-1, h, 1))[..., 0]
+        right, left = row.gather(1, (x + 1).clamp(max=w - 1)[:, None]), row.gather(1, (x - 1).clamp(min=0)[:, None])
+        below, above = (
+            column.gather(1, (y + 1).clamp(max=h - 1)[:, None]),
+            column.gather(1, (y - 1).clamp(min=0)[:, None]),
+        )
+        inner = (x > 1) & (x < w - 1) & (y > 1) & (y < h - 1)
+        points = points + 0.25 * torch.cat([right - left, below - above], -1).sign() * inner[:, None]
+    points, spread = points.reshape(b, k, 2), spread.reshape(b, k, 2, 2)
+    scores = scores.reshape(b, k)
+    if centers is not None and scales is not None:
+        cells = (max(w - 1, 1), max(h - 1, 1)) if codec == "udp" else (w, h)
+        scales = scales.double()[:, None]
+        factor = scales / torch.tensor(cells, dtype=torch.float64, device=scales.device)
+        points = points * factor + centers.double()[:, None] - scales / 2
+        spread = spread * factor[..., None] * factor[..., None, :]
+    points = torch.where((scores <= 0)[..., None], -1.0, points)
+    broken = maps.isnan().flatten(1).any(1).reshape(b, k)
+    points = torch.where(broken[..., None], math.nan, points)
+    spread = torch.where((broken | (scores <= 0))[..., None, None], math.nan, spread)
+    return points.to(dtype), torch.where(broken, math.nan, scores), spread.to(dtype)
+
+
+@triton_op("vitpose_fast::heatmap_decode", mutates_args=())
+def _heatmap_decode(
+    heatmaps: Tensor,
+    codec: str,
+    blur_kernel: int,
+    flipped: Tensor | None,
+    flip_permutation: Sequence[int],
+    centers: Tensor | None,
+    scales: Tensor | None,
+    covariance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return heatmap_decode_reference(
+        heatmaps, codec, blur_kernel, flipped, flip_permutation, centers, scales, covariance
+    )
+
+
+def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
+    """Channel that holds keypoint i in the mirrored image, for every i.
+
+    Raises:
+        ValueError: a pair names a channel that does not exist, or one channel twice.
+    """
+    permutation = list(range(num_keypoints))
+    for pair in flip_pairs or ():
+        a, b = pair
+        fits = min(a, b) >= 0 and max(a, b) < num_keypoints and permutation[a] == a and permutation[b] == b
+        check(
+            fits, "flip_pairs", f"pair {tuple(pair)} does not fit {num_keypoints} keypoints, each in at most one pair"
+        )
+        permutation[a], permutation[b] = b, a
+    return permutation
+
+
+def heatmap_decode(
+    heatmaps: Tensor,
+    codec: str = "udp",
+    blur_kernel: int = 11,
+    flipped: Tensor | None = None,
+    flip_pairs: Sequence[Sequence[int]] | None = None,
+    centers: Tensor | None = None,
+    scales: Tensor | None = None,
+    covariance: bool = False,
+    impl: str | None = None,
+) -> tuple[Tensor, ...]:
+    """Decode heatmaps to keypoints; see the head of this file for the formulas and the odd maps.
+
+    Args:
+        heatmaps: [B, K, h, w], raw network output.
+        codec: "udp" | "msra" | "argmax".
+        blur_kernel: odd size of the Gaussian blur before the logarithm.
+        flipped: [B, K, h, w], raw output for the mirrored input, averaged in ("msra" shifts it by one column).
+        flip_pairs: channels that swap in a mirrored image; None: none.
+        centers, scales: [B, 2] centre and size of each crop in image pixels; both or neither.
+        covariance: also return the covariance of each keypoint, minus the inverse Hessian of the log map.
+        impl: None or "reference".
+
+    Returns:
+        keypoints [B, K, 2] in heatmap pixels (image pixels with `centers` and `scales`), scores [B, K] = the maximum of
+        the merged map; with `covariance` also [B, K, 2, 2] in the same pixels squared, NaN where the log map is not
+        concave. float32 (float64 for float64 maps). Not differentiable.
+
+    Raises:
+        ValueError: shapes that do not fit each other, an unknown codec, an even blur kernel.
+    """
+    op = "heatmap_decode"
+    choose_impl(op, impl)
+    check(
+        heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1,
+        op,
+        f"heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w] with h, w >= 1",
+    )
+    check(codec in ("udp", "msra", "argmax"), op, f"got codec={codec!r}, expected 'udp', 'msra' or 'argmax'")
+    check(blur_kernel >= 1 and blur_kernel % 2 == 1, op, f"got blur_kernel={blur_kernel}, expected an odd size >= 1")
+    if flipped is not None:
+        check(
+            flipped.shape == heatmaps.shape,
+            op,
+            f"flipped has shape {list(flipped.shape)}, expected {list(heatmaps.shape)}",
+        )
+        flipped = flipped.detach()
+    check((centers is None) == (scales is None), op, "got only one of centers and scales; hand in both or neither")
+    boxes = []
+    for name, value in (("centers", centers), ("scales", scales)):
+        if value is not None:
+            check(
+                tuple(value.shape) == (heatmaps.shape[0], 2),
+                op,
+                f"{name} has shape {list(value.shape)}, expected {[heatmaps.shape[0], 2]}",
+            )
+            value = value.detach().to(heatmaps.device)
+        boxes.append(value)
+    permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
+    with without_autocast(heatmaps):
+        points, scores, spread = _heatmap_decode(
+            heatmaps.detach(), codec, blur_kernel, flipped, permutation, *boxes, bool(covariance)
+        )
+    return (points, scores, spread) if covariance else (points, scores)

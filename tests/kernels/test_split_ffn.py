@@ -1,0 +1,79 @@
+"""Split FFN reference against the dense FFN it must equal, its gradients, and its registration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as nnF
+
+from vitpose_fast import functional as F
+
+OP = torch.ops.vitpose_fast.split_ffn
+
+
+def make(dtype=torch.float64, b=4, n=3, c=8, p=2, t=3, task=(0, 2, 2, 1)):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(b, n, c), (4 * c, c), (4 * c,), (c - p, 4 * c), (c - p,), (t, p, 4 * c), (t, p)]
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes] + [torch.tensor(task)]
+
+
+def test_each_sample_gets_the_dense_ffn_of_its_task():
+    x, w1, b1, ws, bs, we, be, task = make()
+    out = F.split_ffn(x, w1, b1, ws, bs, we, be, task)
+    for i, t in enumerate(task):
+        dense = nnF.linear(nnF.gelu(nnF.linear(x[i], w1, b1)), torch.cat([ws, we[t]]), torch.cat([bs, be[t]]))
+        torch.testing.assert_close(out[i], dense)
+
+
+def test_equal_experts_are_the_dense_ffn():
+    x, w1, b1, ws, bs, we, be, task = make()
+    we, be = we[:1].expand(3, -1, -1), be[:1].expand(3, -1)
+    out = F.split_ffn(x, w1, b1, ws, bs, we, be, task)
+    torch.testing.assert_close(out, F.split_ffn(x, w1, b1, ws, bs, we, be, torch.zeros_like(task)))
+
+
+def test_gradcheck_and_idle_experts_get_zero():
+    inputs = make(b=2, n=2, c=4, p=1, t=3, task=(0, 2))
+    tensors = [t.requires_grad_() for t in inputs[:7]]
+    assert torch.autograd.gradcheck(lambda *a: F.split_ffn(*a, inputs[7]), tensors)
+    F.split_ffn(*tensors, inputs[7]).sum().backward()
+    assert torch.equal(tensors[5].grad[1], torch.zeros_like(tensors[5][1])) and tensors[5].grad[0].abs().sum() > 0
+
+
+def test_empty_batch_and_single_expert():
+    assert F.split_ffn(*make(b=0, task=())[:7], torch.zeros(0, dtype=torch.int64)).shape == (0, 3, 8)
+    assert F.split_ffn(*make(t=1, task=(0, 0, 0, 0))).shape == (4, 3, 8)
+
+
+def test_opcheck():
+    args = make(torch.float32)
+    args = [a.requires_grad_() for a in args[:7]] + args[7:]
+    assert set(torch.library.opcheck(OP, tuple(args)).values()) == {"SUCCESS"}
+
+
+def test_compiles_in_one_graph_with_gradients():
+    inputs = make(torch.float32)
+    x = inputs[0].clone().requires_grad_()
+    y = inputs[0].clone().requires_grad_()
+    F.split_ffn(x, *inputs[1:]).square().sum().backward()
+    compiled = torch.compile(lambda z: F.split_ffn(z, *inputs[1:]).square().sum(), fullgraph=True, backend="aot_eager")
+    compiled(y).backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_autocast_casts_the_weights_too():
+    inputs = make(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.split_ffn(*inputs).dtype == torch.bfloat16
+
+
+def test_refuses_in_one_line():
+    inputs = make(torch.float32)
+    with pytest.raises(ValueError, match=r"task ids run from 0 to 3, expected 0..2 for 3 experts"):
+        F.split_ffn(*inputs[:7], torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"task has shape \[3\], expected \[4\]"):
+        F.split_ffn(*inputs[:7], torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="expected torch.int64"):
+        F.split_ffn(*inputs[:7], torch.zeros(4))
+    with pytest.raises(ValueError, match=r"shared_weight has shape \[5, 32\], expected \[6, 32\]"):
+        F.split_ffn(*inputs[:3], inputs[3][:5], *inputs[4:])

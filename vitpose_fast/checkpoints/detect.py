@@ -1,0 +1,183 @@
+"""Which model a set of canonical tensors belongs to (SPEC 2.7)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitpose_fast.checkpoints.formats import State
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, custom_keypoint_set, keypoint_set
+from vitpose_fast.models.config import HEADS_BY_WIDTH, PLUS_TASKS, ModelConfig
+
+_TASK_BY_COUNT = {17: "coco", 14: "aic", 16: "mpii", 133: "wholebody", 21: "interhand"}
+_TASK_IN_NAME = re.compile(r"(wholebody|ap10k|apt36k|ochuman|crowdpose|interhand|coco_25|aic|mpii|coco)")
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint held and how it met the model; `str()` gives one line for each kind of finding."""
+
+    source: str
+    family: str = ""
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file: freshly initialised
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    ignored: list[str] = field(default_factory=list)  # in the file, known to be of no use
+    reshaped: list[str] = field(default_factory=list)  # fitted by resizing or padding
+    guesses: list[str] = field(default_factory=list)  # what the tensors could not tell
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.family} checkpoint"]
+        for kind in ("missing", "unexpected", "ignored", "reshaped", "guesses"):
+            found = getattr(self, kind)
+            if found:
+                lines.append(f"  {kind} ({len(found)}): {', '.join(found)}")
+        return "\n".join(lines)
+
+
+def detect_config(
+    state: State,
+    path: Path,
+    written: dict[str, Any],
+    task: str | KeypointSet | None,
+    num_heads: int | None,
+    image_size: tuple[int, int] | None,
+    report: LoadReport,
+) -> tuple[State, ModelConfig]:
+    """The config that fits canonical tensors; leftovers of `model_split` are dropped from the state."""
+    source = str(path)
+
+    def shape(key: str) -> torch.Size:
+        if key not in state:
+            raise ValueError(
+                f"{source}: weight {key} is not in the file; it is not a ViTPose checkpoint or is incomplete"
+            )
+        return state[key].shape
+
+    width = shape("backbone.patch_embed.proj.weight")[0]
+    depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"backbone\.blocks\.(\d+)\.", k)))
+    backbone = written.get("backbone_config", {}) if written.get("model_type") == "vitpose" else {}
+    heads = num_heads or backbone.get("num_attention_heads") or HEADS_BY_WIDTH.get(width)
+    if heads is None:
+        raise ValueError(f"{source}: cannot tell the attention heads of a width of {width}; say num_heads=")
+    state, experts, part = _experts(state, width, shape, report)
+    head_names = sorted({m[1] for k in state if (m := re.match(r"(keypoint_head|associate_keypoint_heads\.\d+)\.", k))})
+    head_names.sort(key=lambda n: (n != "keypoint_head", n))
+    decoder, decoder_width, stride, counts = _decoder(state, head_names, width, report)
+    tasks = _tasks(counts, experts, path, written, task, report)
+    size = backbone.get("image_size")
+    if size is None:
+        places = shape("backbone.pos_embed")[1] - 1
+        given = image_size is not None and (image_size[0] // stride) * (image_size[1] // stride) == places
+        if image_size is not None and given:
+            size = image_size
+        else:
+            rows, columns = grid_of(places, source)
+            size = (rows * stride, columns * stride)
+            report.guesses.append(f"image size {size[0]}x{size[1]} from {places} places of patch stride {stride}")
+    config = ModelConfig(
+        width=width,
+        depth=depth,
+        heads=heads,
+        part_features=part,
+        decoder=decoder,
+        decoder_width=decoder_width,
+        image_size=(int(size[0]), int(size[1])),
+        patch_stride=stride,
+        tasks=tasks,
+        head_tasks=tuple(t.name for t in tasks[: max(len(counts), 1)]),
+    )
+    if num_heads is None and not backbone:
+        report.guesses.append(f"{heads} attention heads from the width {width}")
+    return state, config
+
+
+def _experts(state: State, width: int, shape: Any, report: LoadReport) -> tuple[State, int, int]:
+    """(state, number of experts, channels of an expert); experts beside a merged fc2 are leftovers and dropped."""
+    found = {int(m[1]) for k in state if (m := re.match(r"backbone\.blocks\.0\.mlp\.experts\.(\d+)\.weight", k))}
+    if not found:
+        return state, 0, 0
+    if shape("backbone.blocks.0.mlp.fc2.weight")[0] < width:
+        return state, max(found) + 1, shape("backbone.blocks.0.mlp.experts.0.weight")[0]
+    leftover = [k for k in state if ".mlp.experts." in k or k.startswith("associate_keypoint_heads.")]
+    report.ignored += leftover  # a split file: the other heads belong to experts that are no longer there
+    return {k: v for k, v in state.items() if k not in leftover}, 0, 0
+
+
+def _decoder(state: State, head_names: list[str], width: int, report: LoadReport) -> tuple[str, int, int, list[int]]:
+    """(decoder, its width, patch stride, keypoints of each head)."""
+    if not head_names:
+        report.guesses.append("no head in the file: a new classic head")
+        return "classic", 256, 16, []
+    first = head_names[0]
+    weights = []
+    for name in head_names:
+        if f"{name}.final_layer.weight" not in state:
+            raise ValueError(f"{report.source}: weight {name}.final_layer.weight is not in the file")
+        weights.append(state[f"{name}.final_layer.weight"])
+    deconv = state.get(f"{first}.deconv_layers.0.weight")
+    if deconv is not None:
+        stride = 16 if f"{first}.deconv_layers.3.weight" in state else 8
+        return "classic", deconv.shape[1], stride, [w.shape[0] for w in weights]
+    if weights[0].shape[-1] == 3:
+        return "simple", 256, 16, [w.shape[0] for w in weights]
+    if weights[0].shape[0] % 16 == 0:
+        return "minimal", 256, 16, [w.shape[0] // 16 for w in weights]
+    raise ValueError(
+        f"{report.source}: {first}.final_layer.weight has shape {list(weights[0].shape)} and there are no deconvolutions; "
+        f"expected a classic head, a 3x3 convolution (simple) or 16 channels a keypoint (minimal)"
+    )
+
+
+def _tasks(
+    counts: list[int],
+    experts: int,
+    path: Path,
+    written: dict[str, Any],
+    task: str | KeypointSet | None,
+    report: LoadReport,
+) -> tuple[KeypointSet, ...]:
+    """Keypoint sets in the order of experts, or of heads where there are no experts."""
+    if experts > 1 or len(counts) > 1:
+        total = max(experts, len(counts))
+        names = PLUS_TASKS[:total] + tuple(f"task{i}" for i in range(len(PLUS_TASKS), total))
+        out = []
+        for i, name in enumerate(names):
+            known = KEYPOINT_SETS.get(name)
+            if i < len(counts) and (known is None or known.num_keypoints != counts[i]):
+                known = custom_keypoint_set(counts[i], f"custom{i}")
+                report.guesses.append(f"head {i} has {counts[i]} keypoints, not those of {name}: named {known.name}")
+            out.append(known or custom_keypoint_set(1, name))
+        return tuple(out)
+    count = counts[0] if counts else None
+    if task is not None:
+        chosen = keypoint_set(task)
+    else:
+        labels = tuple(written.get("id2label", {}).values())
+        by_label = next((s.name for s in KEYPOINT_SETS.values() if s.names == labels), None)
+        match = _TASK_IN_NAME.search(path.name.lower()) or _TASK_IN_NAME.search(path.resolve().parent.name.lower())
+        name, reason = (match[1], "the file name") if match else (None, "")
+        name, reason = (by_label, "config.json") if by_label else (name, reason)
+        if name not in KEYPOINT_SETS or (count and KEYPOINT_SETS[name].num_keypoints != count):
+            name, reason = _TASK_BY_COUNT.get(count or 17), f"{count or 17} keypoints"
+        chosen = KEYPOINT_SETS[name] if name else custom_keypoint_set(count or 17)
+        report.guesses.append(f"task {chosen.name} from {reason}")
+    if count is not None and chosen.num_keypoints != count:
+        raise ValueError(f"{path}: the head has {count} keypoints, task {chosen.name!r} has {chosen.num_keypoints}")
+    return (chosen,)
+
+
+def grid_of(count: int, source: str) -> tuple[int, int]:
+    """Rows and columns behind a number of tokens: square (pretraining), else 4:3 (people)."""
+    side = round(count**0.5)
+    if side * side == count:
+        return side, side
+    unit = round((count / 12) ** 0.5)
+    if 12 * unit * unit == count:
+        return 4 * unit, 3 * unit
+    raise ValueError(
+        f"{source}: backbone.pos_embed has {count} places, neither a square nor 4:3; say image_size=(H, W) of the file"
+    )

@@ -1,0 +1,136 @@
+"""Names of other people's checkpoints: each known layout to the canonical one and back (SPEC 2).
+
+Canonical names are the official ones, `backbone.*`, `keypoint_head.*`, `associate_keypoint_heads.<i>.*`, with the heads
+of our own files as `heads.<task>.*`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_HF_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "mlp": "mlp",
+}
+_HF_TOP = {
+    "backbone.embeddings.position_embeddings": "backbone.pos_embed",
+    "backbone.embeddings.patch_embeddings.projection": "backbone.patch_embed.proj",
+    "backbone.layernorm": "backbone.last_norm",
+    "head.deconv1": "keypoint_head.deconv_layers.0",
+    "head.batchnorm1": "keypoint_head.deconv_layers.1",
+    "head.deconv2": "keypoint_head.deconv_layers.3",
+    "head.batchnorm2": "keypoint_head.deconv_layers.4",
+    "head.conv": "keypoint_head.final_layer",
+}
+_MMPOSE = (  # mmpose 1.x
+    (r"^backbone\.layers\.(\d+)\.ln([12])\.", r"backbone.blocks.\1.norm\2."),
+    (r"^backbone\.layers\.(\d+)\.attn\.", r"backbone.blocks.\1.attn."),
+    (r"^backbone\.layers\.(\d+)\.ffn\.layers\.0\.0\.", r"backbone.blocks.\1.mlp.fc1."),
+    (r"^backbone\.layers\.(\d+)\.ffn\.layers\.1\.", r"backbone.blocks.\1.mlp.fc2."),
+    (r"^backbone\.patch_embed\.projection\.", "backbone.patch_embed.proj."),
+    (r"^backbone\.ln1\.", "backbone.last_norm."),
+    (r"^head\.", "keypoint_head."),
+)
+
+
+def family_of(state: State) -> str | None:
+    """ "hf" | "mmpose" | "ours" | "official" | "mae", or None for anything else."""
+    keys = state.keys()
+    if any(k.startswith("backbone.encoder.layer.") for k in keys):
+        return "hf"
+    if any(k.startswith("backbone.layers.") for k in keys):
+        return "mmpose"
+    if any(k.startswith("backbone.blocks.") for k in keys):
+        return "ours" if any(k.startswith("heads.") for k in keys) else "official"
+    if any(k.startswith(("blocks.", "encoder.blocks.")) for k in keys):
+        return "mae"
+    return None
+
+
+def to_canonical(state: State, family: str) -> tuple[State, list[str]]:
+    """(tensors under canonical names, names that belong to the format but not to the model)."""
+    if family == "hf":
+        return _from_hf(state), []
+    if family == "mmpose":
+        return _from_mmpose(state), []
+    if family == "mae":
+        return _from_mae(state)
+    ignored = [k for k in state if k in ("backbone.cls_token", "backbone.mask_token")]
+    return {k: v for k, v in state.items() if k not in ignored}, ignored
+
+
+def _from_hf(state: State) -> State:
+    out: State = {}
+    for key, value in state.items():
+        match = re.match(r"backbone\.encoder\.layer\.(\d+)\.(.+)", key)
+        if match is None:
+            stem = next((s for s in _HF_TOP if key == s or key.startswith(f"{s}.")), None)
+            out[key if stem is None else _HF_TOP[stem] + key[len(stem) :]] = value
+            continue
+        index, rest = match.groups()
+        if rest.startswith("attention.attention."):
+            if rest.startswith("attention.attention.query."):
+                kind = rest.rsplit(".", 1)[1]
+                parts = [state.get(key.replace(".query.", f".{n}.")) for n in ("query", "key", "value")]
+                if all(p is not None for p in parts):
+                    out[f"backbone.blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)  # type: ignore[arg-type]
+            continue
+        stem = next((s for s in _HF_BLOCK if rest.startswith(f"{s}.")), None)
+        name = rest if stem is None else _HF_BLOCK[stem] + rest[len(stem) :]
+        out[f"backbone.blocks.{index}.{name}"] = value
+    return out
+
+
+def to_hf(state: State) -> State:
+    """Canonical names with one head `keypoint_head.*` to those of Hugging Face."""
+    out: State = {}
+    top = {ours: theirs for theirs, ours in _HF_TOP.items()}
+    block = {ours: theirs for theirs, ours in _HF_BLOCK.items()}
+    for key, value in state.items():
+        match = re.match(r"backbone\.blocks\.(\d+)\.(.+)", key)
+        if match is None:
+            stem = next(s for s in top if key == s or key.startswith(f"{s}."))
+            out[top[stem] + key[len(stem) :]] = value
+            continue
+        index, rest = match.groups()
+        prefix = f"backbone.encoder.layer.{index}"
+        if rest.startswith("attn.qkv."):
+            kind = rest.rsplit(".", 1)[1]
+            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[f"{prefix}.attention.attention.{name}.{kind}"] = part.clone()
+            continue
+        stem = next(s for s in block if rest.startswith(f"{s}."))
+        out[f"{prefix}.{block[stem]}{rest[len(stem) :]}"] = value
+    return out
+
+
+def _from_mmpose(state: State) -> State:
+    out: State = {}
+    for key, value in state.items():
+        for pattern, name in _MMPOSE:
+            key = re.sub(pattern, name, key)
+        out[key] = value
+    position = out.get("backbone.pos_embed")
+    if position is not None:  # no class slot there; an added zero changes nothing
+        out["backbone.pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], 1)
+    return out
+
+
+def _from_mae(state: State) -> tuple[State, list[str]]:
+    if any(k.startswith("encoder.") for k in state):
+        state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    # The final norm of the pretraining is left out on purpose: the official loader does not match it either (SPEC 1.6).
+    foreign = ("cls_token", "mask_token", "decoder_", "head.", "norm.", "fc_norm.")
+    ignored = [k for k in state if k.startswith(foreign)]
+    out = {f"backbone.{k}": v for k, v in state.items() if not k.startswith(foreign)}
+    kernel = out.get("backbone.patch_embed.proj.weight")
+    if kernel is not None and kernel.shape[-1] == 14:  # zero padding to the 16x16 patches of ViTPose
+        out["backbone.patch_embed.proj.weight"] = torch.nn.functional.pad(kernel, (1, 1, 1, 1))
+    return out, ignored

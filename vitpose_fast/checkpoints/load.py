@@ -1,0 +1,176 @@
+"""Any checkpoint to a model, and pretrained backbones into one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vitpose_fast.checkpoints import formats
+from vitpose_fast.checkpoints.detect import LoadReport, detect_config, grid_of
+from vitpose_fast.checkpoints.formats import State
+from vitpose_fast.checkpoints.read import find_checkpoint, read_config, read_tensors
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.models.config import ModelConfig
+from vitpose_fast.models.vitpose import ViTPose
+
+log = logging.getLogger("vitpose_fast")
+
+
+def load_model(
+    source: str | os.PathLike,
+    task: str | KeypointSet | None = None,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> ViTPose:
+    """A model from any checkpoint of SPEC 2: ours, official (plain and ++), Hugging Face, mmpose 1.x, easy_ViTPose, MAE.
+
+    Kind, size, decoder, keypoints and experts are read off the tensors; the file is never executed. All heads and
+    experts are kept. Unmatched keys and guesses are logged and stay in `model.load_report`.
+
+    Args:
+        source: a file, a folder, or a hub id `owner/name`.
+        task: keypoint set of a single head (name, file or value); None: config.json, the file name or the keypoint
+            count decide.
+        num_heads: attention heads, where neither config.json nor the width tells.
+        image_size: (H, W) to build the model for; the position embedding is resized.
+
+    Raises:
+        FileNotFoundError, ValueError: one line with what was found and what was expected; a missing or misshapen
+            weight is named with both shapes.
+    """
+    path = find_checkpoint(source)
+    state = read_tensors(path)
+    family = formats.family_of(state)
+    if family is None:
+        keys = ", ".join(list(state)[:4])
+        raise ValueError(f"{path}: not a ViTPose checkpoint; its keys begin with {keys}")
+    report = LoadReport(str(path), family)
+    state, report.ignored = formats.to_canonical(state, family)
+    written = read_config(path)
+    if "vitpose_fast" in written:
+        config = ModelConfig.from_dict(written["vitpose_fast"])
+    else:
+        state, config = detect_config(state, path, written, task, num_heads, image_size, report)
+    file_grid = config.grid
+    if image_size is None and family == "mae":
+        image_size = (256, 192)
+    if image_size is not None:
+        config = replace(config, image_size=(image_size[0], image_size[1]))
+    model = ViTPose(config)
+    if isinstance(task, str) and task in KEYPOINT_SETS:
+        model.resolve_task(task)
+    _fill(model, _name_heads(state, config), file_grid, report, backbone_only=family == "mae")
+    model.load_report = report
+    level = logging.WARNING if report.missing or report.unexpected or report.guesses else logging.INFO
+    log.log(level, "%s", report)
+    return model.eval()
+
+
+def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
+    """Start the backbone of `model` from a checkpoint of any format, MAE pretraining above all (SPEC 1.6).
+
+    Position embeddings are resized (bicubic), 14-pixel patches padded to 16, and a dense fc2 is split into the shared
+    part and equal experts. Heads are left as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`; a backbone weight that is missing or misshapen is named.
+    """
+    path = find_checkpoint(source)
+    state = read_tensors(path)
+    family = formats.family_of(state)
+    if family is None:
+        raise ValueError(f"{path}: not a ViT backbone; its keys begin with {', '.join(list(state)[:4])}")
+    report = LoadReport(str(path), family)
+    state, report.ignored = formats.to_canonical(state, family)
+    report.ignored += [k for k in state if not k.startswith("backbone.")]
+    state = {k: v for k, v in state.items() if k.startswith("backbone.")}
+    if model.config.part_features:
+        _split_dense(state, model.config, report)
+    written = read_config(path).get("vitpose_fast")
+    file_grid = ModelConfig.from_dict(written).grid if written else None
+    _fill(model, state, file_grid, report, backbone_only=True)
+    log.info("%s", report)
+    return report
+
+
+def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
+    """fc2 of a dense FFN to the shared first rows and, for every expert alike, the last ones."""
+    for i in range(config.depth):
+        for kind in ("weight", "bias"):
+            name = f"backbone.blocks.{i}.mlp.fc2.{kind}"
+            if name in state and state[name].shape[0] == config.width:
+                shared, part = state[name].split([config.width - config.part_features, config.part_features])
+                state[name] = shared
+                report.reshaped.append(f"{name} split into fc2 and {len(config.tasks)} experts")
+                for t in range(len(config.tasks)):
+                    state[f"backbone.blocks.{i}.mlp.experts.{t}.{kind}"] = part
+
+
+def _fill(
+    model: ViTPose, state: State, file_grid: tuple[int, int] | None, report: LoadReport, backbone_only: bool
+) -> None:
+    """Load canonical tensors into the model, strictly but for what the report names.
+
+    `file_grid`: places of the file's position embedding, None: square or 4:3. `backbone_only`: heads and the last norm
+    may be missing.
+    """
+    expected = model.state_dict()
+    position = state.get("backbone.pos_embed")
+    if position is not None and (
+        position.shape != expected["backbone.pos_embed"].shape or file_grid != model.config.grid
+    ):
+        state["backbone.pos_embed"] = _resize_position(position, file_grid, model.config.grid, report)
+    report.missing = [k for k in expected if k not in state]
+    report.unexpected = [k for k in state if k not in expected]
+    optional = ("num_batches_tracked", "rel_pos_h", "rel_pos_w")
+    needed = [k for k in report.missing if not k.endswith(optional)]
+    if backbone_only:
+        needed = [k for k in needed if k.startswith("backbone.") and "last_norm" not in k]
+    if needed:
+        raise ValueError(
+            f"{report.source}: {len(needed)} weights of the model are not in the file, the first is {needed[0]}"
+        )
+    for key, value in state.items():
+        if key in expected and value.shape != expected[key].shape:
+            shapes = f"{list(value.shape)} in the file, {list(expected[key].shape)} in the model"
+            raise ValueError(f"{report.source}: {key} does not fit: {shapes}")
+    model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
+
+
+def _resize_position(
+    position: Tensor, file_grid: tuple[int, int] | None, grid: tuple[int, int], report: LoadReport
+) -> Tensor:
+    """[1, 1 + n, C] to the grid of the model: bicubic over the places, class slot kept (SPEC 1.6)."""
+    count = position.shape[1] - 1
+    if file_grid is None and count == grid[0] * grid[1]:
+        return position
+    rows, columns = file_grid or grid_of(count, report.source)
+    if rows * columns != count or position.dim() != 3:
+        raise ValueError(
+            f"{report.source}: backbone.pos_embed does not fit: {list(position.shape)} in the file, "
+            f"expected [1, {1 + rows * columns}, C] for a {rows}x{columns} grid"
+        )
+    if (rows, columns) == grid:
+        return position
+    places = position[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
+    places = torch.nn.functional.interpolate(places, size=grid, mode="bicubic", align_corners=False)
+    report.reshaped.append(f"backbone.pos_embed resized from {rows}x{columns} to {grid[0]}x{grid[1]}")
+    return torch.cat([position[:, :1], places.flatten(2).transpose(1, 2).to(position.dtype)], 1)
+
+
+def _name_heads(state: State, config: ModelConfig) -> State:
+    """Official head names to `heads.<task>.`, in task order."""
+    out = {}
+    for key, value in state.items():
+        match = re.match(r"(?:keypoint_head|associate_keypoint_heads\.(\d+))\.(.+)", key)
+        if match:
+            index = 0 if match[1] is None else int(match[1]) + 1
+            if index < len(config.head_tasks):
+                key = f"heads.{config.head_tasks[index]}.{match[2]}"
+        out[key] = value
+    return out

@@ -1,0 +1,137 @@
+"""A model to our format, the official layout, or the Hugging Face layout; every write is all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from vitpose_fast.checkpoints import formats
+from vitpose_fast.checkpoints.formats import State
+from vitpose_fast.files import sha256, write_atomic, write_folder_atomic
+from vitpose_fast.models.config import ModelConfig
+from vitpose_fast.models.vitpose import ViTPose
+
+
+def official_state(model: ViTPose) -> State:
+    """Our tensors under the official names: the first head is `keypoint_head`, the others `associate_keypoint_heads.<i>`."""
+    names = list(model.heads)
+    prefixes = {n: "keypoint_head" if i == 0 else f"associate_keypoint_heads.{i - 1}" for i, n in enumerate(names)}
+    out = {}
+    for key, value in _tensors(model).items():
+        if key.startswith("heads."):
+            _, name, rest = key.split(".", 2)
+            key = f"{prefixes[name]}.{rest}"
+        out[key] = value
+    return out
+
+
+def _tensors(model: ViTPose) -> State:
+    return {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+
+
+def save_model(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write our format: `model.safetensors`, `config.json` and `manifest.json` (sha256), all or nothing.
+
+    Raises:
+        FileExistsError: the folder exists and `overwrite` is False.
+    """
+
+    def write(temporary: Path) -> None:
+        described = model.config.to_dict()
+        metadata = {"format": "pt", "vitpose_fast": json.dumps(described)}  # the file alone is enough to load it
+        save_file(_tensors(model), temporary / "model.safetensors", metadata)
+        config = {"model_type": "vitpose_fast", "vitpose_fast": described}
+        (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        _write_manifest(temporary)
+
+    write_folder_atomic(folder, write, overwrite)
+
+
+def save_official(model: ViTPose, path: str | os.PathLike) -> None:
+    """Write the official layout, a .pth with all heads and experts, atomically."""
+    write_atomic(path, lambda p: torch.save({"meta": {}, "state_dict": official_state(model)}, p))
+
+
+def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write the Hugging Face layout: `model.safetensors`, `config.json`, `preprocessor_config.json`, `manifest.json`.
+
+    Raises:
+        ValueError: a model that this layout cannot hold (several heads, other decoders, windows, 1/8 features).
+        FileExistsError: the folder exists and `overwrite` is False.
+    """
+    c = model.config
+    reasons = {
+        f"it holds one head, the model has {len(model.heads)}: choose one with --task": len(model.heads) != 1,
+        f"it has no {c.decoder} decoder": c.decoder not in ("classic", "classic-fp", "simple"),
+        "its classic decoder is 256 wide": c.decoder.startswith("classic") and c.decoder_width != 256,
+        f"it has no {c.attention} attention": c.attention != "full",
+        "it has no relative position": c.has_rel_pos,
+        "its patch stride is 16": c.patch_stride != 16,
+    }
+    refused = [reason for reason, applies in reasons.items() if applies]
+    if refused:
+        raise ValueError(f"cannot write the Hugging Face layout: {'; '.join(refused)}")
+
+    def write(temporary: Path) -> None:
+        save_file(formats.to_hf(official_state(model)), temporary / "model.safetensors", metadata={"format": "pt"})
+        for name, content in (("config.json", _hf_config(model)), ("preprocessor_config.json", _hf_processor(c))):
+            (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _write_manifest(temporary)
+
+    write_folder_atomic(folder, write, overwrite)
+
+
+def _hf_config(model: ViTPose) -> dict[str, Any]:
+    c = model.config
+    keypoints = c.task(next(iter(model.heads)))
+    return {
+        "architectures": ["VitPoseForPoseEstimation"],
+        "model_type": "vitpose",
+        "backbone_config": {
+            "model_type": "vitpose_backbone",
+            "image_size": list(c.image_size),
+            "patch_size": [16, 16],
+            "num_channels": 3,
+            "hidden_size": c.width,
+            "num_hidden_layers": c.depth,
+            "num_attention_heads": c.heads,
+            "mlp_ratio": 4,
+            "num_experts": len(c.tasks) if c.part_features else 1,
+            "part_features": c.part_features,
+            "hidden_act": "gelu",
+            "layer_norm_eps": c.layer_norm_eps,
+            "qkv_bias": True,
+            "out_indices": [c.depth],
+        },
+        "use_simple_decoder": c.decoder == "simple",
+        "scale_factor": 4,
+        "edges": [list(edge) for edge in keypoints.skeleton],
+        "id2label": {str(i): name for i, name in enumerate(keypoints.names)},
+        "label2id": {name: i for i, name in enumerate(keypoints.names)},
+    }
+
+
+def _hf_processor(config: ModelConfig) -> dict[str, Any]:
+    from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD
+
+    return {
+        "image_processor_type": "VitPoseImageProcessor",
+        "do_affine_transform": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "normalize_factor": 200.0,
+        "rescale_factor": 1 / 255,
+        "size": {"height": config.image_size[0], "width": config.image_size[1]},
+    }
+
+
+def _write_manifest(folder: Path) -> None:
+    digests = {p.name: sha256(p) for p in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digests}, indent=1), encoding="utf-8")

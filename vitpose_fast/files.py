@@ -1,0 +1,93 @@
+"""Files that survive a crash: everything is written beside its place and moved there when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """The folder, made if needed.
+
+    Raises:
+        OSError: it cannot be made or written to, in one line.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write to folder {folder}: {reason}; choose another with --out") from None
+    return folder
+
+
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, flush it to disk and move it to `path`: readers see the old file or the new one."""
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix="partial-", suffix=path.suffix)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object], overwrite: bool = False) -> None:
+    """Call `write(temporary folder)` and move the folder to `path`.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is False.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name or allow overwriting")
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"partial-{path.name}-"))
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())
+        write(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.exists():  # two moves: a crash between them leaves both versions on disk under clear names
+            old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

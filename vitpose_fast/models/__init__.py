@@ -1,0 +1,1 @@
+"""ViTPose and ViTPose++ models: `config` (frozen options), `backbone`, `heads`, `vitpose` (the whole)."""

@@ -1,0 +1,123 @@
+"""The ViT backbone, plain and ++, with the official parameter names (SPEC 1.2, 1.4, 1.5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitpose_fast.models.config import ModelConfig
+from vitpose_fast.modules import FFN, SplitFFN, WindowAttention
+
+
+class DropPath(nn.Module):
+    """Drops whole samples of a residual branch while training and scales the kept ones by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then x + ffn(norm2(x))."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        c = config.width
+        rate = config.drop_path * index / max(config.depth - 1, 1)
+        self.norm1 = nn.LayerNorm(c, config.layer_norm_eps)
+        self.attn = WindowAttention(
+            c, config.heads, config.grid, **config.block_attention(index), rel_pos=config.has_rel_pos
+        )
+        self.norm2 = nn.LayerNorm(c, config.layer_norm_eps)
+        self.mlp = SplitFFN(c, config.part_features, len(config.tasks)) if config.part_features else FFN(c)
+        self.drop_path = DropPath(rate)
+
+    def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x), task))
+
+
+class PatchEmbed(nn.Module):
+    """16x16 convolution of stride 16 or 8 with the official zero padding: [B, 3, H, W] -> [B, N, C]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.width, 16, config.patch_stride, config.patch_padding)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Backbone(nn.Module):
+    """Images to features at 1/16 (or 1/8) of the resolution."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        # Slot 0 belonged to the class token of the pretraining; it is added to every token, not appended (SPEC 1.2).
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid[0] * config.grid[1], config.width))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.last_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self._freeze()
+
+    def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:
+        """Features of normalised images.
+
+        Args:
+            images: [B, 3, H, W] of the size in the config.
+            task: int64 [B], ids in the order of `config.tasks`; may be None for a plain model or a single task.
+
+        Returns:
+            [B, C, rows, columns].
+
+        Raises:
+            ValueError: images of another shape, or no task ids for a ++ model of several tasks.
+        """
+        config = self.config
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, *config.image_size):
+            height, width = config.image_size
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [B, 3, {height}, {width}], the size this model was "
+                f"built for; load_model(..., image_size=(H, W)) builds it for another"
+            )
+        if config.part_features and task is None:
+            if len(config.tasks) > 1:
+                names = ", ".join(f"{i} {t.name}" for i, t in enumerate(config.tasks))
+                raise ValueError(f"this ViTPose++ backbone has {len(config.tasks)} experts: hand in task ids ({names})")
+            task = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
+        x = self.patch_embed(images)
+        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        for block in self.blocks:
+            x = block(x, task)
+        return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)
+
+    def _freeze(self) -> None:
+        """Apply the freezing switches of the config (SPEC 1.5); frozen modules stay in eval mode."""
+        frozen: list[nn.Module] = []
+        blocks = [b for b in self.blocks if isinstance(b, Block)]
+        if self.config.freeze_attn:
+            frozen += [m for b in blocks for m in (b.attn, b.norm1)]
+        if self.config.freeze_ffn:
+            self.pos_embed.requires_grad_(False)
+            frozen += [self.patch_embed, *(m for b in blocks for m in (b.mlp, b.norm2))]
+        if self.config.frozen_stages >= 0:
+            frozen += [self.patch_embed, *blocks[1 : self.config.frozen_stages + 1]]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        self._freeze()
+        return self

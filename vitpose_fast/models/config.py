@@ -1,0 +1,169 @@
+"""ModelConfig: everything that defines a ViTPose model, frozen, with its presets (SPEC 1.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vitpose_fast.keypoints import KeypointSet, keypoint_set
+
+DECODERS = ("classic", "classic-fp", "simple", "minimal")
+ATTENTION = ("full", "window", "window+shift", "window+pool", "window+shift+pool", "window+full")
+PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # expert order of the released ++ files (SPEC 1.4)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Options of one model.
+
+    Sizes in pixels are (height, width); `tasks` are the experts' order, `head_tasks` those that have a head.
+
+    Raises:
+        ValueError: options that contradict each other, in one line.
+    """
+
+    width: int = 192  # C, channels of a token
+    depth: int = 4
+    heads: int = 3
+    part_features: int = 0  # channels of each task's expert, 0: one dense FFN for all
+    decoder: str = "classic"
+    decoder_width: int = 256  # channels of the deconvolutions
+    image_size: tuple[int, int] = (256, 192)
+    patch_stride: int = 16  # 16, or 8 for features at 1/8 (heatmaps stay at 1/4)
+    tasks: tuple[KeypointSet, ...] = ()
+    head_tasks: tuple[str, ...] = ()  # empty: all tasks
+    drop_path: float = 0.0  # rate of the last block, rising linearly from 0
+    attention: str = "full"  # one of ATTENTION; the variants of Table 7
+    window: tuple[int, int] = (8, 8)  # tokens, unused by "full"
+    rel_pos: bool | None = None  # decomposed relative position; None: with windows only, as in the paper
+    layer_norm_eps: float = 1e-6
+    freeze_attn: bool = False  # attention and norm1 of every block
+    freeze_ffn: bool = False  # position and patch embedding, FFN and norm2 of every block
+    frozen_stages: int = -1  # s >= 0: patch embedding and blocks 1..s (block 0 never: official numbering, SPEC 1.5)
+
+    def __post_init__(self) -> None:
+        if not self.head_tasks:
+            object.__setattr__(self, "head_tasks", tuple(t.name for t in self.tasks))
+        names = [t.name for t in self.tasks]
+        self._check(bool(names), "needs at least one task")
+        self._check(len(set(names)) == len(names), f"tasks {names} name one task twice")
+        self._check(set(self.head_tasks) <= set(names), f"head_tasks {self.head_tasks} are not all in tasks {names}")
+        self._check(self.decoder in DECODERS, f"decoder {self.decoder!r}, expected one of {', '.join(DECODERS)}")
+        self._check(
+            self.attention in ATTENTION, f"attention {self.attention!r}, expected one of {', '.join(ATTENTION)}"
+        )
+        self._check(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
+        self._check(
+            0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
+        )
+        self._check(self.patch_stride in (8, 16), f"patch_stride {self.patch_stride}, expected 16 or 8")
+        multiple = all(s >= 16 and s % self.patch_stride == 0 for s in self.image_size)
+        self._check(multiple, f"image_size {self.image_size}, expected multiples of {self.patch_stride} of at least 16")
+        if self.attention != "full":
+            fits = all(1 <= w <= g for w, g in zip(self.window, self.grid, strict=True))
+            self._check(fits, f"window {self.window} does not fit the {self.grid[0]}x{self.grid[1]} grid of tokens")
+        if self.attention == "window+full":
+            self._check(self.depth % 4 == 0, f"attention 'window+full' needs a depth that 4 divides, got {self.depth}")
+
+    @staticmethod
+    def _check(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(f"model: {message}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens."""
+        return self.image_size[0] // self.patch_stride, self.image_size[1] // self.patch_stride
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        """(rows, columns) of the heatmaps, a quarter of the image."""
+        factor = self.patch_stride // 4
+        return self.grid[0] * factor, self.grid[1] * factor
+
+    @property
+    def patch_padding(self) -> int:
+        """Zero padding of the 16x16 patch convolution: 2 at stride 16 (not 0; SPEC 1.2), 4 at stride 8."""
+        ratio = 16 // self.patch_stride
+        return 4 + 2 * (ratio // 2 - 1)
+
+    @property
+    def has_rel_pos(self) -> bool:
+        return self.attention != "full" if self.rel_pos is None else self.rel_pos
+
+    def block_attention(self, block: int) -> dict[str, Any]:
+        """Arguments `window`, `shift`, `pool` of the attention in one block (HOUSE 6)."""
+        everything = self.attention == "full" or (
+            self.attention == "window+full" and (block + 1) % (self.depth // 4) == 0
+        )
+        if everything:
+            return {"window": None, "shift": (0, 0), "pool": False}
+        shifted = "shift" in self.attention and block % 2 == 1
+        shift = (self.window[0] // 2, self.window[1] // 2) if shifted else (0, 0)
+        return {"window": self.window, "shift": shift, "pool": "pool" in self.attention}
+
+    def task(self, name: str) -> KeypointSet:
+        """Keypoint set of one of the tasks.
+
+        Raises:
+            ValueError: no such task (lists the valid ones).
+        """
+        for candidate in self.tasks:
+            if candidate.name == name:
+                return candidate
+        raise ValueError(f"task {name!r} is not in this model; it has {', '.join(t.name for t in self.tasks)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A json-able dict; keypoint sets by name and, for a user's own, in full."""
+        out = {f.name: getattr(self, f.name) for f in fields(self)}
+        out["tasks"] = [t.to_dict() for t in self.tasks]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field that this version does not know.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        cls._check(not unknown, f"config has unknown fields {', '.join(unknown)}; was it written by a newer version?")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        values["tasks"] = tuple(KeypointSet.from_dict(t) for t in values.get("tasks", ()))
+        return cls(**values)
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(width=192, depth=4, heads=3, decoder_width=64),
+    "s": dict(width=384, depth=12, heads=12, drop_path=0.1),
+    "b": dict(width=768, depth=12, heads=12, drop_path=0.3),
+    "l": dict(width=1024, depth=24, heads=16, drop_path=0.5),
+    "h": dict(width=1280, depth=32, heads=16, drop_path=0.55),
+}
+HEADS_BY_WIDTH = {size["width"]: size["heads"] for size in _SIZES.values()}
+PRESETS = (*(f"vitpose-{s}" for s in _SIZES), *(f"vitpose++-{s}" for s in _SIZES))
+
+
+def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overrides: Any) -> ModelConfig:
+    """The config of a preset name for some tasks; ++ presets give every task a quarter of the FFN's output channels.
+
+    Raises:
+        ValueError: unknown preset (lists the valid ones), unknown task, unknown or contradicting overrides.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; valid: {', '.join(PRESETS)}")
+    family, size = name.rsplit("-", 1)
+    values = dict(_SIZES[size])
+    if family == "vitpose++":
+        values["part_features"] = values["width"] // 4
+    unknown = sorted(set(overrides) - {f.name for f in fields(ModelConfig)})
+    if unknown:
+        valid = ", ".join(f.name for f in fields(ModelConfig))
+        raise ValueError(f"unknown model option {', '.join(unknown)}; valid: {valid}")
+    for key in ("image_size", "window"):
+        if key in overrides:
+            overrides[key] = tuple(overrides[key])
+    if isinstance(tasks, (str, KeypointSet)):
+        tasks = (tasks,)
+    return replace(ModelConfig(tasks=tuple(keypoint_set(t) for t in tasks)), **values, **overrides)

@@ -1,0 +1,156 @@
+"""ViTPose: a backbone and one head per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitpose_fast.keypoints import KeypointSet, keypoint_set
+from vitpose_fast.models.backbone import Backbone, Block
+from vitpose_fast.models.config import ModelConfig, preset
+from vitpose_fast.models.heads import make_head
+from vitpose_fast.modules import SplitFFN
+
+
+class ViTPose(nn.Module):
+    """A ViTPose or ViTPose++ model.
+
+    Attributes:
+        config: the frozen options.
+        backbone: images (and task ids) to features [B, C, rows, columns].
+        heads: task name -> features to heatmaps [B, K, h, w].
+        load_report: what `load_model` found in the file, None for a model made here.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
+        self.load_report: Any = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names in the order of the task ids."""
+        return tuple(t.name for t in self.config.tasks)
+
+    def resolve_task(self, task: str | None) -> str:
+        """A task that has a head; None stands for the only one.
+
+        Raises:
+            ValueError: no such head, or None with several (lists the valid ones).
+        """
+        valid = ", ".join(self.heads)
+        if task is None:
+            if len(self.heads) != 1:
+                raise ValueError(f"this model has heads for {valid}: say which with task=")
+            return next(iter(self.heads))
+        if task not in self.heads:
+            known = (
+                f"task {task!r} has an expert but no head in this model"
+                if task in self.tasks
+                else f"unknown task {task!r}"
+            )
+            raise ValueError(f"{known}; heads: {valid}")
+        return task
+
+    def forward(
+        self, images: Tensor, task: str | Sequence[str] | None = None
+    ) -> Tensor | dict[str, tuple[Tensor, Tensor]]:
+        """Heatmaps of normalised images.
+
+        Args:
+            images: [B, 3, H, W].
+            task: a task for the whole batch (None: the only one), or one name per sample.
+
+        Returns:
+            [B, K, h, w]; for one name per sample a dict task -> (sample indices int64 [n], heatmaps [n, K, h, w]), with
+            the tasks in model order. BatchNorm in training sees the samples of its own task only.
+
+        Raises:
+            ValueError: unknown task, or a list that does not have one name per sample.
+        """
+        if task is None or isinstance(task, str):
+            name = self.resolve_task(task)
+            ids = torch.full((images.shape[0],), self.tasks.index(name), dtype=torch.int64, device=images.device)
+            return self.heads[name](self.backbone(images, ids))
+        names = [self.resolve_task(t) for t in task]
+        if len(names) != images.shape[0]:
+            raise ValueError(f"got {len(names)} task names for {images.shape[0]} images, expected one each")
+        ids = torch.tensor([self.tasks.index(n) for n in names], dtype=torch.int64, device=images.device)
+        features = self.backbone(images, ids)
+        out = {}
+        for name in self.heads:
+            if name in names:
+                index = torch.tensor([i for i, n in enumerate(names) if n == name], device=images.device)
+                out[name] = (index, self.heads[name](features.index_select(0, index)))
+        return out
+
+    def for_task(self, task: str | None = None) -> ViTPose:
+        """A plain single-task copy with the same outputs: experts merged, other heads left out (SPEC 1.4)."""
+        name = self.resolve_task(task)
+        index = self.tasks.index(name)
+        config = replace(self.config, part_features=0, tasks=(self.config.task(name),), head_tasks=(name,))
+        plain = ViTPose(config).to(self.backbone.pos_embed)
+        state = {k: v for k, v in self.state_dict().items() if k in plain.state_dict()}
+        for i, block in enumerate(self.backbone.blocks):
+            if isinstance(block, Block) and isinstance(block.mlp, SplitFFN):
+                merged = block.mlp.merged(index).state_dict()
+                state.update({f"backbone.blocks.{i}.mlp.{k}": v for k, v in merged.items()})
+        plain.load_state_dict(state)
+        return plain.train(self.training)
+
+    def with_keypoints(self, spec: str | KeypointSet, source: str | None = None) -> ViTPose:
+        """A plain copy for another keypoint set, to fine-tune: a new predictor, started from channels of equal names.
+
+        Args:
+            spec: the new keypoint set, a registry name, or a path to a user's own.
+            source: the task whose expert and head are copied; None: the only one.
+
+        Returns:
+            A single-task model with this one's backbone, deconvolutions and equally named keypoints (case ignored).
+        """
+        target = keypoint_set(spec)
+        old = self.for_task(source)
+        known = [n.lower() for n in old.config.tasks[0].names]
+        model = ViTPose(replace(old.config, tasks=(target,), head_tasks=())).to(old.backbone.pos_embed)
+        model.backbone.load_state_dict(old.backbone.state_dict())
+        before, after = old.heads[old.tasks[0]], model.heads[target.name]
+        state = after.state_dict()
+        for key, value in before.state_dict().items():
+            if not key.startswith("final_layer"):
+                state[key] = value
+                continue
+            rows = state[key].unflatten(0, (target.num_keypoints, -1))  # the minimal decoder has 16 channels a keypoint
+            for i, name in enumerate(target.names):
+                if name.lower() in known:
+                    rows[i] = value.unflatten(0, (len(known), -1))[known.index(name.lower())]
+        after.load_state_dict(state)
+        return model.train(self.training)
+
+
+def create_model(
+    name: str,
+    tasks: Sequence[str | KeypointSet] = ("coco",),
+    decoder: str = "classic",
+    image_size: tuple[int, int] = (256, 192),
+    **options: Any,
+) -> ViTPose:
+    """A freshly initialised model of a preset: "vitpose-b", "vitpose++-s", ... (`PRESETS`).
+
+    Args:
+        name: preset.
+        tasks: keypoint sets by name, file or value; one head each, and one expert each in ++ presets.
+        decoder: "classic" | "classic-fp" | "simple" | "minimal".
+        image_size: (H, W) of the network input.
+        options: any other field of `ModelConfig`, e.g. patch_stride=8, attention="window+shift+pool".
+
+    Raises:
+        ValueError: unknown preset, task or option (lists the valid ones), contradicting options.
+    """
+    tasks = (tasks,) if isinstance(tasks, (str, KeypointSet)) else tuple(tasks)
+    return ViTPose(preset(name, tasks, decoder=decoder, image_size=image_size, **options))
