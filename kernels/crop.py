@@ -110,33 +110,33 @@ def _inverse(matrix: Tensor) -> Tensor:
     return torch.stack([a, b, -a * m02 - b * m12, d, e, -d * m02 - e * m12], -1).reshape(-1, 2, 3)
 
 
-def _sources_float(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Upper-left source pixel (x, y) int64 and fractions (fx, fy) float32 of every crop pixel, each [P, H, W]."""
-    column = torch.arange(size[1], device=inverse.device, dtype=torch.float64)
-    row = torch.arange(size[0], device=inverse.device, dtype=torch.float64)
-    found = []
-    for axis in range(2):
-        a, b, c = inverse[:, axis].unbind(-1)
-        source = a[:, None, None] * column + (b[:, None, None] * row[:, None] + c[:, None, None])
-        whole = source.floor()
-        found.append((whole.long(), (source - whole).float()))
-    (x, fx), (y, fy) = found
-    return x, y, fx, fy
+def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """One source coordinate of every crop pixel: whole part int64 and fraction float32, [P, H, W].
+
+    coefficients [P, 3] of column, row and 1; column [P, W], row [H], float64.
+    """
+    a, b, c = coefficients.unbind(-1)
+    source = (a[:, None] * column)[:, None, :] + (b[:, None] * row + c[:, None])[:, :, None]
+    whole = source.floor()
+    return whole.long(), source.sub_(whole).float()
 
 
-def _sources_exact(inverse: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_sources_float` in OpenCV's fixed point: fractions int64 in 1/32 px (SPEC 3.4)."""
-    column = torch.arange(size[1], device=inverse.device, dtype=torch.float64)
-    row = torch.arange(size[0], device=inverse.device, dtype=torch.float64)
-    found = []
-    for axis in range(2):
-        a, b, c = inverse[:, axis].unbind(-1)
-        along = (a[:, None] * column * 1024).round().long()
-        down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
-        source = (down[:, :, None] + along[:, None, :]) >> 5
-        found.append((source >> 5, source & 31))
-    (x, fx), (y, fy) = found
-    return x, y, fx, fy
+def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_source_float` in OpenCV's fixed point: the fraction is int64 in 1/32 px (SPEC 3.4)."""
+    a, b, c = coefficients.unbind(-1)
+    along = (a[:, None] * column * 1024).round().long()
+    down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
+    source = (down[:, :, None] + along[:, None, :]) >> 5
+    return source >> 5, source & 31
+
+
+def _taps(whole: Tensor, fraction: Tensor, size: Tensor, one: int) -> list[tuple[Tensor, Tensor]]:
+    """The two neighbours along an axis: (place inside 0..size - 1, weight, 0 where the neighbour lies outside)."""
+    out = []
+    for place, weight in ((whole, one - fraction), (whole + 1, fraction)):
+        inside = place.clamp(min=0).minimum(size - 1)
+        out.append((inside, weight * (inside == place)))
+    return out
 
 
 def crop_reference(
@@ -149,30 +149,32 @@ def crop_reference(
     dtype: torch.dtype,
 ) -> Tensor:
     """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W]."""
-    device = matrices.device
+    device, p = matrices.device, matrices.shape[0]
     pixels = torch.cat([image.reshape(-1, 3) for image in images])
     heights = torch.tensor([image.shape[0] for image in images], device=device)
     widths = torch.tensor([image.shape[1] for image in images], device=device)
     starts = (heights * widths).cumsum(0) - heights * widths
     height, width, start = (v.index_select(0, image_index)[:, None, None] for v in (heights, widths, starts))
 
-    x, y, fx, fy = (_sources_exact if exact else _sources_float)(_inverse(matrices), size)
-    one = 32 if exact else 1
-    out = torch.zeros(1, dtype=torch.int64 if exact else torch.float32, device=device)
-    for dy, weight_y in ((0, one - fy), (1, fy)):
-        for dx, weight_x in ((0, one - fx), (1, fx)):
-            column, row = x + dx, y + dy
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = torch.where(inside, start + row * width + column, 0)
-            tap = pixels.index_select(0, place.flatten()).reshape(*place.shape, 3)
-            out = out + tap * (weight_y * weight_x * inside)[..., None]
+    row = torch.arange(size[0], device=device, dtype=torch.float64)
+    column = torch.arange(size[1], device=device, dtype=torch.float64).expand(p, -1)
+    if flip is not None:
+        column = torch.where(flip[:, None], size[1] - 1 - column, column)
+    inverse = _inverse(matrices)
+    source, one = (_source_exact, 32) if exact else (_source_float, 1)
+    across = _taps(*source(inverse[:, 0], column, row), width, one)
+    down = _taps(*source(inverse[:, 1], column, row), height, one)
+    out = torch.zeros(p, *size, 3, dtype=torch.int64 if exact else torch.float32, device=device)
+    for y, weight_y in down:
+        line = y.mul_(width).add_(start)
+        for x, weight_x in across:
+            tap = pixels.index_select(0, (line + x).flatten()).view_as(out)
+            out.addcmul_(tap.to(out.dtype), (weight_y * weight_x)[..., None])
     if exact:  # weights sum to 1024 here, to 2^15 in OpenCV: the same rounding
         out = ((out * 32 + 16384) >> 15).float()
-    out = out.permute(0, 3, 1, 2)
-    if flip is not None:
-        out = torch.where(flip[:, None, None, None], out.flip(-1), out)
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((out / 255 - mean) / std).to(dtype).contiguous()
+    mean, std = (torch.tensor(v, device=device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    out.div_(255).sub_(mean).div_(std)
+    return out.permute(0, 3, 1, 2).to(dtype).contiguous()
 
 
 @triton_op("vitpose_fast::crop", mutates_args=())

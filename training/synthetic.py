@@ -14,6 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -49,12 +50,13 @@ def _direction(forward: float, outward: float, side: int) -> np.ndarray:
 
 
 def _shade(colour: tuple[int, ...], gain: float) -> tuple[int, int, int]:
-    return tuple(max(0, min(255, int(c * gain))) for c in colour)
+    r, g, b = (max(0, min(255, int(c * gain))) for c in colour)
+    return r, g, b
 
 
 def _colour(rng: np.random.Generator, saturation=(0.1, 0.8), value=(0.25, 0.95)) -> tuple[int, int, int]:
-    rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
-    return tuple(int(255 * c) for c in rgb)
+    r, g, b = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
+    return int(255 * r), int(255 * g), int(255 * b)
 
 
 def _arm(rng: np.random.Generator, kind: str) -> tuple[float, float, float, float]:
@@ -83,11 +85,11 @@ def _pose(rng: np.random.Generator) -> dict:
     calm = ("hang", "hang", "hang", "hip", "bent", "wide", "head", "ahead")
     kinds = [str(rng.choice(calm)), str(rng.choice(calm))]
     legs = [[n(0, 5), n(5, 3), n(-5, 4), n(4, 3)] for _ in range(2)]
-    pose = {"pitch": n(3, 4), "roll": n(0, 4), "lift": 0.0, "seat": False}
+    pose: dict[str, Any] = {"pitch": n(3, 4), "roll": n(0, 4), "lift": 0.0, "seat": False}
     names = ("stand", "walk", "run", "raise", "wave", "squat", "sit", "lean", "jump")
     name = rng.choice(names, p=(0.2, 0.14, 0.12, 0.12, 0.12, 0.08, 0.08, 0.08, 0.06))
     first = int(rng.integers(2))
-    arms = None
+    arms: list | None = None
     if name in ("walk", "run"):
         swing = u(15, 30) if name == "walk" else u(28, 50)
         bend = u(5, 25) if name == "walk" else u(30, 85)
@@ -424,11 +426,11 @@ def _background(rng: np.random.Generator, size: tuple[int, int], horizon: float)
             x, y, a, b = u(0, w), u(0, horizon * 0.6), u(0.08, 0.2) * w, u(0.1, 0.3) * h
             draw.rectangle((x, y, x + a, min(y + b, horizon - 6)), tuple(map(int, pale())), _shade(tuple(far), 0.55))
     elif kind == 1:  # hills and trees
-        x = np.linspace(0, w, 17)
+        xs = np.linspace(0, w, 17)
         for level in (0.16, 0.07):
-            y = horizon - h * level * (1 + 0.6 * np.sin(x / w * u(4, 12) + u(0, 6)))
+            ys = horizon - h * level * (1 + 0.6 * np.sin(xs / w * u(4, 12) + u(0, 6)))
             hill = _shade((90, 130, 100), u(0.7, 1.3))
-            draw.polygon([(0, horizon), *zip(x.tolist(), y.tolist()), (w, horizon)], hill)
+            draw.polygon([(0, horizon), *zip(xs.tolist(), ys.tolist()), (w, horizon)], hill)
         for _ in range(rng.integers(0, 5)):
             x, s = u(0, w), u(0.06, 0.16) * h
             draw.rectangle((x - s * 0.1, horizon - s, x + s * 0.1, horizon + s * 0.2), (96, 70, 50))
@@ -460,7 +462,8 @@ def _plan(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> li
     h, w = size
     others = rng.choice(4, p=(0.3, 0.33, 0.22, 0.15))
     scales = [rng.uniform(0.5, 0.95), *rng.uniform(0.35, 0.85, others)]
-    figures, taken = [], []
+    figures: list[_Figure] = []
+    taken: list[tuple[float, float]] = []
     for scale in sorted(scales):
         figure = _person(rng, scale * h)
         for _ in range(8):  # mostly beside one another, at times overlapping
@@ -482,6 +485,7 @@ def _plan(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> li
 
 def _inside(figure: _Figure, size: tuple[int, int]) -> np.ndarray:
     """Which of the 17 key points are labelled and inside the picture, bool [17]."""
+    assert figure.points is not None and figure.state is not None
     x, y = figure.points.T
     return (figure.state > 0) & (x >= 0) & (y >= 0) & (x <= size[1] - 1) & (y <= size[0] - 1)
 
@@ -493,7 +497,7 @@ def _paint(image: Image.Image, figures: list[_Figure]) -> tuple[np.ndarray, list
     for figure in figures:
         x, y, r = figure.ground
         if 0 <= 2 * x < image.width and 0 <= 2 * y < image.height:
-            spot = image.getpixel((int(2 * x), int(2 * y)))
+            spot: Any = image.getpixel((int(2 * x), int(2 * y)))
             draw.ellipse((2 * x - 2 * r, 2 * y - 0.5 * r, 2 * x + 2 * r, 2 * y + 0.3 * r), _shade(spot, 0.78))
         for part, colour, rim, body, light in figure.polygons:
             if rim is not None:
@@ -544,6 +548,7 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> t
     for i, figure in enumerate(people):
         xs, ys = np.flatnonzero(drawn[i].any(0)), np.flatnonzero(drawn[i].any(1))
         keypoints: list[float] = []
+        assert figure.points is not None and figure.state is not None
         for k, labelled in enumerate(_inside(figure, size)):
             x, y = (round(float(c), 2) for c in figure.points[k])
             seen = int(owner[round(y), round(x)]) - 1 - PARTS * i in SHOWS[k] if labelled else False
@@ -577,7 +582,8 @@ def write_dataset(folder: str | os.PathLike, images: int, seed: int, size: tuple
 
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    pictures, annotations = [], []
+    pictures: list[dict] = []
+    annotations: list[dict] = []
     for index in range(images):
         pixels, people = render_scene(seed, index, size)
         name = f"{index:06d}.jpg"

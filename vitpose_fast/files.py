@@ -30,6 +30,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)`, flush it to disk and move it to `path`: readers see the old file or the new one."""
     path = Path(path)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix="partial-", suffix=path.suffix)
     os.close(descriptor)
     temporary = Path(name)
@@ -47,9 +48,9 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
     """Call `write(temporary folder)` and move the folder to `path`.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
+        FileExistsError: `path` exists and `overwrite` is False, or it holds files that the new folder does not replace.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name or allow overwriting")
     make_folder(path.parent)
@@ -59,16 +60,30 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
         write(temporary)
         for file in temporary.iterdir():
             _sync(file)
+        _sync(temporary)
         if path.exists():  # two moves: a crash between them leaves both versions on disk under clear names
+            _check_replaces(path, temporary)
             old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
             os.replace(path, old)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.replace(old, path)
+                raise
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         else:
             os.replace(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaces(old: Path, new: Path) -> None:
+    """Overwriting a folder must not delete what somebody else put there."""
+    ours = {p.name for p in new.iterdir()}
+    foreign = sorted(p.name for p in old.iterdir() if p.name not in ours) if old.is_dir() else []
+    if foreign:
+        raise FileExistsError(f"{old} also holds {', '.join(foreign[:4])}, which would be lost; choose another folder")
 
 
 def sha256(path: Path) -> str:

@@ -14,7 +14,9 @@ from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, custom_keypoint_s
 from vitpose_fast.models.config import HEADS_BY_WIDTH, PLUS_TASKS, ModelConfig
 
 _TASK_BY_COUNT = {17: "coco", 14: "aic", 16: "mpii", 133: "wholebody", 21: "interhand"}
-_TASK_IN_NAME = re.compile(r"(wholebody|ap10k|apt36k|ochuman|crowdpose|interhand|coco_25|aic|mpii|coco)")
+_TASKS_IN_NAMES = ("wholebody", "ap10k", "apt36k", "ochuman", "crowdpose", "interhand", "aic", "mpii", "coco")
+# What Hugging Face leaves out of config.json where it is the default.
+_HF_DEFAULTS = {"num_attention_heads": 12, "image_size": [256, 192], "layer_norm_eps": 1e-12}
 
 
 @dataclass
@@ -59,16 +61,18 @@ def detect_config(
 
     width = shape("backbone.patch_embed.proj.weight")[0]
     depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"backbone\.blocks\.(\d+)\.", k)))
-    backbone = written.get("backbone_config", {}) if written.get("model_type") == "vitpose" else {}
+    backbone = _HF_DEFAULTS | written.get("backbone_config", {}) if written.get("model_type") == "vitpose" else {}
     heads = num_heads or backbone.get("num_attention_heads") or HEADS_BY_WIDTH.get(width)
     if heads is None:
         raise ValueError(f"{source}: cannot tell the attention heads of a width of {width}; say num_heads=")
     state, experts, part = _experts(state, width, shape, report)
-    head_names = sorted({m[1] for k in state if (m := re.match(r"(keypoint_head|associate_keypoint_heads\.\d+)\.", k))})
-    head_names.sort(key=lambda n: (n != "keypoint_head", n))
+    found = {m[1] for k in state if (m := re.match(r"(keypoint_head|associate_keypoint_heads\.\d+)\.", k))}
+    head_names = sorted(found, key=lambda n: (n != "keypoint_head", len(n), n))
     decoder, decoder_width, stride, counts = _decoder(state, head_names, width, report)
     tasks = _tasks(counts, experts, path, written, task, report)
     size = backbone.get("image_size")
+    if isinstance(size, int):
+        size = (size, size)
     if size is None:
         places = shape("backbone.pos_embed")[1] - 1
         given = image_size is not None and (image_size[0] // stride) * (image_size[1] // stride) == places
@@ -89,6 +93,7 @@ def detect_config(
         patch_stride=stride,
         tasks=tasks,
         head_tasks=tuple(t.name for t in tasks[: max(len(counts), 1)]),
+        layer_norm_eps=backbone.get("layer_norm_eps", 1e-6),
     )
     if num_heads is None and not backbone:
         report.guesses.append(f"{heads} attention heads from the width {width}")
@@ -127,8 +132,8 @@ def _decoder(state: State, head_names: list[str], width: int, report: LoadReport
     if weights[0].shape[0] % 16 == 0:
         return "minimal", 256, 16, [w.shape[0] // 16 for w in weights]
     raise ValueError(
-        f"{report.source}: {first}.final_layer.weight has shape {list(weights[0].shape)} and there are no deconvolutions; "
-        f"expected a classic head, a 3x3 convolution (simple) or 16 channels a keypoint (minimal)"
+        f"{report.source}: {first}.final_layer.weight has shape {list(weights[0].shape)} and there are no "
+        f"deconvolutions; expected a classic head, a 3x3 convolution (simple) or 16 channels a keypoint (minimal)"
     )
 
 
@@ -156,18 +161,29 @@ def _tasks(
     if task is not None:
         chosen = keypoint_set(task)
     else:
-        labels = tuple(written.get("id2label", {}).values())
-        by_label = next((s.name for s in KEYPOINT_SETS.values() if s.names == labels), None)
-        match = _TASK_IN_NAME.search(path.name.lower()) or _TASK_IN_NAME.search(path.resolve().parent.name.lower())
-        name, reason = (match[1], "the file name") if match else (None, "")
-        name, reason = (by_label, "config.json") if by_label else (name, reason)
-        if name not in KEYPOINT_SETS or (count and KEYPOINT_SETS[name].num_keypoints != count):
-            name, reason = _TASK_BY_COUNT.get(count or 17), f"{count or 17} keypoints"
-        chosen = KEYPOINT_SETS[name] if name else custom_keypoint_set(count or 17)
+        chosen, reason = _guess_task(count, path, written)
         report.guesses.append(f"task {chosen.name} from {reason}")
     if count is not None and chosen.num_keypoints != count:
         raise ValueError(f"{path}: the head has {count} keypoints, task {chosen.name!r} has {chosen.num_keypoints}")
     return (chosen,)
+
+
+def _guess_task(count: int | None, path: Path, written: dict[str, Any]) -> tuple[KeypointSet, str]:
+    """(keypoint set of a single head, what gave it away); sets with another number of keypoints are out."""
+    fitting = {s.name: s for s in KEYPOINT_SETS.values() if count in (None, s.num_keypoints)}
+    labels = tuple(written.get("id2label", {}).values())
+    for known in fitting.values():
+        if known.names == labels:
+            return known, "config.json"
+    for text in (path.name, path.resolve().parent.name):
+        plain = re.sub("[-_]", "", text.lower())
+        for name in _TASKS_IN_NAMES:
+            if name in plain and name in fitting:
+                return fitting[name], "the file name"
+    if count is None:
+        return KEYPOINT_SETS["coco"], "nothing, it is the default"
+    name = _TASK_BY_COUNT.get(count, "")
+    return KEYPOINT_SETS[name] if name else custom_keypoint_set(count), f"{count} keypoints"
 
 
 def grid_of(count: int, source: str) -> tuple[int, int]:

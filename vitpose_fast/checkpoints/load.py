@@ -14,7 +14,7 @@ from vitpose_fast.checkpoints import formats
 from vitpose_fast.checkpoints.detect import LoadReport, detect_config, grid_of
 from vitpose_fast.checkpoints.formats import State
 from vitpose_fast.checkpoints.read import find_checkpoint, read_config, read_tensors
-from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.keypoints import KeypointSet, keypoint_set
 from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.vitpose import ViTPose
 
@@ -27,7 +27,7 @@ def load_model(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> ViTPose:
-    """A model from any checkpoint of SPEC 2: ours, official (plain and ++), Hugging Face, mmpose 1.x, easy_ViTPose, MAE.
+    """A model from any checkpoint of SPEC 2: ours, official plain and ++, easy_ViTPose, Hugging Face, mmpose 1.x, MAE.
 
     Kind, size, decoder, keypoints and experts are read off the tensors; the file is never executed. All heads and
     experts are kept. Unmatched keys and guesses are logged and stay in `model.load_report`.
@@ -54,16 +54,20 @@ def load_model(
     written = read_config(path)
     if "vitpose_fast" in written:
         config = ModelConfig.from_dict(written["vitpose_fast"])
+        config = replace(config, heads=num_heads or config.heads)
     else:
-        state, config = detect_config(state, path, written, task, num_heads, image_size, report)
+        pretraining = family == "mae"  # always square, whatever size the model is for
+        state, config = detect_config(
+            state, path, written, task, num_heads, None if pretraining else image_size, report
+        )
     file_grid = config.grid
     if image_size is None and family == "mae":
         image_size = (256, 192)
     if image_size is not None:
         config = replace(config, image_size=(image_size[0], image_size[1]))
     model = ViTPose(config)
-    if isinstance(task, str) and task in KEYPOINT_SETS:
-        model.resolve_task(task)
+    if task is not None:
+        model.resolve_task(task if isinstance(task, str) and task in model.tasks else keypoint_set(task).name)
     _fill(model, _name_heads(state, config), file_grid, report, backbone_only=family == "mae")
     model.load_report = report
     level = logging.WARNING if report.missing or report.unexpected or report.guesses else logging.INFO

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -64,13 +65,16 @@ def read_tensors(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                data: Any = {name: file.get_tensor(name) for name in file.keys()}
+                data: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         else:
             data = _read_pickle(path)
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({_first_line(error)}); expected a .safetensors or .pth file of "
+            f"weights, copy or download it again"
+        ) from None
     for name in ("state_dict", "model", "module"):
         if isinstance(data, dict) and isinstance(data.get(name), dict):
             data = data[name]
@@ -83,44 +87,64 @@ def read_tensors(path: Path) -> State:
     return state
 
 
+def _harmless() -> list[Any]:
+    """Plain values that training loops store beside the weights: numbers and arrays of numpy, arguments, paths."""
+    builders = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+    named = [(f, f"numpy.{core}.multiarray.{n}") for n, f in builders.items() for core in ("core", "_core")]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefdU"}
+    return [*named, *dtypes, np.dtype, np.ndarray, argparse.Namespace, type(Path())]
+
+
 def _read_pickle(path: Path) -> Any:
-    # Plain values that training loops store beside the weights: numbers of numpy, and the arguments of a script.
-    scalar = np.float64(0).__reduce__()[0]
-    harmless: list[Any] = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
-    harmless += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    try:
-        with torch.serialization.safe_globals(harmless):
+    with torch.serialization.safe_globals(_harmless()):
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        text = str(error)
-        unsafe = re.findall(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|Unsupported operand", text)
-        if not unsafe and "weights_only" not in text.lower():
-            raise
-        names = sorted({a or b for a, b in unsafe if a or b}) if unsafe else []
-        if not names and zipfile.is_zipfile(path):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        what = f"it would run or build {', '.join(names)}" if names else "it is not a plain dict of tensors"
-        raise ValueError(
-            f"{path}: refused, {what}; only tensors and plain values are read. Ask for a .safetensors file of the weights"
-        ) from None
+        except Exception as error:
+            names = _unsafe_names(path, str(error))
+            if not names:
+                raise
+            raise ValueError(
+                f"{path}: refused, it would run or build {', '.join(names)}; only tensors and plain values are read. "
+                f"Ask for a .safetensors file of the weights"
+            ) from None
+
+
+def _unsafe_names(path: Path, reason: str) -> list[str]:
+    """What a refused pickle asks for, by name; read without running it. Empty for a file that is no pickle."""
+    if zipfile.is_zipfile(path):
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    names = set(re.findall(r"GLOBAL ([\w.]+)", reason))
+    strings: list[str] = []
+    try:
+        for opcode, value, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name == "GLOBAL":
+                names.add(str(value).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.add(".".join(strings[-2:]))
+            elif isinstance(value, str):
+                strings.append(value)
+    except Exception:  # not a pickle, or a damaged one
+        pass
+    return sorted(names)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].split('. ')[0]}" if lines else type(error).__name__
 
 
 def _check_manifest(path: Path) -> None:
     manifest = path.with_name("manifest.json")
     if not manifest.is_file():
         return
-    expected = _read_json(manifest).get("sha256", {}).get(path.name)
+    digests = _read_json(manifest).get("sha256")
+    expected = digests.get(path.name) if isinstance(digests, dict) else None
     if expected is not None and expected != sha256(path):
         raise ValueError(f"{path}: damaged, its sha256 is not the one in manifest.json; copy or download it again")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What is written about the model beside its tensors: in the file itself (ours), else in config.json; may be empty."""
+    """What is written beside the tensors about their model: in the file itself (ours), else in config.json, else {}."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

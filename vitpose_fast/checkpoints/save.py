@@ -18,7 +18,7 @@ from vitpose_fast.models.vitpose import ViTPose
 
 
 def official_state(model: ViTPose) -> State:
-    """Our tensors under the official names: the first head is `keypoint_head`, the others `associate_keypoint_heads.<i>`."""
+    """Our tensors under official names: the first head is `keypoint_head`, others `associate_keypoint_heads.<i>`."""
     names = list(model.heads)
     prefixes = {n: "keypoint_head" if i == 0 else f"associate_keypoint_heads.{i - 1}" for i, n in enumerate(names)}
     out = {}
@@ -28,6 +28,23 @@ def official_state(model: ViTPose) -> State:
             key = f"{prefixes[name]}.{rest}"
         out[key] = value
     return out
+
+
+def _not_official(model: ViTPose) -> dict[str, bool]:
+    """Why the official layout, and with it that of Hugging Face, cannot hold a model: reason -> whether it applies."""
+    c = model.config
+    return {
+        f"it has no {c.decoder} decoder": c.decoder == "minimal",
+        f"it has no {c.attention} attention": c.attention != "full",
+        "it has no relative position": c.has_rel_pos,
+        "its heads belong to the first tasks, in their order": c.head_tasks != model.tasks[: len(c.head_tasks)],
+    }
+
+
+def _refuse(layout: str, reasons: dict[str, bool]) -> None:
+    refused = [reason for reason, applies in reasons.items() if applies]
+    if refused:
+        raise ValueError(f"cannot write the {layout} layout: {'; '.join(refused)}; save_model keeps everything")
 
 
 def _tensors(model: ViTPose) -> State:
@@ -53,7 +70,12 @@ def save_model(model: ViTPose, folder: str | os.PathLike, overwrite: bool = Fals
 
 
 def save_official(model: ViTPose, path: str | os.PathLike) -> None:
-    """Write the official layout, a .pth with all heads and experts, atomically."""
+    """Write the official layout, a .pth with all heads and experts, all or nothing.
+
+    Raises:
+        ValueError: a model that this layout cannot hold (windows, relative position, the minimal decoder).
+    """
+    _refuse("official", _not_official(model))
     write_atomic(path, lambda p: torch.save({"meta": {}, "state_dict": official_state(model)}, p))
 
 
@@ -64,18 +86,15 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
         ValueError: a model that this layout cannot hold (several heads, other decoders, windows, 1/8 features).
         FileExistsError: the folder exists and `overwrite` is False.
     """
+    if model.config.part_features and len(model.tasks) == 1:
+        model = model.for_task()  # one expert there means none
     c = model.config
-    reasons = {
+    reasons = _not_official(model) | {
         f"it holds one head, the model has {len(model.heads)}: choose one with --task": len(model.heads) != 1,
-        f"it has no {c.decoder} decoder": c.decoder not in ("classic", "classic-fp", "simple"),
         "its classic decoder is 256 wide": c.decoder.startswith("classic") and c.decoder_width != 256,
-        f"it has no {c.attention} attention": c.attention != "full",
-        "it has no relative position": c.has_rel_pos,
         "its patch stride is 16": c.patch_stride != 16,
     }
-    refused = [reason for reason, applies in reasons.items() if applies]
-    if refused:
-        raise ValueError(f"cannot write the Hugging Face layout: {'; '.join(refused)}")
+    _refuse("Hugging Face", reasons)
 
     def write(temporary: Path) -> None:
         save_file(formats.to_hf(official_state(model)), temporary / "model.safetensors", metadata={"format": "pt"})

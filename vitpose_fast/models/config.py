@@ -52,7 +52,10 @@ class ModelConfig:
         self._check(
             self.attention in ATTENTION, f"attention {self.attention!r}, expected one of {', '.join(ATTENTION)}"
         )
+        for name in ("width", "depth", "heads", "decoder_width"):
+            self._check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}, expected at least 1")
         self._check(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
+        self._check(0 <= self.drop_path < 1, f"drop_path {self.drop_path}, expected 0 <= rate < 1")
         self._check(
             0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
         )
@@ -154,16 +157,13 @@ def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overri
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; valid: {', '.join(PRESETS)}")
     family, size = name.rsplit("-", 1)
-    values = dict(_SIZES[size])
-    if family == "vitpose++":
-        values["part_features"] = values["width"] // 4
     unknown = sorted(set(overrides) - {f.name for f in fields(ModelConfig)})
     if unknown:
         valid = ", ".join(f.name for f in fields(ModelConfig))
         raise ValueError(f"unknown model option {', '.join(unknown)}; valid: {valid}")
-    for key in ("image_size", "window"):
-        if key in overrides:
-            overrides[key] = tuple(overrides[key])
+    values = _SIZES[size] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    if family == "vitpose++":
+        values.setdefault("part_features", values["width"] // 4)
     if isinstance(tasks, (str, KeypointSet)):
         tasks = (tasks,)
-    return replace(ModelConfig(tasks=tuple(keypoint_set(t) for t in tasks)), **values, **overrides)
+    return replace(ModelConfig(tasks=tuple(keypoint_set(t) for t in tasks)), **values)

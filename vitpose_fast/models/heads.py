@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from vitpose_fast.models.config import ModelConfig
 
 
+def _init_predictor(layer: nn.Conv2d) -> None:
+    nn.init.normal_(layer.weight, std=0.001)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
 class ClassicHead(nn.Module):
     """Deconvolution k4 s2 + BatchNorm + ReLU (twice; once on 1/8 features), then a 1x1 convolution."""
 
@@ -21,8 +27,7 @@ class ClassicHead(nn.Module):
             channels = config.decoder_width
         self.deconv_layers = nn.Sequential(*layers)
         self.final_layer = nn.Conv2d(channels, num_keypoints, 1)
-        nn.init.normal_(self.final_layer.weight, std=0.001)
-        nn.init.zeros_(self.final_layer.bias)
+        _init_predictor(self.final_layer)
         if config.decoder == "classic-fp":  # paper 4.2: a fixed random predictor
             self.final_layer.requires_grad_(False)
 
@@ -37,8 +42,7 @@ class SimpleHead(nn.Module):
         super().__init__()
         self.scale = config.patch_stride / 4
         self.final_layer = nn.Conv2d(config.width, num_keypoints, 3, padding=1)
-        nn.init.normal_(self.final_layer.weight, std=0.001)
-        nn.init.zeros_(self.final_layer.bias)
+        _init_predictor(self.final_layer)
 
     def forward(self, features: Tensor) -> Tensor:
         x = nn.functional.interpolate(features.relu(), scale_factor=self.scale, mode="bilinear", align_corners=False)
@@ -52,8 +56,7 @@ class MinimalHead(nn.Module):
         super().__init__()
         self.factor = config.patch_stride // 4
         self.final_layer = nn.Conv2d(config.width, num_keypoints * self.factor**2, 1)
-        nn.init.normal_(self.final_layer.weight, std=0.001)
-        nn.init.zeros_(self.final_layer.bias)
+        _init_predictor(self.final_layer)
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.pixel_shuffle(self.final_layer(features), self.factor)

@@ -1,0 +1,57 @@
+"""Other people's files, fabricated: every layout of SPEC 2 written out by hand, not by the code under test."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import vitpose_fast as vp
+
+SMALL = dict(image_size=(64, 48), depth=4)  # 4 x 3 tokens
+
+
+@pytest.fixture
+def make(scramble):
+    """make(name, seed, **options): a small random model in eval mode."""
+    return lambda name="vitpose-tiny", seed=0, **options: scramble(
+        vp.create_model(name, **SMALL | options), seed
+    ).eval()
+
+
+@pytest.fixture
+def official():
+    """official(model): its tensors as the official code names them."""
+
+    def rename(model):
+        out = {}
+        for key, value in model.state_dict().items():
+            if match := re.match(r"heads\.(\w+)\.(.+)", key):
+                index = list(model.heads).index(match[1])
+                prefix = "keypoint_head" if index == 0 else f"associate_keypoint_heads.{index - 1}"
+                key = f"{prefix}.{match[2]}"
+            out[key] = value.clone()
+        return out
+
+    return rename
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def refusal():
+    """refusal(call, *words, error=ValueError): the message, one line that holds all the words."""
+
+    def check(call, *words, error=ValueError):
+        with pytest.raises(error) as caught:
+            call()
+        text = str(caught.value)
+        assert "\n" not in text
+        assert [w for w in words if str(w) not in text] == [], text
+        return text
+
+    return check

@@ -1,0 +1,393 @@
+"""Every family of SPEC 2 loads and gives the heatmaps of the model it came from."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as nnF
+from safetensors.torch import save_file
+
+import vitpose_fast as vp
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.models.config import PLUS_TASKS
+
+PEN = KeypointSet.from_dict({"name": "pen", "names": ["tip", "cap"], "skeleton": [["tip", "cap"]]})
+
+
+@torch.no_grad()
+def same(loaded, model, images, task="coco", source_task=None):
+    expected = model(images, task=source_task or task)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(loaded(images, task=task), expected, atol=1e-5, rtol=1e-5)
+    assert not loaded.training
+    return loaded.load_report
+
+
+def store(path, state, **beside):
+    torch.save({"meta": {"epoch": 210, "note": "text"}, "state_dict": state, "optimizer": {"lr": 1e-4}, **beside}, path)
+    return path
+
+
+@pytest.mark.parametrize("decoder", ["classic", "simple", "minimal"])
+def test_official(decoder, make, official, images, tmp_path):
+    model = make(decoder=decoder, decoder_width=96)
+    state = official(model) | {"backbone.cls_token": torch.zeros(1, 1, 192)}
+    loaded = vp.load_model(store(tmp_path / "model.pth", state))
+    report = same(loaded, model, images)
+    assert report.family == "official" and report.ignored == ["backbone.cls_token"]
+    assert report.missing == report.unexpected == report.reshaped == []
+    config = loaded.config
+    assert (config.decoder, config.depth, config.image_size) == (decoder, 4, (64, 48))
+    assert config.decoder_width == 96 or decoder != "classic"
+    assert config.layer_norm_eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: s,  # easy_ViTPose
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: {"module": s},
+    ],
+)
+def test_wrappings(wrap, make, official, images, tmp_path):
+    model = make()
+    torch.save(wrap(official(model)), tmp_path / "m.pth")
+    same(vp.load_model(tmp_path / "m.pth"), model, images)
+    torch.save(wrap(official(model)), tmp_path / "m.pth", _use_new_zipfile_serialization=False)  # before torch 1.6
+    same(vp.load_model(str(tmp_path / "m.pth")), model, images)
+
+
+def test_one_deconvolution_means_patch_stride_8(make, official, images, tmp_path):
+    model = make(patch_stride=8)
+    loaded = vp.load_model(store(tmp_path / "m.pth", official(model)))
+    same(loaded, model, images)
+    assert (loaded.config.patch_stride, loaded.config.image_size) == (8, (64, 48))
+
+
+def to_mmpose(state):
+    """The naming of mmpose 1.x, whose position embedding has no class slot."""
+    out = {}
+    for key, value in state.items():
+        for ours, theirs in (
+            ("backbone.blocks.", "backbone.layers."),
+            (".norm1.", ".ln1."),
+            (".norm2.", ".ln2."),
+            (".mlp.fc1.", ".ffn.layers.0.0."),
+            (".mlp.fc2.", ".ffn.layers.1."),
+            ("patch_embed.proj.", "patch_embed.projection."),
+            ("backbone.last_norm.", "backbone.ln1."),
+            ("keypoint_head.", "head."),
+        ):
+            key = key.replace(ours, theirs)
+        out[key] = value
+    position = out["backbone.pos_embed"]
+    return out | {"backbone.pos_embed": position[:, 1:] + position[:, :1]}
+
+
+def test_mmpose(make, official, images, tmp_path):
+    model = make()
+    state = to_mmpose(official(model))
+    assert not any("blocks" in k or "norm" in k or "mlp" in k for k in state)
+    report = same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+    assert report.family == "mmpose" and report.missing == report.unexpected == []
+
+
+def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path):
+    import numpy as np
+
+    model = make()
+    sets = {"sigmas": np.ones(17, np.float32), "flip_indices": [0, 2, 1], "best": np.float64(0.75), "n": np.int64(3)}
+    path = store(tmp_path / "m.pth", to_mmpose(official(model)), dataset_meta=sets)
+    same(vp.load_model(path), model, images)
+
+
+def mae(model, patch=14, side=4):
+    """A pretraining file for the backbone of a model: class token, square grid, decoder, its own last norm."""
+    state = {k.removeprefix("backbone."): v for k, v in model.backbone.state_dict().items() if "last_norm" not in k}
+    state["patch_embed.proj.weight"] = torch.randn(192, 3, patch, patch) / 24
+    state["pos_embed"] = 0.2 * torch.randn(1, 1 + side * side, 192)
+    foreign = {
+        "cls_token": torch.zeros(1, 1, 192),
+        "mask_token": torch.zeros(1, 1, 64),
+        "norm.weight": torch.randn(192),
+    }
+    foreign |= {"norm.bias": torch.randn(192), "decoder_pos_embed": torch.zeros(1, 17, 64)}
+    foreign |= {"decoder_blocks.0.attn.qkv.weight": torch.zeros(3, 64), "head.weight": torch.zeros(10, 192)}
+    return state | foreign, foreign
+
+
+def expected_from_mae(model, state, grid):
+    """What SPEC 1.6 makes of it, in the tensors of a model."""
+    pos = state["pos_embed"]
+    side = int((pos.shape[1] - 1) ** 0.5)
+    square = pos[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    places = nnF.interpolate(square, size=grid, mode="bicubic", align_corners=False).flatten(2).mT
+    border = (16 - state["patch_embed.proj.weight"].shape[-1]) // 2
+    out = {k: state[k] for k in state if k.startswith("blocks.")}
+    out["pos_embed"] = torch.cat([pos[:, :1], places], 1)
+    out["patch_embed.proj.weight"] = nnF.pad(state["patch_embed.proj.weight"], (border,) * 4)
+    out["patch_embed.proj.bias"] = state["patch_embed.proj.bias"]
+    return out | {"last_norm.weight": torch.ones(192), "last_norm.bias": torch.zeros(192)}
+
+
+@pytest.mark.parametrize("patch", [14, 16])
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_mae_as_a_model(make, tmp_path, patch, prefix):
+    state, foreign = mae(make(), patch)
+    path = tmp_path / "mae_pretrain.pth"
+    torch.save({"model": {f"{prefix}{k}": v for k, v in state.items()}, "epoch": 800}, path)
+    loaded = vp.load_model(path)
+    assert loaded.config.image_size == (256, 192) and loaded.tasks == ("coco",)
+    want = expected_from_mae(loaded, state, (16, 12))
+    got = loaded.backbone.state_dict()
+    assert got.keys() == want.keys()
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], msg=key, atol=1e-6, rtol=1e-6)
+    report = loaded.load_report
+    assert sorted(report.ignored) == sorted(prefix + k if not prefix else k for k in foreign)
+    assert [m for m in report.missing if not m.startswith("heads.coco.")] == [
+        "backbone.last_norm.weight",
+        "backbone.last_norm.bias",
+    ]
+    assert report.reshaped == ["backbone.pos_embed resized from 4x4 to 16x12"]
+
+
+def test_mae_is_square_whatever_the_image(make, tmp_path):
+    state, _ = mae(make(), side=6)  # 36 places: also those of a 12 x 3 grid
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    loaded = vp.load_model(tmp_path / "mae.pth", image_size=(192, 48))
+    want = expected_from_mae(loaded, state, (12, 3))["pos_embed"]
+    torch.testing.assert_close(loaded.backbone.state_dict()["pos_embed"], want)
+
+
+@pytest.mark.parametrize("name", ["vitpose-tiny", "vitpose++-tiny"])
+def test_load_pretrained_from_mae(name, make, tmp_path):
+    state, foreign = mae(make(seed=5))
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    tasks = ("coco", "aic", "mpii")
+    model = make(name, tasks=tasks)
+    heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
+    norm = {k: v.clone() for k, v in model.backbone.last_norm.state_dict().items()}
+    report = vp.load_pretrained(model, tmp_path / "mae.pth")
+    got = model.backbone.state_dict()
+    for key, value in expected_from_mae(model, state, (4, 3)).items():
+        if "last_norm" in key:
+            assert torch.equal(got[key], norm[key.removeprefix("last_norm.")])  # left as it was
+        elif "mlp.fc2" in key and "++" in name:
+            assert torch.equal(got[key], value[:144])
+            for t in range(3):
+                assert torch.equal(got[key.replace("fc2", f"experts.{t}")], value[144:])
+        else:
+            torch.testing.assert_close(got[key], value, msg=key, atol=1e-6, rtol=1e-6)
+    assert all(torch.equal(heads[k], v) for k, v in model.heads.state_dict().items())
+    assert set(report.ignored) >= set(foreign)
+    assert {"backbone.last_norm.weight", "backbone.last_norm.bias"} <= set(report.missing)
+    assert all(n.startswith(("heads.", "backbone.last_norm")) for n in report.missing)
+    split = [r for r in report.reshaped if "3 experts" in r]
+    assert len(split) == (8 if "++" in name else 0)
+    assert model.load_report is None
+
+
+def test_load_pretrained_from_a_pose_model_and_window_tables(make, official, tmp_path):
+    source = make()
+    path = store(tmp_path / "m.pth", official(source))
+    model = make(seed=4, attention="window", window=(2, 2), image_size=(128, 96))
+    report = vp.load_pretrained(model, path)
+    got, want = model.backbone.state_dict(), source.backbone.state_dict()
+    assert all(torch.equal(got[k], v) for k, v in want.items() if k != "pos_embed")
+    assert torch.equal(got["pos_embed"][:, :1], want["pos_embed"][:, :1])
+    assert [m for m in report.missing if m.startswith("backbone.")] == [
+        f"backbone.blocks.{i}.attn.rel_pos_{a}" for i in range(4) for a in "hw"
+    ]
+    assert "keypoint_head.final_layer.weight" in report.ignored
+
+
+def test_load_pretrained_names_a_misfit(make, official, tmp_path, refusal):
+    path = store(tmp_path / "m.pth", official(make("vitpose++-tiny", tasks=("coco", "aic"))))
+    shapes = ("backbone.blocks.0.mlp.fc2.weight", "[144, 768] in the file", "[192, 768] in the model", path)
+    refusal(lambda: vp.load_pretrained(make(), path), *shapes)
+
+
+def test_plus_keeps_all_heads_and_experts(make, official, images, tmp_path):
+    model = make("vitpose++-tiny", tasks=PLUS_TASKS)
+    loaded = vp.load_model(store(tmp_path / "vitpose+_small.pth", official(model)))
+    assert loaded.tasks == tuple(loaded.heads) == PLUS_TASKS
+    for task in PLUS_TASKS:
+        same(loaded, model, images, task)
+    assert loaded.load_report.unexpected == loaded.load_report.missing == []
+
+
+@pytest.mark.parametrize("part", [48, 96])
+def test_part_features_come_from_the_tensors(part, make, official, images, tmp_path):
+    model = make("vitpose++-tiny", tasks=("coco", "aic"), width=384, heads=12, depth=1, part_features=part)
+    loaded = vp.load_model(store(tmp_path / "s.pth", official(model)))
+    assert loaded.config.part_features == part and loaded.config.heads == 12
+    same(loaded, model, images, "aic")
+
+
+def test_leftovers_of_model_split(make, official, images, tmp_path):
+    """The official splitting tool merges fc2 and forgets to remove the experts, and the other heads of coco.pth."""
+    plus = make("vitpose++-tiny", tasks=PLUS_TASKS)
+    state = official(plus)
+    for i in range(4):
+        for kind in ("weight", "bias"):
+            name = f"backbone.blocks.{i}.mlp.fc2.{kind}"
+            state[name] = torch.cat([state[name], state[f"backbone.blocks.{i}.mlp.experts.0.{kind}"]])
+    loaded = vp.load_model(store(tmp_path / "coco.pth", state))
+    report = same(loaded, plus, images)
+    assert loaded.tasks == ("coco",) and loaded.config.part_features == 0
+    assert report.unexpected == []
+    assert len([k for k in report.ignored if ".experts." in k]) == 4 * 6 * 2
+    assert len([k for k in report.ignored if k.startswith("associate_keypoint_heads.")]) == 5 * 14
+
+
+def test_several_heads_without_experts(make, official, images, tmp_path):
+    model = make(tasks=("coco", "aic", "mpii"))
+    loaded = vp.load_model(store(tmp_path / "vitpose_base_coco_aic_mpii.pth", official(model)))
+    assert tuple(loaded.heads) == ("coco", "aic", "mpii") and loaded.config.part_features == 0
+    for task in loaded.tasks:
+        same(loaded, model, images, task)
+
+
+def test_a_head_with_unexpected_keypoints_among_several(make, official, images, tmp_path):
+    model = make("vitpose++-tiny", tasks=("coco", PEN))
+    loaded = vp.load_model(store(tmp_path / "m.pth", official(model)))
+    assert loaded.tasks == ("coco", "custom1")
+    same(loaded, model, images, "custom1", "pen")
+    assert "head 1 has 2 keypoints, not those of aic: named custom1" in loaded.load_report.guesses
+
+
+def test_an_unknown_number_of_keypoints_is_custom(make, official, images, tmp_path):
+    model = make(tasks=PEN)
+    loaded = vp.load_model(store(tmp_path / "vitpose-b-coco_25.pth", official(model)))
+    same(loaded, model, images, "custom", "pen")
+    assert loaded.config.tasks[0].num_keypoints == 2
+
+
+@pytest.mark.parametrize(
+    "file, keypoints, task, reason",
+    [
+        ("vitpose-b.pth", "coco", "coco", "17 keypoints"),
+        ("model.pth", "aic", "aic", "14 keypoints"),
+        ("model.pth", "mpii", "mpii", "16 keypoints"),
+        ("model.pth", "wholebody", "wholebody", "133 keypoints"),
+        ("model.pth", "interhand", "interhand", "21 keypoints"),
+        ("vitpose-b-ap10k.pth", "ap10k", "ap10k", "the file name"),
+        ("ViTPose_AP-10K_from_coco.pth", "ap10k", "ap10k", "the file name"),
+        ("apt36k.pth", "ap10k", "apt36k", "the file name"),
+        ("crowdpose.pth", "aic", "crowdpose", "the file name"),
+        ("coco-wholebody.pth", "wholebody", "wholebody", "the file name"),
+        ("coco.pth", "aic", "aic", "14 keypoints"),  # a name that the tensors contradict
+        ("ap10k/best.pth", "ap10k", "ap10k", "the file name"),
+    ],
+)
+def test_the_task_is_guessed_and_the_guess_reported(file, keypoints, task, reason, make, official, tmp_path, caplog):
+    path = tmp_path / "x" / file
+    path.parent.mkdir(parents=True)
+    state = official(make(tasks=(keypoints,), depth=1, decoder="simple"))
+    with caplog.at_level(logging.WARNING, "vitpose_fast"):
+        loaded = vp.load_model(store(path, state))
+    assert loaded.tasks == (task,)
+    assert f"task {task} from {reason}" in loaded.load_report.guesses
+    assert f"task {task} from {reason}" in caplog.text and str(path) in caplog.text
+
+
+def test_config_json_names_the_task(make, official, tmp_path):
+    labels = {str(i): name for i, name in enumerate(KEYPOINT_SETS["ap10k"].names)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    loaded = vp.load_model(store(tmp_path / "coco.pth", official(make(depth=1))))
+    assert loaded.load_report.guesses[0] == "task ap10k from config.json"
+
+
+def test_the_task_argument_wins(make, official, tmp_path, refusal):
+    path = store(tmp_path / "coco.pth", official(make(depth=1)))
+    loaded = vp.load_model(path, task="ap10k")
+    assert loaded.tasks == ("ap10k",) and not [g for g in loaded.load_report.guesses if "task" in g]
+    refusal(lambda: vp.load_model(path, task="mpii"), "17 keypoints", "'mpii' has 16", path)
+    refusal(lambda: vp.load_model(path, task="mpi"), "'mpi'", "wholebody")
+    pen = store(tmp_path / "pen.pth", official(make(depth=1, tasks=PEN)))
+    assert vp.load_model(pen, task=PEN).config.tasks == (PEN,)
+    (tmp_path / "pen.json").write_text(json.dumps(PEN.to_dict()))
+    assert vp.load_model(pen, task=str(tmp_path / "pen.json")).config.tasks == (PEN,)
+    several = store(tmp_path / "m.pth", official(make(depth=1, tasks=("coco", "aic"))))
+    assert vp.load_model(several, task="aic").tasks == ("coco", "aic")
+    refusal(lambda: vp.load_model(several, task="mpii"), "'mpii'", "coco, aic")
+
+
+def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, refusal):
+    model = make(width=160, heads=5)
+    path = store(tmp_path / "m.pth", official(model))
+    refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
+    same(vp.load_model(path, num_heads=5), model, images)
+    tiny = make(heads=6)
+    path = store(tmp_path / "tiny.pth", official(tiny))
+    same(vp.load_model(path, num_heads=6), tiny, images)
+    assert "3 attention heads from the width 192" in vp.load_model(path).load_report.guesses
+    vp.save_model(make(), tmp_path / "ours")
+    assert vp.load_model(tmp_path / "ours", num_heads=6).config.heads == 6
+
+
+def test_image_size_tells_the_aspect(make, official, tmp_path, refusal):
+    model = make(image_size=(48, 80))  # 3 x 5 places
+    path = store(tmp_path / "m.pth", official(model))
+    refusal(lambda: vp.load_model(path), path, "15 places", "image_size=(H, W)")
+    loaded = vp.load_model(path, image_size=(48, 80))
+    same(loaded, model, torch.randn(1, 3, 48, 80))
+    assert loaded.load_report.reshaped == []
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_another_image_size_resizes_places_and_keeps_the_class_slot(ours, make, official, tmp_path):
+    model = make(image_size=(64, 64))
+    path = tmp_path / "ours" if ours else store(tmp_path / "m.pth", official(model))
+    if ours:
+        vp.save_model(model, path)
+    loaded = vp.load_model(path, image_size=(96, 48))
+    position, want = loaded.backbone.pos_embed.detach(), model.backbone.pos_embed.detach()
+    places = want[:, 1:].reshape(1, 4, 4, 192).permute(0, 3, 1, 2)
+    places = nnF.interpolate(places, size=(6, 3), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(position[:, 1:], places.flatten(2).mT)
+    assert torch.equal(position[:, :1], want[:, :1])
+    assert loaded(torch.randn(1, 3, 96, 48)).shape == (1, 17, 24, 12)
+    assert loaded.load_report.reshaped == ["backbone.pos_embed resized from 4x4 to 6x3"]
+
+
+def test_ours_with_places_as_many_but_another_shape(make, tmp_path):
+    """3 x 4 places are as many as 4 x 3: the shape of the tensor does not show that it must be resized."""
+    model = make()
+    vp.save_model(model, tmp_path / "m")
+    loaded = vp.load_model(tmp_path / "m", image_size=(48, 64))
+    assert loaded.load_report.reshaped == ["backbone.pos_embed resized from 4x3 to 3x4"]
+    assert not torch.equal(loaded.backbone.pos_embed, model.backbone.pos_embed)
+
+
+def test_a_folder_with_one_file_of_any_name(make, official, images, tmp_path):
+    model = make()
+    save_file(official(model), tmp_path / "weights.safetensors")
+    same(vp.load_model(tmp_path), model, images)
+
+
+def test_unexpected_tensors_are_reported(make, official, images, tmp_path):
+    model = make()
+    state = official(model) | {"backbone.extra.weight": torch.ones(2), "ema_decay": torch.ones(())}
+    report = same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+    assert report.unexpected == ["backbone.extra.weight", "ema_decay"]
+    assert "unexpected (2): backbone.extra.weight, ema_decay" in str(report)
+
+
+def test_counters_of_batch_norm_may_be_missing(make, official, images, tmp_path):
+    model = make()
+    state = {k: v for k, v in official(model).items() if "num_batches" not in k}
+    same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+
+
+def test_half_precision_files_give_a_full_precision_model(make, official, tmp_path):
+    state = {k: v.half() if v.is_floating_point() else v for k, v in official(make()).items()}
+    loaded = vp.load_model(store(tmp_path / "m.pth", state))
+    assert loaded.backbone.pos_embed.dtype == torch.float32

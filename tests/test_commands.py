@@ -1,0 +1,153 @@
+"""The command line: results, exit codes, one line for every failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitpose_fast as vp
+from vitpose_fast.__main__ import COMMANDS, main
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as done:
+        main(list(args))
+    return done.value.code
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Working folder with weights/, and photos 1.png to 3.png of 80x60."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1), "weights")
+    Path("photos").mkdir()
+    for i in (1, 2, 3):
+        pixels = np.random.default_rng(i).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{i}.png")
+    return tmp_path
+
+
+def boxes(*rows) -> str:
+    Path("boxes.json").write_text(json.dumps(rows))
+    return "boxes.json"
+
+
+def test_predict_whole_images(folder, capsys):
+    assert run("predict", "photos", "--weights", "weights", "--out", "out") == 0
+    results = json.loads(Path("out/results.json").read_text())
+    assert [r["image_id"] for r in results] == [1, 2, 3] and results[0]["file_name"] == "1.png"
+    assert {p.name for p in Path("out").iterdir()} == {"results.json", "1.jpg", "2.jpg", "3.jpg"}
+    assert Image.open("out/1.jpg").size == (80, 60)
+    assert "3 people in 3 of 3 images" in capsys.readouterr().out
+
+
+def test_predict_boxes_by_image_id_and_file_name(folder, capsys):
+    file = boxes(
+        {"image_id": 1, "bbox": [5, 5, 20, 30], "score": 0.9, "category_id": 1},
+        {"image_id": 1, "bbox": [30, 5, 20, 30], "score": 0.2},
+        {"file_name": "3.png", "bbox": [1, 1, 50, 50], "score": 0.5},
+        {"image_id": 99, "bbox": [1, 1, 50, 50], "score": 0.5},
+    )
+    assert run("predict", "photos", "--weights", "weights", "--boxes", file, "--min-box-score", "0.3", "--out", "o") == 0
+    results = json.loads(Path("o/results.json").read_text())
+    assert [(r["image_id"], r["box"]) for r in results] == [(1, [5, 5, 20, 30]), (3, [1, 1, 50, 50])]
+    assert "1 of 4 boxes are for other images" in capsys.readouterr().err
+    expected = vp.PosePredictor(vp.load_model("weights"))("photos/1.png", [[5, 5, 20, 30]], [0.9])
+    np.testing.assert_allclose(results[0]["keypoints"], expected.to_coco(1)[0]["keypoints"], atol=1e-3)
+
+
+def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
+    Path("photos/2.png").write_bytes(b"broken")
+    file = boxes(
+        {"image_id": 1, "bbox": [5, 5, 20, 30], "score": 0.9},
+        {"image_id": 1, "bbox": [5, 5, -20, 30], "score": 0.9},
+        {"image_id": 1, "bbox": [500, 5, 20, 30], "score": 0.9},
+        {"image_id": 1, "bbox": "left", "score": 0.9},
+        {"image_id": 2, "bbox": [5, 5, 20, 30], "score": 0.9},
+        {"image_id": 3, "bbox": [5, 5, 20, 30], "score": 0.9},
+    )
+    assert run("predict", "photos", "--weights", "weights", "--boxes", file, "--out", "out") == 1
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert len(skipped) == 4 and sum("2.png" in s for s in skipped) == 1
+    assert any("lies outside the 80x60 image" in s for s in skipped)
+    assert [r["image_id"] for r in json.loads(Path("out/results.json").read_text())] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["predict", "nowhere", "--weights", "weights"], "nowhere: no such image file"),
+        (["predict", "empty", "--weights", "weights"], "no images in empty"),
+        (["predict", "photos", "--weights", "gone.pth"], "gone.pth: no such file, folder or hub id"),
+        (["predict", "photos", "--weights", "weights", "--boxes", "gone.json"], "boxes are not readable as JSON"),
+        (["predict", "photos", "--weights", "weights", "--out", "photos/1.png"], "cannot write to folder photos/1.png"),
+        (["predict", "photos", "--weights", "weights", "--task", "aic"], "unknown task 'aic'; heads: coco"),
+        (["convert", "gone", "out"], "gone: no such file"),
+        (["convert", "weights", "weights"], "weights exists already"),
+        (["info", "photos"], "expected one weights file in the folder, found none"),
+        (["demo", "--image", "photos/1.png"], "--image and --weights go together"),
+    ],
+)
+def test_failures_are_one_line_and_exit_1(folder, capsys, args, message):
+    Path("empty").mkdir()
+    assert run(*args) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "vitpose-fast" in line or message in line]
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_boxes_for_other_images_only_are_refused(folder, capsys):
+    assert run("predict", "photos", "--weights", "weights", "--boxes", boxes({"image_id": 9, "bbox": [0, 0, 1, 1]})) == 1
+    assert "none of its 1 boxes is for one of the 3 images" in capsys.readouterr().err
+    Path("boxes.json").write_text('[{"bbox": [1, 2, 3, 4]}]')
+    assert run("predict", "photos", "--weights", "weights", "--boxes", "boxes.json") == 1
+    assert "detection 0 has no bbox, or neither image_id nor file_name" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_2(folder, capsys):
+    assert run("predict") == 2
+    assert run("paint") == 2
+    assert "no command 'paint'; valid: demo, predict" in capsys.readouterr().err
+    assert run() == 2
+
+
+def test_help_and_version(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    assert run("--version") == 0 and capsys.readouterr().out.startswith("vitpose-fast ")
+
+
+def test_convert_round_trip_and_merge(folder, capsys):
+    model = vp.create_model("vitpose++-tiny", tasks=("coco", "aic"), image_size=(64, 48), depth=1)
+    vp.save_model(model, "plus")
+    assert run("convert", "plus", "plus.pth", "--format", "official") == 0
+    assert run("convert", "plus.pth", "back", "--image-size", "64", "48", "--num-heads", "3") == 0
+    back = vp.load_model("back").state_dict()
+    assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
+    assert run("convert", "plus", "aic", "--task", "aic") == 0
+    plain = vp.load_model("aic")
+    images = torch.randn(2, 3, 64, 48)
+    assert plain.config.part_features == 0 and plain.tasks == ("aic",)
+    torch.testing.assert_close(plain(images), model.eval()(images, "aic"))
+    assert run("convert", "plus", "hf", "--format", "hf") == 1
+    assert "it holds one head, the model has 2" in capsys.readouterr().err
+
+
+def test_info(folder, capsys):
+    assert run("info") == 0
+    assert "vitpose++-h" in capsys.readouterr().out
+    assert run("info", "weights") == 0
+    assert "head coco: 17 keypoints" in capsys.readouterr().out
+
+
+def test_as_a_program(folder):
+    done = subprocess.run([sys.executable, "-m", "vitpose_fast", "info", "gone"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("vitpose-fast: error: gone")

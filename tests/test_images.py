@@ -1,0 +1,98 @@
+"""Reading images: what is accepted, and one clear line for what is not."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitpose_fast.images import as_image, read_image
+
+
+def photo(height=12, width=16):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_file_pil_array_and_tensor_give_the_same_pixels(tmp_path):
+    pixels = photo()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels)):
+        assert torch.equal(as_image(given), torch.from_numpy(pixels))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(photo()).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png").shape == (16, 12, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_other_8_bit_modes_become_rgb(mode):
+    assert as_image(Image.fromarray(photo()).convert(mode)).shape == (12, 16, 3)
+
+
+def bomb(width=30000, height=30000):
+    """A PNG of a few hundred bytes whose header announces 900 million pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 90001)) + chunk(b"IEND", b"")
+
+
+def test_files_that_are_refused_name_themselves_in_one_line(tmp_path):
+    Image.fromarray(photo(64, 64)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    Image.fromarray(photo(64, 64)).save(tmp_path / "whole.png")
+    cases = {
+        "truncated.jpg": (whole[: len(whole) // 2], "damaged image"),
+        "truncated.png": ((tmp_path / "whole.png").read_bytes()[:300], "damaged image"),
+        "text.jpg": (b"this is not an image", "not an image, expected JPEG, PNG"),
+        "empty.png": (b"", "not an image"),
+        "bomb.png": (bomb(), "refused, its header announces more than"),
+        "large.png": (bomb(10000, 10000), "refused, its header announces more than"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message) as error:
+            read_image(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"missing\.jpg: no such image file"):
+        read_image(tmp_path / "missing.jpg")
+    with pytest.raises(ValueError, match="no such image file"):
+        read_image(tmp_path)
+    Image.fromarray((photo().astype(np.uint16) * 256)[..., 0]).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: image has mode I;16, expected 8 bits per channel"):
+        read_image(tmp_path / "deep.png")
+
+
+def test_a_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="refused"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (photo().astype(np.float32), r"an array of float32 \[12, 16, 3\], expected uint8 \[height, width, 3\] RGB"),
+        (np.full((4, 4, 3), np.nan), "with NaN or infinite pixels, expected uint8"),
+        (torch.full((4, 4, 3), float("inf")), "with NaN or infinite pixels, expected uint8"),
+        (photo()[..., 0], r"uint8 \[12, 16\], expected"),
+        (photo()[..., :1], r"uint8 \[12, 16, 1\], expected"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\], expected"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch.uint8 \[3, 8, 8\], expected"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\], expected"),
+        (17, "image is a int, expected a path"),
+    ],
+)
+def test_arrays_that_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        as_image(image)

@@ -1,0 +1,148 @@
+"""PosePredictor: same people, same poses, however they are batched; bad input named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitpose_fast as vp
+from vitpose_fast import functional as F
+from vitpose_fast.geometry import box_to_center_scale
+
+
+def photo(seed=0, height=60, width=80):
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = vp.create_model("vitpose++-tiny", tasks=("coco", "ap10k"), image_size=(64, 48), depth=2).eval()
+    for head in model.heads.values():  # an untrained head is nearly flat: make its maps worth comparing
+        torch.nn.init.normal_(head.final_layer.weight, std=0.5)
+        for layer in head.deconv_layers:
+            if isinstance(layer, torch.nn.ConvTranspose2d):
+                torch.nn.init.normal_(layer.weight, std=0.05)
+    return model
+
+
+BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 70.0]]
+
+
+def same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
+    torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=tolerance)
+
+
+def test_result_has_the_stated_shapes_and_is_on_the_cpu(model):
+    poses = vp.PosePredictor(model, task="coco")(photo(), BOXES, [0.9, 0.8, 0.7])
+    assert poses.keypoints.shape == (3, 17, 2) and poses.scores.shape == (3, 17) and poses.boxes.shape == (3, 4)
+    assert poses.box_scores.tolist() == pytest.approx([0.9, 0.8, 0.7]) and poses.keypoint_set is vp.KEYPOINT_SETS["coco"]
+    assert poses.keypoints.device.type == "cpu" and poses.keypoints.dtype == torch.float32
+
+
+@pytest.mark.parametrize("task", ["coco", "ap10k"])
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_equals_the_steps_by_hand(model, task, flip_test):
+    image, boxes = torch.from_numpy(photo()), torch.tensor(BOXES)
+    keypoints = vp.KEYPOINT_SETS[task]
+    crops = F.crop(image, boxes, (64, 48), codec=keypoints.codec)
+    with torch.no_grad():
+        heatmaps, flipped = model(crops, task), model(crops.flip(-1), task) if flip_test else None
+    center, scale = box_to_center_scale(boxes, (64, 48))
+    points, scores = F.heatmap_decode(
+        heatmaps, keypoints.codec, flipped=flipped, flip_pairs=keypoints.flip_pairs, centers=center, scales=scale
+    )
+    poses = vp.PosePredictor(model, flip_test, task)(image, boxes)
+    torch.testing.assert_close(poses.keypoints, points, rtol=0, atol=1e-3)
+    torch.testing.assert_close(poses.scores, scores, rtol=0, atol=1e-5)
+
+
+def test_batching_changes_nothing(model):
+    images = [photo(i, 60 + 4 * i, 80 - 4 * i) for i in range(4)]
+    boxes = [BOXES, BOXES[:1], [], BOXES[1:]]
+    alone = [vp.PosePredictor(model, task="coco")(i, b) for i, b in zip(images, boxes)]
+    for batch_size in (1, 2, 64):
+        together = vp.PosePredictor(model, task="coco", batch_size=batch_size)(images, boxes)
+        assert [len(p) for p in together] == [3, 1, 0, 2]
+        for a, b in zip(alone, together):
+            same(a, b)
+
+
+def test_paths_arrays_and_tensors_are_the_same(model, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    predictor = vp.PosePredictor(model, task="coco")
+    reference = predictor(photo(), BOXES)
+    for image in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(photo()), torch.from_numpy(photo())):
+        same(reference, predictor(image, np.array(BOXES)), tolerance=0)
+
+
+def test_without_boxes_the_image_is_one_person(model):
+    predictor = vp.PosePredictor(model, task="coco")
+    same(predictor(photo()), predictor(photo(), [[0, 0, 80, 60]]), tolerance=0)
+    assert len(predictor([photo(), photo(1)])) == 2
+
+
+def test_training_mode_is_put_back(model):
+    model.train()
+    vp.PosePredictor(model, task="coco")(photo())
+    assert model.training
+    model.eval()
+
+
+def test_a_nan_in_one_head_channel_marks_that_keypoint_only(model):
+    predictor = vp.PosePredictor(model, task="coco")
+    clean = predictor(photo(), BOXES)
+    bias = model.heads["coco"].final_layer.bias
+    with torch.no_grad():
+        old = bias[3].item()
+        bias[3] = float("nan")
+        dirty = predictor(photo(), BOXES)
+        bias[3] = old
+    assert dirty.keypoints[:, 3].isnan().all() and dirty.scores[:, 3].isnan().all()
+    others = [i for i in range(17) if i != 3]
+    assert torch.equal(dirty.keypoints[:, others], clean.keypoints[:, others])
+    assert dirty.person_scores.isfinite().all() and dirty.to_coco(1)[0]["keypoints"][9:12] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[5, 5, 0, 10]], r"box 0 is \[5.0, 5.0, 0.0, 10.0\], expected finite"),
+        ([[5, 5, 10, 10], [9, 9, -4, 5]], "box 1 is"),
+        ([[5, 5, float("nan"), 10]], "box 0 is"),
+        ([[200, 5, 10, 10]], r"box 0 \[200.0, 5.0, 10.0, 10.0\] lies outside the 80x60 image"),
+        ([5, 5, 10, 10], r"boxes have shape \[4\], expected \[P, 4\]"),
+    ],
+)
+def test_bad_boxes_are_named(model, boxes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        vp.PosePredictor(model, task="coco")(photo(), boxes)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_calls_are_named(model):
+    predictor = vp.PosePredictor(model, task="coco")
+    with pytest.raises(ValueError, match="got 1 boxes for 2 images"):
+        predictor([photo(), photo()], [BOXES])
+    with pytest.raises(ValueError, match="expected one finite number for each of 3 boxes"):
+        predictor(photo(), BOXES, [1.0])
+    with pytest.raises(ValueError, match=r"image 1: gone\.jpg: no such image file"):
+        predictor([photo(), "gone.jpg"])
+    with pytest.raises(ValueError, match="this model has heads for coco, ap10k: say which"):
+        vp.PosePredictor(model)
+    with pytest.raises(ValueError, match="unknown task 'hands'; heads: coco, ap10k"):
+        vp.PosePredictor(model, task="hands")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        vp.PosePredictor(model, task="coco", batch_size=0)
+
+
+def test_one_bad_image_among_many_is_left_out(model):
+    failed = []
+    items = [(photo(), None, None), ("gone.jpg", None, None), (photo(1), None, None)]
+    found = vp.PosePredictor(model, task="coco").predict_many(items, on_error=lambda i, e: failed.append((i, str(e))))
+    assert [index for index, _ in found] == [0, 2]
+    assert failed == [(1, "gone.jpg: no such image file")]

@@ -1,0 +1,157 @@
+"""`vitpose-fast demo`: render people, train the tiny model, evaluate on held-out pictures, predict, draw.
+
+Stopped by the clock: the parts share a budget of seconds, rendering and evaluation come out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitpose_fast.draw import draw_poses, heatmap_overlay, plot_training, save_picture, sheet
+from vitpose_fast.files import make_folder, write_atomic
+from vitpose_fast.images import read_image
+from vitpose_fast.models.vitpose import ViTPose
+from vitpose_fast.predictor import PosePredictor
+from vitpose_fast.training.config import PRESETS, TrainConfig
+from vitpose_fast.training.synthetic import write_dataset
+from vitpose_fast.training.train import train
+from vitpose_fast.training.validate import boxes_by_image, evaluate
+from vitpose_fast.training.data import read_json
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train on rendered people and show the result; with an image and weights, run a real checkpoint instead."""
+
+    out: Path = Path("demo")
+    """Folder: poses.png, training.png, results.json, the data and the model."""
+    seconds: float = 165.0
+    """Budget of the whole demo."""
+    images: int = 1600
+    """Rendered training pictures."""
+    held_out: int = 100
+    """Rendered pictures for the evaluation."""
+    seed: int = 0
+    image: Path | None = None
+    """A photo, to run `weights` on."""
+    weights: str | None = None
+    """A checkpoint of any format."""
+    device: str | None = None
+    """None: CUDA where there is one."""
+
+
+def main(args: list[str] | None = None) -> int:
+    import tyro
+
+    config = tyro.cli(DemoConfig, prog="vitpose-fast demo", args=args, description=__doc__)
+    if (config.image is None) != (config.weights is None):
+        raise ValueError("--image and --weights go together: a photo and the checkpoint to run on it")
+    out = make_folder(config.out)
+    if config.weights is not None:
+        return _run_checkpoint(config, out)
+    started = time.monotonic()
+    train_parts, held_out = render(config, out)
+    print(f"rendered {config.images + config.held_out} pictures in {time.monotonic() - started:.0f} s")
+
+    left = config.seconds - (time.monotonic() - started)
+    run = demo_training(config, out, train_parts, held_out, seconds=left - 0.1 * config.seconds)
+    train(run)
+    model = trained_model(run)
+    metrics, results, _ = evaluate(model, run.sources("val"), flip_test=True)
+    draw_held_out(model, held_out, out / "poses.png")
+    plot_training(run.out / "metrics.jsonl", out / "training.png")
+    seconds = time.monotonic() - started
+    summary = {
+        "metrics": metrics,
+        "seconds": round(seconds, 1),
+        "config": run.to_dict(),
+        "device": str(model.backbone.pos_embed.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "results": results,
+    }
+    write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(summary), encoding="utf-8"))
+    print("held-out  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    print(f"{seconds:.0f} s; see {out / 'poses.png'}, {out / 'training.png'}, {out / 'results.json'}")
+    return 0
+
+
+def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
+    """Draw the pictures, on all cores: (annotation files to train on, the held-out one)."""
+    data = out / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    workers = min(os.cpu_count() or 1, 8)
+    counts = [config.images // workers + (i < config.images % workers) for i in range(workers)]
+    jobs = [(data / f"train{i}", count, 1000 * config.seed + 1 + i) for i, count in enumerate(counts) if count]
+    jobs.append((data / "held-out", config.held_out, 1000 * config.seed))
+    with ProcessPoolExecutor(workers) as pool:
+        files = list(pool.map(write_dataset, *zip(*jobs)))
+    return files[:-1], files[-1]
+
+
+def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Path, seconds: float) -> TrainConfig:
+    """The training of the demo: the tiny model on 128x96 crops, stopped by the clock."""
+    from dataclasses import replace
+
+    return replace(
+        PRESETS["tiny"][1],
+        out=out / "model",
+        train=tuple(parts),
+        train_images=tuple(p.parent / "images" for p in parts),
+        val=(held_out,),
+        val_images=(held_out.parent / "images",),
+        image_size=(128, 96),
+        epochs=1000,
+        max_seconds=seconds,
+        eval_every=2,
+        flip_test=False,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def trained_model(run: TrainConfig) -> ViTPose:
+    """The model at the end of a run, on the run's device."""
+    from vitpose_fast.checkpoints import load_model
+
+    return load_model(run.out / "model").to(run.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def draw_held_out(model: ViTPose, annotations: Path, path: Path, count: int = 8) -> None:
+    """Predicted skeletons on the first held-out pictures that show several people."""
+    truth = read_json(annotations)
+    people = boxes_by_image(truth, None)
+    chosen = sorted(truth["images"], key=lambda i: len(people[i["id"]]) < 2)[:count]
+    predictor = PosePredictor(model, flip_test=True)
+    pictures = []
+    for image in chosen:
+        pixels = read_image(annotations.parent / "images" / image["file_name"])
+        poses = predictor(pixels, [b for b, _ in people[image["id"]]])
+        pictures.append(draw_poses(pixels, poses, boxes=True))
+    save_picture(sheet(pictures, columns=4), path)
+
+
+def _run_checkpoint(config: DemoConfig, out: Path) -> int:
+    """Poses of the whole photo as one person, with the heatmaps beside them."""
+    from vitpose_fast.checkpoints import load_model
+    from vitpose_fast.kernels.crop import crop
+
+    assert config.image is not None and config.weights is not None
+    pixels = read_image(config.image)
+    model = load_model(config.weights).to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    task = next(iter(model.heads))
+    predictor = PosePredictor(model, flip_test=True, task=task)
+    poses = predictor(pixels)
+    save_picture(draw_poses(pixels, poses), out / "poses.png")
+    results = poses.to_coco(config.image.name)
+    write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
+    print(f"task {task}, person score {poses.person_scores[0]:.3f}; see {out / 'poses.png'}, {out / 'results.json'}")
+    return 0

@@ -1,0 +1,77 @@
+"""Images in: files, PIL images, arrays and tensors to uint8 [h, w, 3] RGB tensors, or one clear line why not."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def read_image(path: str | os.PathLike) -> Tensor:
+    """Decode a file: uint8 [h, w, 3] RGB, EXIF orientation applied.
+
+    Raises:
+        ValueError: missing, not an image, truncated, too many pixels (refused from the header), or not 8 bit; one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:  # reads the header only
+                return from_pil(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"{path}: refused, its header announces more than {limit:,} pixels") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image, expected {', '.join(FORMATS)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged file makes the decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """PIL image to uint8 [h, w, 3] RGB, EXIF orientation applied.
+
+    Raises:
+        ValueError: 16 or 32 bits per channel, which a conversion to 8 bits would clip silently.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel; convert it first")
+    return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))
+
+
+def as_image(image: Any) -> Tensor:
+    """A path, PIL image, uint8 [h, w, 3] RGB array or tensor (CPU or CUDA) to a uint8 [h, w, 3] tensor.
+
+    Raises:
+        ValueError: anything else, saying what was given.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return from_pil(image)
+    if isinstance(image, np.ndarray):
+        given = f"an array of {image.dtype} {list(image.shape)}"
+        broken = np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all()
+        image = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype == np.uint8 else None
+    elif isinstance(image, Tensor):
+        given = f"a tensor of {image.dtype} {list(image.shape)}"
+        broken = image.is_floating_point() and not bool(image.isfinite().all())
+    else:
+        raise ValueError(f"image is a {type(image).__name__}, expected a path, PIL image, uint8 array or uint8 tensor")
+    if image is None or image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or not image.numel():
+        also = " with NaN or infinite pixels" if broken else ""
+        raise ValueError(f"image is {given}{also}, expected uint8 [height, width, 3] RGB")
+    return image
