@@ -35,7 +35,7 @@ def check(condition: bool, op: str, message: str) -> None:
 
 
 def may_look_at_values(x: Tensor) -> bool:
-    """Whether a check may read values of `x`: never while tracing, on CUDA (it waits) only with VITPOSE_FAST_DEBUG=1."""
+    """Whether a check may read values of `x`: not while tracing, on CUDA (it waits) only with VITPOSE_FAST_DEBUG=1."""
     if torch.compiler.is_compiling():
         return False
     return not x.is_cuda or os.environ.get("VITPOSE_FAST_DEBUG") == "1"

@@ -12,11 +12,11 @@ M windows per image, G pooled keys per image.
 Semantics where the paper is silent (sec. 3.3; SPEC 10):
   * a grid that the windows do not divide is padded right and bottom first; the padded map is rolled and cut; padded
     places are never keys and never count in a mean;
-  * shift (sy, sx): the map is rolled by (-sy, -sx); tokens that were not neighbours before the roll do not see each other;
+  * shift (sy, sx): the map is rolled by (-sy, -sx); tokens that were not neighbours before do not see each other;
   * pool: one extra key and value per window of the unshifted partition, the mean of its keys and values; every query
     sees those of all windows, without position bias and without mask.
 
-FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). At 192 tokens memory-bound on Ampere and Hopper.
+FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). Memory-bound at 192 tokens.
 """
 
 from __future__ import annotations

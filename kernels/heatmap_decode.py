@@ -8,8 +8,8 @@
 Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
 Bytes: each map once, 12 out per keypoint; memory-bound. Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
 
-Stated results for odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN ->
-that keypoint and score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
+Odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN -> that keypoint and
+score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
 The offset is not bounded (as in the official code): for a maximum on the border it is exactly half a pixel outwards.
 """
 

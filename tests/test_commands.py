@@ -56,7 +56,9 @@ def test_predict_boxes_by_image_id_and_file_name(folder, capsys):
         {"file_name": "3.png", "bbox": [1, 1, 50, 50], "score": 0.5},
         {"image_id": 99, "bbox": [1, 1, 50, 50], "score": 0.5},
     )
-    assert run("predict", "photos", "--weights", "weights", "--boxes", file, "--min-box-score", "0.3", "--out", "o") == 0
+    assert (
+        run("predict", "photos", "--weights", "weights", "--boxes", file, "--min-box-score", "0.3", "--out", "o") == 0
+    )
     results = json.loads(Path("o/results.json").read_text())
     assert [(r["image_id"], r["box"]) for r in results] == [(1, [5, 5, 20, 30]), (3, [1, 1, 50, 50])]
     assert "1 of 4 boxes are for other images" in capsys.readouterr().err
@@ -104,7 +106,9 @@ def test_failures_are_one_line_and_exit_1(folder, capsys, args, message):
 
 
 def test_boxes_for_other_images_only_are_refused(folder, capsys):
-    assert run("predict", "photos", "--weights", "weights", "--boxes", boxes({"image_id": 9, "bbox": [0, 0, 1, 1]})) == 1
+    assert (
+        run("predict", "photos", "--weights", "weights", "--boxes", boxes({"image_id": 9, "bbox": [0, 0, 1, 1]})) == 1
+    )
     assert "none of its 1 boxes is for one of the 3 images" in capsys.readouterr().err
     Path("boxes.json").write_text('[{"bbox": [1, 2, 3, 4]}]')
     assert run("predict", "photos", "--weights", "weights", "--boxes", "boxes.json") == 1

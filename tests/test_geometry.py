@@ -18,8 +18,12 @@ from vitpose_fast.geometry import (
 
 
 @given(
-    x=st.floats(-100, 500), y=st.floats(-100, 500), w=st.floats(2, 400), h=st.floats(2, 400), codec=st.sampled_from(["udp", "msra"])
-)  # fmt: skip
+    x=st.floats(-100, 500),
+    y=st.floats(-100, 500),
+    w=st.floats(2, 400),
+    h=st.floats(2, 400),
+    codec=st.sampled_from(["udp", "msra"]),
+)
 def test_image_to_crop_and_back(x, y, w, h, codec):
     center, scale = box_to_center_scale(torch.tensor([[x, y, w, h]], dtype=torch.float64), (256, 192))
     points = torch.rand(1, 5, 2, dtype=torch.float64) * 300
@@ -32,7 +36,9 @@ def test_image_to_crop_and_back(x, y, w, h, codec):
 def test_rotation_turns_about_the_box_centre(codec):
     center, scale = torch.tensor([[110.0, 70.0]]), torch.tensor([[250.0, 1000 / 3]])
     flat = transform_points(warp_matrix(center, scale, None, (256, 192), codec), center[:, None].double())
-    turned = transform_points(warp_matrix(center, scale, torch.tensor([37.0]), (256, 192), codec), center[:, None].double())
+    turned = transform_points(
+        warp_matrix(center, scale, torch.tensor([37.0]), (256, 192), codec), center[:, None].double()
+    )
     torch.testing.assert_close(flat, turned, rtol=0, atol=1e-3)
 
 

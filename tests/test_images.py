@@ -20,7 +20,13 @@ def photo(height=12, width=16):
 def test_file_pil_array_and_tensor_give_the_same_pixels(tmp_path):
     pixels = photo()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels)):
+    for given in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(pixels),
+        pixels,
+        torch.from_numpy(pixels),
+    ):
         assert torch.equal(as_image(given), torch.from_numpy(pixels))
 
 
@@ -43,7 +49,12 @@ def bomb(width=30000, height=30000):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 90001)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 90001))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_files_that_are_refused_name_themselves_in_one_line(tmp_path):

@@ -40,7 +40,9 @@ def same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
 def test_result_has_the_stated_shapes_and_is_on_the_cpu(model):
     poses = vp.PosePredictor(model, task="coco")(photo(), BOXES, [0.9, 0.8, 0.7])
     assert poses.keypoints.shape == (3, 17, 2) and poses.scores.shape == (3, 17) and poses.boxes.shape == (3, 4)
-    assert poses.box_scores.tolist() == pytest.approx([0.9, 0.8, 0.7]) and poses.keypoint_set is vp.KEYPOINT_SETS["coco"]
+    assert (
+        poses.box_scores.tolist() == pytest.approx([0.9, 0.8, 0.7]) and poses.keypoint_set is vp.KEYPOINT_SETS["coco"]
+    )
     assert poses.keypoints.device.type == "cpu" and poses.keypoints.dtype == torch.float32
 
 

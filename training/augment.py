@@ -1,4 +1,4 @@
-"""Top-down augmentation of one person (SPEC 6.2): which crop, how turned, whether mirrored. Pixels are cut later, batched."""
+"""Top-down augmentation of one person (SPEC 6.2): which crop, how turned, whether mirrored; pixels are cut later."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from vitpose_fast.files import write_atomic
 from vitpose_fast.models.vitpose import ViTPose
 
 
-def save_state(path: Path, model: ViTPose, optimizer: torch.optim.Optimizer, step: int, best: float, seconds: float) -> None:
+def save_state(
+    path: Path, model: ViTPose, optimizer: torch.optim.Optimizer, step: int, best: float, seconds: float
+) -> None:
     """Everything the next step depends on, after `step` steps and `seconds` of training."""
     state = {
         "model": model.state_dict(),

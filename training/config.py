@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest global gradient norm."""
     augment: bool = True
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
     """Flip, half body, scale, rotation, centre jitter; the paper's recipe (SPEC 6.2)."""
     flip_test: bool = True
     eval_every: int = 10

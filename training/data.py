@@ -114,7 +114,12 @@ def _read_person(
         raise ValueError(f"box {box} is empty inside the {image['width']}x{image['height']} image")
     visible = np.minimum(triples[:, 2], 1).astype(np.float32)
     return Person(
-        images / image["file_name"], image["id"], annotation.get("id", -1), clipped, triples[:, :2] * visible[:, None], visible
+        images / image["file_name"],
+        image["id"],
+        annotation.get("id", -1),
+        clipped,
+        triples[:, :2] * visible[:, None],
+        visible,
     )
 
 
@@ -189,9 +194,7 @@ def make_batch(samples: list[dict[str, Any]], codec: HeatmapCodec, device: torch
         index.append(place[key])
     center, scale, rotation, flip = (stacked[k] for k in ("center", "scale", "rotation", "flip"))
     boxes = torch.cat([center - scale / 2, scale], 1)
-    crops = codec.crop(
-        images, boxes, torch.tensor(index), rotation=rotation, flip=flip, padding=1.0, fix_aspect=False
-    )
+    crops = codec.crop(images, boxes, torch.tensor(index), rotation=rotation, flip=flip, padding=1.0, fix_aspect=False)
     matrix = warp_matrix(center, scale, rotation, codec.image_size, codec.kind)
     points = transform_points(matrix, stacked["keypoints"].double())
     mirrored, swapped = flip_keypoints(

@@ -10,21 +10,21 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from vitpose_fast.draw import draw_poses, heatmap_overlay, plot_training, save_picture, sheet
+from vitpose_fast.draw import draw_poses, plot_training, save_picture, sheet
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.images import read_image
 from vitpose_fast.models.vitpose import ViTPose
 from vitpose_fast.predictor import PosePredictor
 from vitpose_fast.training.config import PRESETS, TrainConfig
+from vitpose_fast.training.data import read_json
 from vitpose_fast.training.synthetic import write_dataset
 from vitpose_fast.training.train import train
 from vitpose_fast.training.validate import boxes_by_image, evaluate
-from vitpose_fast.training.data import read_json
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,6 @@ def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
 
 def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Path, seconds: float) -> TrainConfig:
     """The training of the demo: the tiny model on 128x96 crops, stopped by the clock."""
-    from dataclasses import replace
-
     return replace(
         PRESETS["tiny"][1],
         out=out / "model",
@@ -140,9 +138,8 @@ def draw_held_out(model: ViTPose, annotations: Path, path: Path, count: int = 8)
 
 
 def _run_checkpoint(config: DemoConfig, out: Path) -> int:
-    """Poses of the whole photo as one person, with the heatmaps beside them."""
+    """Poses of the whole photo as one person, by the first head of a checkpoint."""
     from vitpose_fast.checkpoints import load_model
-    from vitpose_fast.kernels.crop import crop
 
     assert config.image is not None and config.weights is not None
     pixels = read_image(config.image)

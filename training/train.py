@@ -41,8 +41,8 @@ def build_model(config: TrainConfig) -> ViTPose:
 def train(config: TrainConfig) -> dict[str, float]:
     """Run a training; returns the last validation metrics (empty without validation data).
 
-    Writes into `config.out`: `config.json`, `metrics.jsonl` (a line per logged step and per evaluation), `last.pt` after
-    every epoch, `model/` at the end, `best/` at the highest AP.
+    Writes into `config.out`: `config.json`, `metrics.jsonl` (a line per logged step and per evaluation), `last.pt`
+    after every epoch, `model/` at the end, `best/` at the highest AP.
 
     Raises:
         ValueError, OSError: bad data or folders, in one line.

@@ -41,7 +41,9 @@ class ValidateConfig:
     device: str | None = None
 
 
-def boxes_by_image(truth: dict[str, Any], detections: list[dict[str, Any]] | None) -> dict[int, list[tuple[list, float]]]:
+def boxes_by_image(
+    truth: dict[str, Any], detections: list[dict[str, Any]] | None
+) -> dict[int, list[tuple[list, float]]]:
     """image id -> (box xywh, score) of every person: from detections, else from the annotations (crowds left out)."""
     sizes = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
     out: dict[int, list[tuple[list, float]]] = {i: [] for i in sizes}
@@ -78,9 +80,7 @@ def evaluate(
     merged = merge_truths([(read_json(a), folder) for a, folder in sources])
     people = boxes_by_image(merged, detections)
     images = [i for i in merged["images"] if people[i["id"]]]
-    items = [
-        (Path(i["path"]), [b for b, _ in people[i["id"]]], [s for _, s in people[i["id"]]]) for i in images
-    ]
+    items = [(Path(i["path"]), [b for b, _ in people[i["id"]]], [s for _, s in people[i["id"]]]) for i in images]
     failed: list[str] = []
     results: list[dict[str, Any]] = []
     category = merged["annotations"][0]["category_id"] if merged["annotations"] else 1

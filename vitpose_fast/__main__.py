@@ -12,7 +12,10 @@ COMMANDS = {  # name -> (function, what it does)
     "predict": ("vitpose_fast.commands:predict", "poses of people in images: results.json and pictures"),
     "train": ("vitpose_fast.training.train:main", "train on COCO-format data"),
     "validate": ("vitpose_fast.training.validate:main", "AP and AR of a checkpoint on COCO-format data"),
-    "convert": ("vitpose_fast.commands:convert", "read any checkpoint, write ours, the official or the Hugging Face one"),
+    "convert": (
+        "vitpose_fast.commands:convert",
+        "read any checkpoint, write ours, the official or the Hugging Face one",
+    ),
     "info": ("vitpose_fast.commands:info", "versions, devices and presets, or what is in a checkpoint"),
 }
 

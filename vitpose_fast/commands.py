@@ -54,7 +54,9 @@ def predict(args: list[str] | None = None) -> int:
     config = tyro.cli(PredictConfig, prog="vitpose-fast predict", args=args)
     paths = list(_image_files(config.images))
     if not paths:
-        raise ValueError(f"no images in {', '.join(map(str, config.images))}; expected files or folders of {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"no images in {', '.join(map(str, config.images))}; expected files or folders of {', '.join(SUFFIXES)}"
+        )
     out = make_folder(config.out)
     boxes = None if config.boxes is None else _read_boxes(config.boxes, paths, config.min_box_score)
     failed: list[str] = []
@@ -127,10 +129,10 @@ def _read_boxes(file: Path, paths: list[Path], min_score: float) -> dict[Path, l
     for index, detection in enumerate(detections):
         if not isinstance(detection, dict) or "bbox" not in detection or not {"image_id", "file_name"} & set(detection):
             raise ValueError(f"{file}: detection {index} has no bbox, or neither image_id nor file_name")
-        path = by_key.get(detection.get("file_name", detection.get("image_id")))
-        unmatched += path is None
-        if path is not None and detection.get("score", 1.0) >= min_score:
-            out.setdefault(path, []).append((detection["bbox"], detection.get("score", 1.0)))
+        image = by_key.get(detection.get("file_name", detection.get("image_id")))
+        unmatched += image is None
+        if image is not None and detection.get("score", 1.0) >= min_score:
+            out.setdefault(image, []).append((detection["bbox"], detection.get("score", 1.0)))
     if detections and unmatched == len(detections):
         raise ValueError(f"{file}: none of its {len(detections)} boxes is for one of the {len(paths)} images")
     if unmatched:
@@ -218,7 +220,8 @@ def info(args: list[str] | None = None) -> int:
 
         if source is None:
             gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-            print(f"vitpose-fast {vitpose_fast.__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+            versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+            print(f"vitpose-fast {vitpose_fast.__version__}, {versions}")
             print(f"devices: cpu ({torch.get_num_threads()} threads){', ' if gpus else ''}{', '.join(gpus)}")
             print(f"presets: {', '.join(PRESETS)}")
             print(f"keypoint sets: {', '.join(vitpose_fast.KEYPOINT_SETS)}")

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -23,7 +22,9 @@ _LEFT, _RIGHT, _MIDDLE = (255, 128, 32), (64, 160, 255), (96, 224, 96)  # orange
 def keypoint_colours(keypoint_set: KeypointSet) -> list[Colour]:
     """Orange for the person's left, blue for the right, green between; a colour wheel where names have no sides."""
     names = [n.lower() for n in keypoint_set.names]
-    sides = [_LEFT if n.startswith(("left", "l_")) else _RIGHT if n.startswith(("right", "r_")) else None for n in names]
+    sides = [
+        _LEFT if n.startswith(("left", "l_")) else _RIGHT if n.startswith(("right", "r_")) else None for n in names
+    ]
     if any(sides):
         return [side or _MIDDLE for side in sides]
     wheel = [colorsys.hsv_to_rgb(i / max(len(names), 1), 0.75, 1.0) for i in range(len(names))]
@@ -60,14 +61,6 @@ def sheet(pictures: Sequence[Image.Image], columns: int = 4, gap: int = 6) -> Im
     for i, picture in enumerate(pictures):
         out.paste(picture.resize((width, height)), ((i % columns) * (width + gap), (i // columns) * (height + gap)))
     return out
-
-
-def heatmap_overlay(image: Tensor, heatmaps: Tensor) -> Image.Image:
-    """The maximum of heatmaps [K, h, w] in red over an image [H, W, 3] uint8."""
-    heat = heatmaps.detach().float().amax(0).clamp(0, 1)[None, None]
-    heat = torch.nn.functional.interpolate(heat, size=image.shape[:2], mode="bilinear")[0, 0, :, :, None]
-    red = torch.tensor([255.0, 32.0, 32.0])
-    return Image.fromarray((image.cpu().float() * (1 - heat) + red * heat).byte().numpy())
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -48,6 +48,12 @@ class PosePredictor:
         self.task = model.resolve_task(task)
         config = model.config
         self.codec = HeatmapCodec(config.task(self.task), config.image_size, config.heatmap_size)
+
+    @overload
+    def __call__(self, image: list[Any], boxes: Any = None, box_scores: Any = None) -> list[Poses]: ...
+
+    @overload
+    def __call__(self, image: Any, boxes: Any = None, box_scores: Any = None) -> Poses: ...
 
     def __call__(self, image: Any, boxes: Any = None, box_scores: Any = None) -> Poses | list[Poses]:
         """Poses of one image, or a list of them for a list of images.
@@ -108,10 +114,14 @@ class PosePredictor:
         outside = boxes_outside(boxes, (height, width))
         if bool(outside.any()):
             index = int(outside.nonzero()[0])
-            raise ValueError(f"{name}boxes: box {index} {boxes[index].tolist()} lies outside the {width}x{height} image")
+            raise ValueError(
+                f"{name}boxes: box {index} {boxes[index].tolist()} lies outside the {width}x{height} image"
+            )
         scores = torch.ones(len(boxes)) if box_scores is None else torch.as_tensor(box_scores).float().cpu()
         if tuple(scores.shape) != (len(boxes),) or not bool(scores.isfinite().all()):
-            raise ValueError(f"{name}box_scores {scores.tolist()}, expected one finite number for each of {len(boxes)} boxes")
+            raise ValueError(
+                f"{name}box_scores {scores.tolist()}, expected one finite number for each of {len(boxes)} boxes"
+            )
         return pixels, boxes, scores
 
     def _run(self, waiting: Sequence[tuple[int, Tensor, Tensor, Tensor]]) -> Iterator[tuple[int, Poses]]:
@@ -135,7 +145,9 @@ class PosePredictor:
         k = self.codec.keypoints.num_keypoints
         points = torch.cat([p[0] for p in parts]) if parts else torch.zeros(0, k, 2)
         scores = torch.cat([p[1] for p in parts]) if parts else torch.zeros(0, k)
-        for (index, _, own, box_scores), own_points, own_scores in zip(waiting, points.split(counts), scores.split(counts)):
+        for (index, _, own, box_scores), own_points, own_scores in zip(
+            waiting, points.split(counts), scores.split(counts)
+        ):
             yield (
                 index,
                 Poses(

@@ -21,7 +21,19 @@ def test_a_short_demo_leaves_pictures_and_results(tmp_path, capsys):
     for name in ("poses.png", "training.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
-    assert main(["--out", str(tmp_path / "again"), "--image", str(out / "poses.png"), "--weights", str(out / "model" / "model")]) == 0
+    assert (
+        main(
+            [
+                "--out",
+                str(tmp_path / "again"),
+                "--image",
+                str(out / "poses.png"),
+                "--weights",
+                str(out / "model" / "model"),
+            ]
+        )
+        == 0
+    )
     with Image.open(tmp_path / "again" / "poses.png") as a, Image.open(out / "poses.png") as b:
         assert a.size == b.size
 
