@@ -111,14 +111,14 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """One source coordinate of every crop pixel: whole part int64 and fraction float32, [P, H, W].
+    """One source coordinate of crop pixels: whole part int64 and fraction float32, [P, rows, columns].
 
-    coefficients [P, 3] of column, row and 1; column [P, W], row [H], float64.
+    coefficients [P, 3] of column, row and 1; column [P, columns], row [rows], float64.
     """
     a, b, c = coefficients.unbind(-1)
     source = (a[:, None] * column)[:, None, :] + (b[:, None] * row + c[:, None])[:, :, None]
     whole = source.floor()
-    return whole.long(), source.sub_(whole).float()
+    return whole.long(), (source - whole).float()
 
 
 def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,10 +145,14 @@ def crop_reference(
     matrices: Tensor,
     size: tuple[int, int],
     flip: Tensor | None,
+    upright: bool,
     exact: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W]."""
+    """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W].
+
+    `upright`: no matrix turns.
+    """
     device, p = matrices.device, matrices.shape[0]
     pixels = torch.cat([image.reshape(-1, 3) for image in images])
     heights = torch.tensor([image.shape[0] for image in images], device=device)
@@ -162,11 +166,12 @@ def crop_reference(
         column = torch.where(flip[:, None], size[1] - 1 - column, column)
     inverse = _inverse(matrices)
     source, one = (_source_exact, 32) if exact else (_source_float, 1)
-    across = _taps(*source(inverse[:, 0], column, row), width, one)
-    down = _taps(*source(inverse[:, 1], column, row), height, one)
+    # Where nothing turns, x depends on the column alone and y on the row: one row and one column stand for all.
+    across = _taps(*source(inverse[:, 0], column, row[:1] if upright else row), width, one)
+    down = _taps(*source(inverse[:, 1], column[:, :1] if upright else column, row), height, one)
     out = torch.zeros(p, *size, 3, dtype=torch.int64 if exact else torch.float32, device=device)
     for y, weight_y in down:
-        line = y.mul_(width).add_(start)
+        line = y * width + start
         for x, weight_x in across:
             tap = pixels.index_select(0, (line + x).flatten()).view_as(out)
             out.addcmul_(tap.to(out.dtype), (weight_y * weight_x)[..., None])
@@ -184,10 +189,11 @@ def _crop(
     matrices: Tensor,
     size: Sequence[int],
     flip: Tensor | None,
+    upright: bool,
     exact: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    return crop_reference(images, image_index, matrices, (size[0], size[1]), flip, exact, dtype)
+    return crop_reference(images, image_index, matrices, (size[0], size[1]), flip, upright, exact, dtype)
 
 
 def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
@@ -264,4 +270,4 @@ def crop(
         center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
         matrices = warp_matrix(center, scale, per_box["rotation"], size, codec)
         mirror = None if per_box["flip"] is None else per_box["flip"].bool()
-        return _crop(images, index, matrices, list(size), mirror, sampling == "exact-cv4", dtype)
+        return _crop(images, index, matrices, list(size), mirror, rotation is None, sampling == "exact-cv4", dtype)

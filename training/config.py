@@ -38,7 +38,8 @@ class TrainConfig:
     drop_path: float | None = None
     """Rate of the last block; None: the preset's."""
     init: str | None = None
-    """Backbone to start from: a checkpoint of any format, e.g. MAE pretraining."""
+    """Checkpoint of any format to start from. MAE pretraining: the backbone. A ViTPose: its head too, the keypoints of
+    equal names (fine-tuning)."""
     sigma: float = 2.0
     """Standard deviation of the target Gaussian in heatmap pixels."""
 

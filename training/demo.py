@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -97,6 +98,21 @@ def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
     return files[:-1], files[-1]
 
 
+def faster_precision(device: str | None) -> Literal["fp32", "bf16"]:
+    """What this device multiplies matrices faster in: bf16 on CUDA and on newer CPUs."""
+    if device != "cpu" and torch.cuda.is_available():
+        return "bf16"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1536, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
+        a @ b
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        seconds[dtype] = time.perf_counter() - started
+    return "bf16" if seconds[torch.bfloat16] < seconds[torch.float32] else "fp32"
+
+
 def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Path, seconds: float) -> TrainConfig:
     """The training of the demo: the tiny model on 128x96 crops, stopped by the clock."""
     return replace(
@@ -111,6 +127,7 @@ def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Pa
         max_seconds=seconds,
         eval_every=2,
         flip_test=False,
+        precision=faster_precision(config.device),
         seed=config.seed,
         device=config.device,
     )

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vitpose_fast.checkpoints import load_pretrained, save_model
+from vitpose_fast.checkpoints import load_model, load_pretrained, save_model
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.keypoints import keypoint_set
@@ -33,9 +33,21 @@ def build_model(config: TrainConfig) -> ViTPose:
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {} if config.drop_path is None else {"drop_path": config.drop_path}
     model = create_model(config.model, (config.task,), config.decoder, config.image_size, **options)
-    if config.init is not None:
+    if config.init is None:
+        return model
+    source = load_model(config.init, image_size=config.image_size)
+    if source.load_report.family == "mae":
         print(load_pretrained(model, config.init))
-    return model
+        return model
+    found, wanted = source.config, model.config
+    if (found.width, found.depth, found.decoder) != (wanted.width, wanted.depth, wanted.decoder):
+        raise ValueError(
+            f"{config.init}: width {found.width}, depth {found.depth}, {found.decoder} decoder; {config.model} has "
+            f"{wanted.width}, {wanted.depth}, {wanted.decoder}: choose the --model and --decoder of the checkpoint"
+        )
+    name = wanted.tasks[0].name
+    start = name if name in source.heads else next(iter(source.heads))
+    return source.with_keypoints(wanted.tasks[0], start, drop_path=wanted.drop_path)
 
 
 def train(config: TrainConfig) -> dict[str, float]:

@@ -103,16 +103,15 @@ def random_boxes(n, seed=0, width=120, height=90):
 def test_exact_cv4_is_opencv_bit_for_bit(codec, turned):
     image, size = picture(), (128, 96)
     boxes, rotation = random_boxes(40)
-    rotation = rotation if turned else rotation * 0
+    angles = torch.from_numpy(rotation if turned else rotation * 0)
     expected = np.stack(
         [
             cv2.warpAffine(image, official_matrix(b, size, r, codec), (size[1], size[0]), flags=cv2.INTER_LINEAR)
-            for b, r in zip(boxes, rotation, strict=True)
+            for b, r in zip(boxes, angles.tolist(), strict=True)
         ]
     )
-    got = F.crop(
-        torch.from_numpy(image), torch.from_numpy(boxes), size, "exact-cv4", torch.from_numpy(rotation), codec=codec
-    )
+    given = angles if turned else None
+    got = F.crop(torch.from_numpy(image), torch.from_numpy(boxes), size, "exact-cv4", given, codec=codec)
     assert torch.equal(got, normalised(expected))
 
 
@@ -158,6 +157,16 @@ def test_float_is_grid_sample():
 
 
 @pytest.mark.parametrize("sampling", ["float", "exact-cv4"])
+@pytest.mark.parametrize("codec", ["udp", "msra"])
+def test_no_rotation_is_a_rotation_by_zero(sampling, codec):
+    image, (boxes, _) = torch.from_numpy(picture()), random_boxes(20, seed=2)
+    options = dict(size=(64, 48), sampling=sampling, codec=codec, flip=torch.arange(20) % 2 == 0)
+    upright = F.crop(image, torch.from_numpy(boxes), **options)
+    turned = F.crop(image, torch.from_numpy(boxes), rotation=torch.zeros(20), **options)
+    assert torch.equal(upright, turned)
+
+
+@pytest.mark.parametrize("sampling", ["float", "exact-cv4"])
 def test_identity_box_is_the_image(sampling):
     image = picture(64, 48)
     box = torch.tensor([[0.0, 0.0, 47.0, 63.0]])
@@ -194,7 +203,7 @@ def test_opcheck():
     boxes = torch.tensor([[1.0, 2, 8, 9], [3, 3, 4, 4]])
     matrices = warp_matrix(*box_to_center_scale(boxes, (16, 12)), None, (16, 12))
     for exact in (False, True):
-        args = (images, torch.tensor([1, 0]), matrices, [16, 12], torch.tensor([True, False]), exact, torch.float32)
+        args = (images, torch.tensor([1, 0]), matrices, [16, 12], torch.tensor([True, False]), True, exact, torch.float32)
         assert set(torch.library.opcheck(torch.ops.vitpose_fast.crop, args).values()) == {"SUCCESS"}
 
 

@@ -91,8 +91,14 @@ def test_mixed_precision_trains(small):
 def test_init_starts_from_another_checkpoint(small, tmp_path):
     source = vp.create_model("vitpose-tiny", image_size=(64, 48))
     vp.save_model(source, tmp_path / "source")
-    model = build_model(replace(small, init=str(tmp_path / "source")))
+    (tmp_path / "nose.json").write_text('{"name": "nose_and_tail", "names": ["tail", "nose"]}')
+    model = build_model(replace(small, init=str(tmp_path / "source"), task=str(tmp_path / "nose.json")))
     assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, source.backbone.blocks[0].attn.qkv.weight)
+    assert model.config.drop_path == 0.2 and model.tasks == ("nose_and_tail",)
+    old, new = source.heads["coco"].final_layer, model.heads["nose_and_tail"].final_layer
+    assert torch.equal(new.weight[1], old.weight[0]) and not torch.equal(new.weight[0], old.weight[1])
+    with pytest.raises(ValueError, match=r"width 192, depth 4, classic decoder; vitpose-s has 384, 12, classic"):
+        build_model(replace(small, init=str(tmp_path / "source"), model="vitpose-s"))
 
 
 def test_a_broken_image_is_named_and_left_out(small, data, tmp_path, caplog):

@@ -104,12 +104,13 @@ class ViTPose(nn.Module):
         plain.load_state_dict(state)
         return plain.train(self.training)
 
-    def with_keypoints(self, spec: str | KeypointSet, source: str | None = None) -> ViTPose:
+    def with_keypoints(self, spec: str | KeypointSet, source: str | None = None, **options: Any) -> ViTPose:
         """A plain copy for another keypoint set, to fine-tune: a new predictor, started from channels of equal names.
 
         Args:
             spec: the new keypoint set, a registry name, or a path to a user's own.
             source: the task whose expert and head are copied; None: the only one.
+            options: training options of `ModelConfig` to change: drop_path, freeze_attn, freeze_ffn, frozen_stages.
 
         Returns:
             A single-task model with this one's backbone, deconvolutions and equally named keypoints (case ignored).
@@ -117,7 +118,7 @@ class ViTPose(nn.Module):
         target = keypoint_set(spec)
         old = self.for_task(source)
         known = [n.lower() for n in old.config.tasks[0].names]
-        model = ViTPose(replace(old.config, tasks=(target,), head_tasks=())).to(old.backbone.pos_embed)
+        model = ViTPose(replace(old.config, tasks=(target,), head_tasks=(), **options)).to(old.backbone.pos_embed)
         model.backbone.load_state_dict(old.backbone.state_dict())
         before, after = old.heads[old.tasks[0]], model.heads[target.name]
         state = after.state_dict()
