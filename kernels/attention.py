@@ -7,7 +7,7 @@ Letters: B batch, N tokens (row-major over the grid), H heads, D head width, C =
 M windows per image, G pooled keys per image.
 
     qkv     [B, N, 3, H, D] float           pooled [B, G, 2, H, D] float (keys, values)
-    rel_h   [2h - 1, D], rel_w [2w - 1, D]  out [B, N, C] in the dtype of qkv, log-sum-exp [B, H, N] float32 (float64)
+    rel_h   [2h - 1, D], rel_w [2w - 1, D]  out [B, N, C] in the dtype of qkv
 
 Semantics where the paper is silent (sec. 3.3; SPEC 10):
   * a grid that the windows do not divide is padded right and bottom first; the padded map is rolled and cut; padded
@@ -117,31 +117,29 @@ def _pooled_keys(qkv: Tensor, windows: _Windows, pool: bool, pooled: Tensor | No
     return None if pooled is None else pooled.permute(2, 0, 3, 1, 4)
 
 
-def _probabilities(
-    q: Tensor,
-    k: Tensor,
-    extra: Tensor | None,
-    windows: _Windows,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Softmax weights [B, M, H, L, L + G] and log-sum-exp [B, M, H, L]; q, k [B, M, H, L, D]; extra [2, B, H, G, D]."""
+def _logit_bias(
+    q: Tensor, windows: _Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
+) -> Tensor | None:
+    """What is added to scale * q.k, broadcastable to [B, M, H, L, L + G] with -inf where a key is not seen, or None."""
     h, w = windows.window
-    logits = scale * (q @ k.transpose(-1, -2))
+    bias = None
     if rel_h is not None and rel_w is not None:
         q_map = q.unflatten(-2, (h, w))
         bias_h = torch.einsum("bmnyxd,ykd->bmnyxk", q_map, _relative(rel_h.to(q.dtype), h))
         bias_w = torch.einsum("bmnyxd,xkd->bmnyxk", q_map, _relative(rel_w.to(q.dtype), w))
-        bias = bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)  # [B, M, H, h, w, h (key), w (key)]
-        logits = logits + bias.reshape(logits.shape)
+        bias = (bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)).flatten(-2).flatten(-3, -2)
     visible = windows.visible(q.device)
     if visible is not None:
-        logits = logits.masked_fill(~visible, float("-inf"))
-    if extra is not None:
-        logits = torch.cat([logits, scale * (q @ extra[0].unsqueeze(1).transpose(-1, -2))], -1)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.softmax(-1).to(q.dtype), logits.logsumexp(-1)
+        bias = q.new_zeros(()) if bias is None else bias
+        bias = torch.where(visible, bias, float("-inf"))  # [M, 1, L, L] without relative position
+    return None if bias is None else nnF.pad(bias, (0, num_extra))
+
+
+def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
+    """Keys or values [B, M, H, L, D] followed by the pooled ones [B, H, G, D]."""
+    if extra is None:
+        return own
+    return torch.cat([own, extra.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], -2)
 
 
 def attention_reference(
@@ -152,18 +150,18 @@ def attention_reference(
     rel_w: Tensor | None,
     scale: float,
     pooled: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The specification in plain PyTorch: (out [B, N, C], log-sum-exp [B, H, N])."""
-    heads = qkv.shape[3]
-    q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
+) -> Tensor:
+    """The specification in plain PyTorch: [B, N, C]."""
+    q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
     extra = _pooled_keys(qkv, windows, pool, pooled)
-    p, lse = _probabilities(q, k, extra, windows, rel_h, rel_w, scale)
-    length = k.shape[-2]
-    out = p[..., :length] @ v
-    if extra is not None:
-        out = out + p[..., length:] @ extra[1].unsqueeze(1)
-    out = windows.join(out.transpose(2, 3).flatten(-2))
-    return out.contiguous(), windows.join(lse.transpose(2, 3)).transpose(1, 2).contiguous()
+    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    if bias is not None:
+        bias = bias.expand(*q.shape[:2], -1, -1, -1).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, _with_extra(k, extra_k), _with_extra(v, extra_v)))
+    out = nnF.scaled_dot_product_attention(q, k, v, bias, scale=scale)  # [B * M, H, L, D]
+    out = out.unflatten(0, (qkv.shape[0], windows.windows[0] * windows.windows[1]))
+    return windows.join(out.transpose(2, 3).flatten(-2)).contiguous()
 
 
 def attention_backward_reference(
@@ -181,14 +179,16 @@ def attention_backward_reference(
     h, w = windows.window
     q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
     extra = _pooled_keys(qkv, windows, pool, pooled)
-    p, _ = _probabilities(q, k, extra, windows, rel_h, rel_w, scale)
+    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    logits = scale * (q @ _with_extra(k, extra_k).transpose(-1, -2))
+    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    logits = logits if bias is None else logits + bias
+    p = logits.softmax(-1)
     length = k.shape[-2]
     do = windows.cut(grad.to(q.dtype)).unflatten(-1, (heads, width)).transpose(2, 3)  # [B, M, H, L, D]
 
     dv = p[..., :length].transpose(-1, -2) @ do
-    dp = do @ v.transpose(-1, -2)
-    if extra is not None:
-        dp = torch.cat([dp, do @ extra[1].unsqueeze(1).transpose(-1, -2)], -1)
+    dp = do @ _with_extra(v, extra_v).transpose(-1, -2)
     ds = p * (dp - (p * dp).sum(-1, keepdim=True))
     ds_window = ds[..., :length]
     dq = scale * (ds_window @ k)
@@ -243,7 +243,7 @@ def _attention(
     rel_w: Tensor | None,
     scale: float,
     pooled: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     windows = _Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     return attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
 
@@ -271,10 +271,9 @@ def _setup_context(ctx, inputs, output) -> None:
     qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled = inputs
     ctx.save_for_backward(qkv, rel_h, rel_w, pooled)
     ctx.options = (grid, window, shift, pool, scale)
-    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad: Tensor, _grad_lse: Tensor | None):
+def _backward(ctx, grad: Tensor):
     qkv, rel_h, rel_w, pooled = ctx.saved_tensors
     grid, window, shift, pool, scale = ctx.options
     dqkv, d_rel_h, d_rel_w, d_pooled = _attention_backward(
@@ -342,5 +341,4 @@ def attention(
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
     with without_autocast(qkv):
-        out, _ = _attention(qkv, list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)
-    return out
+        return _attention(qkv, list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)

@@ -193,9 +193,9 @@ def make_batch(samples: list[dict[str, Any]], codec: HeatmapCodec, device: torch
             images.append(sample["image"].to(device))
         index.append(place[key])
     center, scale, rotation, flip = (stacked[k] for k in ("center", "scale", "rotation", "flip"))
-    rotation = rotation if bool(rotation.any()) else None  # upright crops are cheaper
     boxes = torch.cat([center - scale / 2, scale], 1)
-    crops = codec.crop(images, boxes, torch.tensor(index), rotation=rotation, flip=flip, padding=1.0, fix_aspect=False)
+    turned = rotation if bool(rotation.any()) else None  # upright crops are cheaper
+    crops = codec.crop(images, boxes, torch.tensor(index), rotation=turned, flip=flip, padding=1.0, fix_aspect=False)
     matrix = warp_matrix(center, scale, rotation, codec.image_size, codec.kind)
     points = transform_points(matrix, stacked["keypoints"].double())
     mirrored, swapped = flip_keypoints(

@@ -203,7 +203,8 @@ def test_opcheck():
     boxes = torch.tensor([[1.0, 2, 8, 9], [3, 3, 4, 4]])
     matrices = warp_matrix(*box_to_center_scale(boxes, (16, 12)), None, (16, 12))
     for exact in (False, True):
-        args = (images, torch.tensor([1, 0]), matrices, [16, 12], torch.tensor([True, False]), True, exact, torch.float32)
+        which, flip = torch.tensor([1, 0]), torch.tensor([True, False])
+        args = (images, which, matrices, [16, 12], flip, True, exact, torch.float32)
         assert set(torch.library.opcheck(torch.ops.vitpose_fast.crop, args).values()) == {"SUCCESS"}
 
 

@@ -53,7 +53,7 @@ def load_model(
     state, report.ignored = formats.to_canonical(state, family)
     written = read_config(path)
     if family == "ours" and "vitpose_fast" not in written:
-        raise ValueError(f"{path}: our weights without their config (a training state?); load the folder model/ or best/")
+        raise ValueError(f"{path}: our weights without a config (a training state?); load the folder model/ or best/")
     if "vitpose_fast" in written:
         config = ModelConfig.from_dict(written["vitpose_fast"])
         config = replace(config, heads=num_heads or config.heads)
