@@ -180,16 +180,18 @@ def attention_backward_reference(
     q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
     extra = _pooled_keys(qkv, windows, pool, pooled)
     extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
-    logits = scale * (q @ _with_extra(k, extra_k).transpose(-1, -2))
+    wide = torch.promote_types(q.dtype, torch.float32)  # logits and statistics are not taken in half precision
+    logits = (q.to(wide) * scale) @ _with_extra(k, extra_k).transpose(-1, -2).to(wide)
     bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
     logits = logits if bias is None else logits + bias
-    p = logits.softmax(-1)
+    p = logits.softmax(-1, dtype=wide)
     length = k.shape[-2]
     do = windows.cut(grad.to(q.dtype)).unflatten(-1, (heads, width)).transpose(2, 3)  # [B, M, H, L, D]
 
+    dp = (do @ _with_extra(v, extra_v).transpose(-1, -2)).to(wide)
+    ds = (p * (dp - (p * dp).sum(-1, keepdim=True))).to(q.dtype)
+    p = p.to(q.dtype)
     dv = p[..., :length].transpose(-1, -2) @ do
-    dp = do @ _with_extra(v, extra_v).transpose(-1, -2)
-    ds = p * (dp - (p * dp).sum(-1, keepdim=True))
     ds_window = ds[..., :length]
     dq = scale * (ds_window @ k)
     dk = scale * (ds_window.transpose(-1, -2) @ q)
@@ -330,6 +332,7 @@ def attention(
         fits = pooled.dim() == 5 and pooled.shape[0] == b and tuple(pooled.shape[2:]) == (2, heads, width)
         check(fits, op, f"pooled has shape {list(pooled.shape)}, expected [{b}, G, 2, {heads}, {width}]")
     rel_h, rel_w = (None, None) if rel_pos is None else rel_pos
+    check((rel_h is None) == (rel_w is None), op, "rel_pos holds one table, expected (rel_h, rel_w)")
     for name, table, size in (("rel_h", rel_h, window[0]), ("rel_w", rel_w, window[1])):
         if table is not None:
             fits = tuple(table.shape) == (2 * size - 1, width)

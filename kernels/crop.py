@@ -197,12 +197,14 @@ def _crop(
 
 
 def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
-    """Raise ValueError that names the first box [P, 4] (xywh) that is not finite or has no area."""
-    bad = ~(boxes.isfinite().all(-1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0))
+    """Raise ValueError that names the first box [P, 4] (xywh) that is not finite, has no area, or is absurdly large."""
+    bad = ~((boxes.abs() < 1e6).all(-1) & (boxes[:, 2:] > 1e-3).all(-1))  # NaN compares false
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
         box = [round(v, 3) if math.isfinite(v) else v for v in boxes[index].tolist()]
-        raise ValueError(f"{op}: box {index} is {box}, expected finite (x, y, width, height) with width and height > 0")
+        raise ValueError(
+            f"{op}: box {index} is {box}, expected finite (x, y, width, height) with width and height > 0, in pixels"
+        )
 
 
 def crop(
@@ -245,11 +247,13 @@ def crop(
     choose_impl(op, impl)
     images = [image] if isinstance(image, Tensor) else list(image)
     check(len(images) > 0, op, "got an empty list of images, expected at least one")
+    check(len(size) == 2 and min(size) >= 2, op, f"got size={tuple(size)}, expected (rows, columns) >= 2")
     for i, one in enumerate(images):
+        check(isinstance(one, Tensor), op, f"image {i} is a {type(one).__name__}, expected a torch.Tensor")
         fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
         check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
     device = images[0].device
-    boxes = torch.as_tensor(boxes, device=device)
+    boxes = torch.as_tensor(boxes, device=device).detach()
     check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")
     p = boxes.shape[0]
     check(sampling in ("float", "exact-cv4"), op, f"got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
@@ -257,8 +261,10 @@ def crop(
     per_box = {"rotation": rotation, "flip": flip, "image_index": image_index}
     for name, value in per_box.items():
         if value is not None:
-            check(tuple(value.shape) == (p,), op, f"{name} has shape {list(value.shape)}, expected [{p}]")
-            per_box[name] = value.to(device)
+            given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            fits = isinstance(value, Tensor) and tuple(value.shape) == (p,)
+            check(fits, op, f"{name} has {given}, expected a tensor of shape [{p}]")
+            per_box[name] = value.detach().to(device)
     check(image_index is not None or len(images) == 1, op, f"got {len(images)} images without image_index")
     index = per_box["image_index"]
     index = torch.zeros(p, dtype=torch.int64, device=device) if index is None else index.long()

@@ -163,8 +163,8 @@ def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | N
         ValueError: a pair names a channel that does not exist, or one channel twice.
     """
     permutation = list(range(num_keypoints))
-    for pair in flip_pairs or ():
-        a, b = pair
+    for pair in () if flip_pairs is None else flip_pairs:
+        a, b = map(int, pair)
         fits = min(a, b) >= 0 and max(a, b) < num_keypoints and permutation[a] == a and permutation[b] == b
         check(
             fits, "flip_pairs", f"pair {tuple(pair)} does not fit {num_keypoints} keypoints, each in at most one pair"

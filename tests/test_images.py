@@ -35,6 +35,8 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     Image.fromarray(photo()).save(tmp_path / "a.png", exif=exif)
     assert read_image(tmp_path / "a.png").shape == (16, 12, 3)
+    with Image.open(tmp_path / "a.png") as image:  # boxes of a caller's own image are for its pixels as they stand
+        assert as_image(image).shape == (12, 16, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
@@ -101,7 +103,8 @@ def test_a_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
         (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\], expected"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch.uint8 \[3, 8, 8\], expected"),
         (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\], expected"),
-        (17, "image is a int, expected a path"),
+        (17, "image is of type int, expected a path"),
+        (None, "image is of type NoneType, expected a path"),
     ],
 )
 def test_arrays_that_are_refused(image, message):

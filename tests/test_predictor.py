@@ -10,6 +10,7 @@ from PIL import Image
 import vitpose_fast as vp
 from vitpose_fast import functional as F
 from vitpose_fast.geometry import box_to_center_scale
+from vitpose_fast.predictor import pick_device
 
 
 def photo(seed=0, height=60, width=80):
@@ -117,6 +118,10 @@ def test_a_nan_in_one_head_channel_marks_that_keypoint_only(model):
         ([[5, 5, 10, 10], [9, 9, -4, 5]], "box 1 is"),
         ([[5, 5, float("nan"), 10]], "box 0 is"),
         ([[200, 5, 10, 10]], r"box 0 \[200.0, 5.0, 10.0, 10.0\] lies outside the 80x60 image"),
+        ([[5, 5, 10]], r"boxes have shape \[1, 3\]"),
+        ([[5, 5, 10, 10], [5]], "boxes are not numbers in rows of one length"),
+        ({"x": 5}, "boxes are not numbers"),
+        ([[5, 5, 1e30, 10]], "box 0 is"),
         ([5, 5, 10, 10], r"boxes have shape \[4\], expected \[P, 4\]"),
     ],
 )
@@ -138,6 +143,14 @@ def test_bad_calls_are_named(model):
         vp.PosePredictor(model)
     with pytest.raises(ValueError, match="unknown task 'hands'; heads: coco, ap10k"):
         vp.PosePredictor(model, task="hands")
+    with pytest.raises(ValueError, match="image is of type NoneType"):
+        predictor(None)
+    with pytest.raises(ValueError, match="box_scores are not numbers"):
+        predictor(photo(), BOXES, ["high"] * 3)
+    for name in ("foo", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device '{name}' cannot be used"):
+            pick_device(name)
+    assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="batch_size=0"):
         vp.PosePredictor(model, task="coco", batch_size=0)
 

@@ -23,7 +23,7 @@ def make_folder(path: str | os.PathLike) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"cannot write to folder {folder}: {reason}; choose another with --out") from None
+        raise OSError(f"cannot write to folder {folder}: {reason}; choose another") from None
     return folder
 
 
@@ -35,7 +35,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     os.close(descriptor)
     temporary = Path(name)
     try:
-        write(temporary)
+        _write(write, temporary, path)
         _sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -57,7 +57,7 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"partial-{path.name}-"))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
-        write(temporary)
+        _write(write, temporary, path)
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -84,6 +84,14 @@ def _check_replaces(old: Path, new: Path) -> None:
     foreign = sorted(p.name for p in old.iterdir() if p.name not in ours) if old.is_dir() else []
     if foreign:
         raise FileExistsError(f"{old} also holds {', '.join(foreign[:4])}, which would be lost; choose another folder")
+
+
+def _write(write: Callable[[Path], object], temporary: Path, path: Path) -> None:
+    """Full disks and the like: torch and safetensors report them under types of their own."""
+    try:
+        write(temporary)
+    except Exception as error:
+        raise OSError(f"cannot write {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def sha256(path: Path) -> str:

@@ -29,7 +29,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:  # reads the header only
-                return from_pil(image)
+                return from_pil(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"{path}: refused, its header announces more than {limit:,} pixels") from None
@@ -42,14 +42,14 @@ def read_image(path: str | os.PathLike) -> Tensor:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """PIL image to uint8 [h, w, 3] RGB, EXIF orientation applied.
+    """PIL image as it stands (paths honour EXIF, PIL images are the caller's) to uint8 [h, w, 3] RGB.
 
     Raises:
         ValueError: 16 or 32 bits per channel, which a conversion to 8 bits would clip silently.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel; convert it first")
-    return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))
+    return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def as_image(image: Any) -> Tensor:
@@ -70,7 +70,9 @@ def as_image(image: Any) -> Tensor:
         given = f"a tensor of {image.dtype} {list(image.shape)}"
         broken = image.is_floating_point() and not bool(image.isfinite().all())
     else:
-        raise ValueError(f"image is a {type(image).__name__}, expected a path, PIL image, uint8 array or uint8 tensor")
+        raise ValueError(
+            f"image is of type {type(image).__name__}, expected a path, PIL image, uint8 array or uint8 tensor"
+        )
     if image is None or image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or not image.numel():
         also = " with NaN or infinite pixels" if broken else ""
         raise ValueError(f"image is {given}{also}, expected uint8 [height, width, 3] RGB")

@@ -20,7 +20,7 @@ def person_scores(scores: Tensor, box_scores: Tensor, threshold: float = 0.2) ->
     return mean * box_scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Poses:
     """People of one image; float32 tensors on the CPU, coordinates in image pixels.
 

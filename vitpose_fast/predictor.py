@@ -8,7 +8,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitpose_fast.codec import HeatmapCodec
@@ -67,7 +66,7 @@ class PosePredictor:
         Raises:
             ValueError: one line that names the image or box at fault.
         """
-        single = isinstance(image, (str, os.PathLike, Image.Image, np.ndarray, Tensor))
+        single = not isinstance(image, (list, tuple))
         images = [image] if single else list(image)
         all_boxes = [boxes] if single else _one_each(boxes, len(images), "boxes")
         all_scores = [box_scores] if single else _one_each(box_scores, len(images), "box_scores")
@@ -103,10 +102,7 @@ class PosePredictor:
         pixels = as_image(image)
         name = f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
         height, width = pixels.shape[:2]
-        if boxes is None:
-            boxes = [[0, 0, width, height]]
-        boxes = torch.as_tensor(np.asarray(boxes, dtype=np.float64) if not isinstance(boxes, Tensor) else boxes)
-        boxes = boxes.double().cpu()
+        boxes = _numbers([[0, 0, width, height]] if boxes is None else boxes, f"{name}boxes")
         boxes = boxes.reshape(0, 4) if boxes.numel() == 0 else boxes
         if boxes.dim() != 2 or boxes.shape[1] != 4:
             raise ValueError(f"{name}boxes have shape {list(boxes.shape)}, expected [P, 4] (x, y, width, height)")
@@ -117,7 +113,7 @@ class PosePredictor:
             raise ValueError(
                 f"{name}boxes: box {index} {boxes[index].tolist()} lies outside the {width}x{height} image"
             )
-        scores = torch.ones(len(boxes)) if box_scores is None else torch.as_tensor(box_scores).float().cpu()
+        scores = _numbers([1.0] * len(boxes) if box_scores is None else box_scores, f"{name}box_scores").float()
         if tuple(scores.shape) != (len(boxes),) or not bool(scores.isfinite().all()):
             raise ValueError(
                 f"{name}box_scores {scores.tolist()}, expected one finite number for each of {len(boxes)} boxes"
@@ -172,6 +168,29 @@ class PosePredictor:
         center, scale = box_to_center_scale(boxes, self.codec.image_size)
         points, scores = self.codec.decode(heatmaps, center, scale, flipped)
         return points.float().cpu(), scores.float().cpu()
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; None: CUDA where there is one.
+
+    Raises:
+        ValueError: no such device, or not on this machine.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used ({reason}); expected cpu, cuda or cuda:N") from None
+    return device
+
+
+def _numbers(values: Any, name: str) -> Tensor:
+    """float64 tensor on the CPU of a tensor, array or nested list of numbers."""
+    try:
+        return values.detach().double().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values, float))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} are not numbers in rows of one length, got {type(values).__name__}") from None
 
 
 def _one_each(values: Any, count: int, name: str) -> list[Any]:

@@ -278,13 +278,13 @@ def test_an_unknown_number_of_keypoints_is_custom(make, official, images, tmp_pa
         ("model.pth", "mpii", "mpii", "16 keypoints"),
         ("model.pth", "wholebody", "wholebody", "133 keypoints"),
         ("model.pth", "interhand", "interhand", "21 keypoints"),
-        ("vitpose-b-ap10k.pth", "ap10k", "ap10k", "the file name"),
-        ("ViTPose_AP-10K_from_coco.pth", "ap10k", "ap10k", "the file name"),
-        ("apt36k.pth", "ap10k", "apt36k", "the file name"),
-        ("crowdpose.pth", "aic", "crowdpose", "the file name"),
-        ("coco-wholebody.pth", "wholebody", "wholebody", "the file name"),
+        ("vitpose-b-ap10k.pth", "ap10k", "ap10k", "the name vitpose-b-ap10k.pth"),
+        ("ViTPose_AP-10K_from_coco.pth", "ap10k", "ap10k", "the name ViTPose_AP-10K_from_coco.pth"),
+        ("apt36k.pth", "ap10k", "apt36k", "the name apt36k.pth"),
+        ("crowdpose.pth", "aic", "crowdpose", "the name crowdpose.pth"),
+        ("coco-wholebody.pth", "wholebody", "wholebody", "the name coco-wholebody.pth"),
         ("coco.pth", "aic", "aic", "14 keypoints"),  # a name that the tensors contradict
-        ("ap10k/best.pth", "ap10k", "ap10k", "the file name"),
+        ("ap10k/best.pth", "ap10k", "ap10k", "the name ap10k"),
     ],
 )
 def test_the_task_is_guessed_and_the_guess_reported(file, keypoints, task, reason, make, official, tmp_path, caplog):
@@ -391,3 +391,44 @@ def test_half_precision_files_give_a_full_precision_model(make, official, tmp_pa
     state = {k: v.half() if v.is_floating_point() else v for k, v in official(make()).items()}
     loaded = vp.load_model(store(tmp_path / "m.pth", state))
     assert loaded.backbone.pos_embed.dtype == torch.float32
+
+
+def test_a_size_with_as_many_tokens_is_resized_not_reinterpreted(make, official, tmp_path):
+    path = tmp_path / "m.pth"
+    torch.save(official(make(image_size=(64, 48))), path)
+    model = vp.load_model(path, image_size=(48, 64))
+    assert model.config.grid == (3, 4) and "resized from 4x3 to 3x4" in model.load_report.reshaped[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone.pos_embed", torch.zeros(13)),
+        ("backbone.patch_embed.proj.weight", torch.tensor(1.0)),
+        ("keypoint_head.final_layer.weight", torch.tensor(1.0)),
+        ("keypoint_head.deconv_layers.0.weight", torch.zeros(3)),
+    ],
+)
+def test_tensors_of_absurd_shapes_are_refused(key, value, make, official, tmp_path, refusal):
+    torch.save({**official(make()), key: value}, tmp_path / "m.pth")
+    refusal(lambda: vp.load_model(tmp_path / "m.pth"), "m.pth")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vitpose_fast": None},
+        {"vitpose_fast": {"width": "x"}},
+        {"vitpose_fast": {"tasks": None}},
+        {"model_type": "vitpose", "backbone_config": None},
+        {"model_type": "vitpose", "backbone_config": {"num_attention_heads": "many"}},
+        {"id2label": ["nose"]},
+    ],
+)
+def test_configs_of_absurd_types_are_refused_or_ignored(config, make, official, tmp_path):
+    torch.save(official(make()), tmp_path / "m.pth")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        vp.load_model(tmp_path / "m.pth")
+    except ValueError as error:
+        assert "\n" not in str(error) and "m.pth" in str(error)

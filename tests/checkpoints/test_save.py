@@ -178,3 +178,35 @@ def test_saving_does_not_disturb_the_model(make, tmp_path):
     save_official(model, tmp_path / "m.pth")
     equal(model.state_dict(), before)
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(decoder="simple", patch_stride=8),
+        dict(image_size=(48, 64)),
+        dict(decoder="classic-fp"),
+        dict(name="vitpose++-tiny", tasks=("ap10k",)),
+        dict(tasks=("coco", "ap10k")),
+        dict(drop_path=0.25),
+    ],
+)
+def test_our_official_files_remember_what_tensors_cannot_tell(options, make, tmp_path):
+    model = make(**options)
+    save_official(model, tmp_path / "m.pth")
+    back = vp.load_model(tmp_path / "m.pth")
+    assert back.config == model.config
+    equal(back.state_dict(), model.state_dict())
+
+
+def test_the_official_layout_is_a_pth_file(make, tmp_path, refusal):
+    refusal(lambda: save_official(make(), tmp_path / "m.safetensors"), "m.safetensors", ".pth")
+
+
+def test_a_full_disk_is_an_os_error(make, tmp_path, monkeypatch, refusal):
+    def full(*args, **kwargs):
+        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    refusal(lambda: save_official(make(), tmp_path / "m.pth"), "cannot write", "m.pth", error=OSError)
+    assert list(tmp_path.iterdir()) == []

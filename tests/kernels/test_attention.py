@@ -172,6 +172,28 @@ def test_extreme_logits_stay_finite():
     assert out.isfinite().all() and qkv.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_half_precision_are_as_good_as_torch_s(dtype):
+    """Large logits: q and k of norm 40 overflow float16 before scaling."""
+    g = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 64, 3, 2, 64, generator=g)
+    qkv[:, :, :2] *= 40 / qkv[:, :, :2].norm(dim=-1, keepdim=True)
+    weight = torch.randn(2, 64, 128, generator=g)
+
+    def gradient(dtype, attend):
+        x = qkv.to(dtype).requires_grad_()
+        (attend(x).double() * weight).sum().backward()
+        return x.grad.double()
+
+    def plain(x):
+        q, k, v = x.permute(2, 0, 3, 1, 4)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    truth = gradient(torch.float64, plain)
+    ours, theirs = (gradient(dtype, f) - truth for f in (lambda x: F.attention(x, grid=(8, 8)), plain))
+    assert ours.abs().max() <= 3 * theirs.abs().max()
+
+
 def test_a_nan_token_touches_only_its_window():
     qkv, options = make(CASES["windows"])
     clean = F.attention(qkv, **options)
@@ -228,6 +250,7 @@ def test_autocast_computes_in_its_dtype():
         (dict(rel_pos=(torch.zeros(4, 4), torch.zeros(5, 4))), r"rel_h has shape \[4, 4\], expected \[3, 4\]"),
         (dict(pool=True, pooled=torch.zeros(2, 1, 2, 2, 4)), "hand in one of them"),
         (dict(pooled=torch.zeros(2, 1, 2, 2, 5)), r"pooled has shape .* expected \[2, G, 2, 2, 4\]"),
+        (dict(rel_pos=(torch.zeros(3, 4), None)), "rel_pos holds one table"),
         (dict(impl="triton"), "impl='triton'"),
     ],
 )

@@ -220,7 +220,11 @@ def test_opcheck():
         (None, dict(boxes=torch.zeros(4)), r"expected \[P, 4\]"),
         (None, dict(sampling="cubic"), "expected 'float' or 'exact-cv4'"),
         (None, dict(codec="argmax"), "expected 'udp' or 'msra'"),
-        (None, dict(rotation=torch.zeros(3)), r"rotation has shape \[3\], expected \[1\]"),
+        (None, dict(rotation=torch.zeros(3)), r"rotation has shape \[3\], expected a tensor of shape \[1\]"),
+        (None, dict(rotation=30), "rotation has type int"),
+        (None, dict(size=(1, 1)), "expected .rows, columns. >= 2"),
+        (None, dict(boxes=torch.tensor([[0.0, 0, 1e30, 5]])), "box 0 is"),
+        ([[[1]]], {}, "image 0 is a list, expected a torch.Tensor"),
         (None, dict(image_index=torch.tensor([1])), "image_index runs outside 0..0"),
     ],
 )

@@ -197,3 +197,18 @@ def test_wrong_calls_are_refused_in_one_line():
     several = small(tasks=("coco", "aic"))
     assert refused(lambda: several(images)) == "this model has heads for coco, aic: say which with task="
     assert "unknown keypoint set 'pen'" in refused(lambda: small().with_keypoints("pen"))
+
+
+@pytest.mark.parametrize("size", [(100, 100), (250, 190), (16, 16)])
+@pytest.mark.parametrize("patch_stride", [16, 8])
+def test_any_image_size(size, patch_stride):
+    model = vp.create_model("vitpose-tiny", image_size=size, depth=1, patch_stride=patch_stride).eval()
+    heatmaps = model(torch.randn(1, 3, *size))
+    assert tuple(heatmaps.shape[2:]) == model.config.heatmap_size
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "a.b"])
+def test_names_that_modules_cannot_have_are_refused(name):
+    keypoints = vp.KeypointSet(name, ("tip",), (), (), (0.05,), ())
+    with pytest.raises(ValueError, match="cannot be the name of a keypoint set in a model"):
+        vp.create_model("vitpose-tiny", tasks=(keypoints,))

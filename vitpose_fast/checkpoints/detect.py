@@ -75,13 +75,10 @@ def detect_config(
         size = (size, size)
     if size is None:
         places = shape("backbone.pos_embed")[1] - 1
-        given = image_size is not None and (image_size[0] // stride) * (image_size[1] // stride) == places
-        if image_size is not None and given:
-            size = image_size
-        else:
-            rows, columns = grid_of(places, source)
-            size = (rows * stride, columns * stride)
-            report.guesses.append(f"image size {size[0]}x{size[1]} from {places} places of patch stride {stride}")
+        wanted = None if image_size is None else (image_size[0] // stride, image_size[1] // stride)
+        rows, columns = grid_of(places, wanted, source)
+        size = (rows * stride, columns * stride)
+        report.guesses.append(f"image size {size[0]}x{size[1]} from {places} places of patch stride {stride}")
     config = ModelConfig(
         width=width,
         depth=depth,
@@ -179,21 +176,23 @@ def _guess_task(count: int | None, path: Path, written: dict[str, Any]) -> tuple
         plain = re.sub("[-_]", "", text.lower())
         for name in _TASKS_IN_NAMES:
             if name in plain and name in fitting:
-                return fitting[name], "the file name"
+                return fitting[name], f"the name {text}"
     if count is None:
         return KEYPOINT_SETS["coco"], "nothing, it is the default"
     name = _TASK_BY_COUNT.get(count, "")
     return KEYPOINT_SETS[name] if name else custom_keypoint_set(count), f"{count} keypoints"
 
 
-def grid_of(count: int, source: str) -> tuple[int, int]:
-    """Rows and columns behind a number of tokens: square (pretraining), else 4:3 (people)."""
+def grid_of(count: int, wanted: tuple[int, int] | None, source: str) -> tuple[int, int]:
+    """Rows and columns behind a number of tokens: square (pretraining), else 4:3 (people), else the wanted grid."""
     side = round(count**0.5)
     if side * side == count:
         return side, side
     unit = round((count / 12) ** 0.5)
     if 12 * unit * unit == count:
         return 4 * unit, 3 * unit
+    if wanted is not None and wanted[0] * wanted[1] == count:
+        return wanted
     raise ValueError(
         f"{source}: backbone.pos_embed has {count} places, neither a square nor 4:3; say image_size=(H, W) of the file"
     )

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from vitpose_fast.checkpoints import formats
 from vitpose_fast.checkpoints.detect import LoadReport, detect_config, grid_of
 from vitpose_fast.checkpoints.formats import State
-from vitpose_fast.checkpoints.read import find_checkpoint, read_config, read_tensors
+from vitpose_fast.checkpoints.read import find_checkpoint, read_checkpoint
 from vitpose_fast.keypoints import KeypointSet, keypoint_set
 from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.vitpose import ViTPose
@@ -44,18 +45,34 @@ def load_model(
             weight is named with both shapes.
     """
     path = find_checkpoint(source)
-    state = read_tensors(path)
+    try:
+        model, report = _load(path, task, num_heads, image_size)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # shapes or types nobody writes
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: damaged, or not a ViTPose checkpoint ({type(error).__name__}: {reason})") from None
+    model.load_report = report
+    level = logging.WARNING if report.missing or report.unexpected or report.guesses else logging.INFO
+    log.log(level, "%s", report)
+    return model.eval()
+
+
+def _load(
+    path: Path, task: str | KeypointSet | None, num_heads: int | None, image_size: tuple[int, int] | None
+) -> tuple[ViTPose, LoadReport]:
+    state, written = read_checkpoint(path)
     family = formats.family_of(state)
     if family is None:
         keys = ", ".join(list(state)[:4])
         raise ValueError(f"{path}: not a ViTPose checkpoint; its keys begin with {keys}")
     report = LoadReport(str(path), family)
     state, report.ignored = formats.to_canonical(state, family)
-    written = read_config(path)
     if family == "ours" and "vitpose_fast" not in written:
         raise ValueError(f"{path}: our weights without a config (a training state?); load the folder model/ or best/")
     if "vitpose_fast" in written:
-        config = ModelConfig.from_dict(written["vitpose_fast"])
+        try:
+            config = ModelConfig.from_dict(written["vitpose_fast"])
+        except ValueError as error:
+            raise ValueError(f"{path}: its config cannot be used ({error})") from None
         config = replace(config, heads=num_heads or config.heads)
     else:
         pretraining = family == "mae"  # always square, whatever size the model is for
@@ -71,10 +88,7 @@ def load_model(
     if task is not None:
         model.resolve_task(task if isinstance(task, str) and task in model.tasks else keypoint_set(task).name)
     _fill(model, _name_heads(state, config), file_grid, report, backbone_only=family == "mae")
-    model.load_report = report
-    level = logging.WARNING if report.missing or report.unexpected or report.guesses else logging.INFO
-    log.log(level, "%s", report)
-    return model.eval()
+    return model, report
 
 
 def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
@@ -87,7 +101,7 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
         FileNotFoundError, ValueError: as `load_model`; a backbone weight that is missing or misshapen is named.
     """
     path = find_checkpoint(source)
-    state = read_tensors(path)
+    state, written = read_checkpoint(path)
     family = formats.family_of(state)
     if family is None:
         raise ValueError(f"{path}: not a ViT backbone; its keys begin with {', '.join(list(state)[:4])}")
@@ -97,8 +111,8 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     state = {k: v for k, v in state.items() if k.startswith("backbone.")}
     if model.config.part_features:
         _split_dense(state, model.config, report)
-    written = read_config(path).get("vitpose_fast")
-    file_grid = ModelConfig.from_dict(written).grid if written else None
+    own = written.get("vitpose_fast")
+    file_grid = ModelConfig.from_dict(own).grid if own else None
     _fill(model, state, file_grid, report, backbone_only=True)
     log.info("%s", report)
     return report
@@ -152,11 +166,9 @@ def _resize_position(
     position: Tensor, file_grid: tuple[int, int] | None, grid: tuple[int, int], report: LoadReport
 ) -> Tensor:
     """[1, 1 + n, C] to the grid of the model: bicubic over the places, class slot kept (SPEC 1.6)."""
-    count = position.shape[1] - 1
-    if file_grid is None and count == grid[0] * grid[1]:
-        return position
-    rows, columns = file_grid or grid_of(count, report.source)
-    if rows * columns != count or position.dim() != 3:
+    count = position.shape[1] - 1 if position.dim() == 3 else 0
+    rows, columns = file_grid or grid_of(count, grid, report.source)
+    if rows * columns != count:
         raise ValueError(
             f"{report.source}: backbone.pos_embed does not fit: {list(position.shape)} in the file, "
             f"expected [1, {1 + rows * columns}, C] for a {rows}x{columns} grid"

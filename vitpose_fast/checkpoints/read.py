@@ -55,8 +55,9 @@ def _download(repo: str) -> Path:
         raise FileNotFoundError(f"{repo}: no such file or folder, and the hub says: {reason}") from None
 
 
-def read_tensors(path: Path) -> State:
-    """All tensors of a weights file, by name, without running any code that it may carry.
+def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
+    """All tensors of a weights file by name, and what is written about their model: in the file itself (ours), else in
+    config.json, else {}. No code that the file may carry is run.
 
     Raises:
         ValueError: damaged, not a checkpoint, holding code (named), or not as its manifest says.
@@ -75,6 +76,10 @@ def read_tensors(path: Path) -> State:
             f"{path}: not a readable checkpoint ({_first_line(error)}); expected a .safetensors or .pth file of "
             f"weights, copy or download it again"
         ) from None
+    written = read_config(path)
+    meta = data.get("meta") if isinstance(data, dict) else None
+    if isinstance(meta, dict) and isinstance(meta.get("vitpose_fast"), str):
+        written = {"vitpose_fast": json.loads(meta["vitpose_fast"])}
     for name in ("state_dict", "model", "module"):
         if isinstance(data, dict) and isinstance(data.get(name), dict):
             data = data[name]
@@ -84,7 +89,7 @@ def read_tensors(path: Path) -> State:
     state = {str(k).removeprefix("module."): v for k, v in data.items() if isinstance(v, Tensor)}
     if not state:
         raise ValueError(f"{path}: holds no tensors")
-    return state
+    return state, written
 
 
 def _harmless() -> list[Any]:
@@ -144,7 +149,7 @@ def _check_manifest(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What is written beside the tensors about their model: in the file itself (ours), else in config.json, else {}."""
+    """What the metadata of a .safetensors file say about its model (ours), else what config.json says, else {}."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

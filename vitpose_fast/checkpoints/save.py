@@ -73,10 +73,14 @@ def save_official(model: ViTPose, path: str | os.PathLike) -> None:
     """Write the official layout, a .pth with all heads and experts, all or nothing.
 
     Raises:
-        ValueError: a model that this layout cannot hold (windows, relative position, the minimal decoder).
+        ValueError: a model that this layout cannot hold (windows, relative position, the minimal decoder), or a name
+            that does not end in .pth.
     """
     _refuse("official", _not_official(model))
-    write_atomic(path, lambda p: torch.save({"meta": {}, "state_dict": official_state(model)}, p))
+    if Path(path).suffix not in (".pth", ".pt"):
+        raise ValueError(f"{path}: the official layout is a .pth file; choose such a name")
+    meta = {"vitpose_fast": json.dumps(model.config.to_dict())}  # what tensors cannot tell, for our own reader
+    write_atomic(path, lambda p: torch.save({"meta": meta, "state_dict": official_state(model)}, p))
 
 
 def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
@@ -93,6 +97,7 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
         f"it holds one head, the model has {len(model.heads)}: choose one with --task": len(model.heads) != 1,
         "its classic decoder is 256 wide": c.decoder.startswith("classic") and c.decoder_width != 256,
         "its patch stride is 16": c.patch_stride != 16,
+        "its image sizes are multiples of 16": any(s % 16 for s in c.image_size),
     }
     _refuse("Hugging Face", reasons)
 

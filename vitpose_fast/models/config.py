@@ -60,8 +60,8 @@ class ModelConfig:
             0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
         )
         self._check(self.patch_stride in (8, 16), f"patch_stride {self.patch_stride}, expected 16 or 8")
-        multiple = all(s >= 16 and s % self.patch_stride == 0 for s in self.image_size)
-        self._check(multiple, f"image_size {self.image_size}, expected multiples of {self.patch_stride} of at least 16")
+        sizes = len(self.image_size) == 2 and all(isinstance(s, int) and s >= 16 for s in self.image_size)
+        self._check(sizes, f"image_size {self.image_size}, expected (height, width) of at least 16")
         if self.attention != "full":
             fits = all(1 <= w <= g for w, g in zip(self.window, self.grid, strict=True))
             self._check(fits, f"window {self.window} does not fit the {self.grid[0]}x{self.grid[1]} grid of tokens")
@@ -75,8 +75,9 @@ class ModelConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens."""
-        return self.image_size[0] // self.patch_stride, self.image_size[1] // self.patch_stride
+        """(rows, columns) of tokens: what the padded patch convolution gives (SPEC 1.2)."""
+        rows, columns = ((s + 2 * self.patch_padding - 16) // self.patch_stride + 1 for s in self.image_size)
+        return rows, columns
 
     @property
     def heatmap_size(self) -> tuple[int, int]:

@@ -30,6 +30,11 @@ class ViTPose(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
+        reserved = [t for t in config.head_tasks if hasattr(nn.ModuleDict(), t) or not t.isidentifier()]
+        if reserved:
+            raise ValueError(
+                f"{reserved[0]!r} cannot be the name of a keypoint set in a model: use letters, digits and _"
+            )
         self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
         self.load_report: Any = None
 
