@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ import torch
 from PIL import Image
 
 import vitpose_fast as vp
+import vitpose_fast.coco
+import vitpose_fast.images
 from vitpose_fast.__main__ import COMMANDS, main
 
 
@@ -43,7 +47,7 @@ def boxes(*rows) -> str:
 def test_predict_whole_images(folder, capsys):
     assert run("predict", "photos", "--weights", "weights", "--out", "out") == 0
     results = json.loads(Path("out/results.json").read_text())
-    assert [r["image_id"] for r in results] == [1, 2, 3] and results[0]["file_name"] == "1.png"
+    assert [r["image_id"] for r in results] == [1, 2, 3] and results[0]["file_name"] == "photos/1.png"
     assert {p.name for p in Path("out").iterdir()} == {"results.json", "1.jpg", "2.jpg", "3.jpg"}
     assert Image.open("out/1.jpg").size == (80, 60)
     assert "3 people in 3 of 3 images" in capsys.readouterr().out
@@ -73,14 +77,137 @@ def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
         {"image_id": 1, "bbox": [5, 5, -20, 30], "score": 0.9},
         {"image_id": 1, "bbox": [500, 5, 20, 30], "score": 0.9},
         {"image_id": 1, "bbox": "left", "score": 0.9},
+        {"image_id": 1, "bbox": [5, 5, 20, 30], "score": None},
+        {"image_id": [1], "bbox": [5, 5, 20, 30]},
+        "a box",
         {"image_id": 2, "bbox": [5, 5, 20, 30], "score": 0.9},
         {"image_id": 3, "bbox": [5, 5, 20, 30], "score": 0.9},
     )
     assert run("predict", "photos", "--weights", "weights", "--boxes", file, "--out", "out") == 1
-    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
-    assert len(skipped) == 4 and sum("2.png" in s for s in skipped) == 1
-    assert any("lies outside the 80x60 image" in s for s in skipped)
+    skipped = [line for line in capsys.readouterr().err.splitlines() if "skipped: " in line]
+    reasons = [
+        "boxes.json: detection 1: bbox is [5, 5, -20, 30], expected four",
+        "boxes.json: detection 3: bbox is 'left', expected four",
+        "boxes.json: detection 4: score is None, expected a finite number",
+        "boxes.json: detection 5: image_id is [1], expected",
+        "boxes.json: detection 6: is 'a box', expected a JSON object",
+        "photos/1.png: box [500, 5, 20, 30] lies outside the 80x60 image",
+        "photos/2.png: not an image",
+    ]
+    assert len(skipped) == 7 and all(reason in line for reason, line in zip(reasons, skipped))
     assert [r["image_id"] for r in json.loads(Path("out/results.json").read_text())] == [1, 3]
+    assert {p.name for p in Path("out").iterdir()} == {"results.json", "1.jpg", "3.jpg"}
+
+
+def test_predict_decodes_every_image_once(folder, monkeypatch):
+    read = vitpose_fast.coco.read_image
+    seen: list[str] = []
+    for module in (vitpose_fast.coco, vitpose_fast.images):
+        monkeypatch.setattr(module, "read_image", lambda path: (seen.append(str(path)), read(path))[1])
+    Path("photos/2.png").write_bytes(b"broken")
+    file = boxes(*({"image_id": i, "bbox": [5, 5, 20, 30]} for i in (1, 1, 2, 3)))
+    assert run("predict", "photos", "--weights", "weights", "--boxes", file) == 1
+    assert seen == ["photos/1.png", "photos/2.png", "photos/3.png"]
+
+
+def test_predict_holds_few_images(folder, monkeypatch):
+    """With one person a batch, each image is let go of before the one after the next is read."""
+    read = vitpose_fast.coco.read_image
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def counted(path):
+        nonlocal most
+        most = max(most, sum(ref() is not None for ref in alive))
+        pixels = read(path)
+        alive.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(vitpose_fast.coco, "read_image", counted)
+    for i in range(4, 12):
+        shutil.copy("photos/1.png", f"photos/{i}.png")
+    assert run("predict", "photos", "--weights", "weights", "--batch-size", "1") == 0
+    assert len(alive) == 11 and most <= 2
+
+
+def test_predict_keeps_the_ids_of_the_detections(folder):
+    Path("more").mkdir()
+    for name in ("1.png", "17.png", "me.png"):
+        shutil.copy("photos/1.png", f"more/{name}")
+    box = [5, 5, 20, 30]
+    file = boxes(
+        {"image_id": 17, "file_name": "me.png", "bbox": box},
+        {"image_id": "x", "file_name": "/data/set/photos/2.png", "bbox": box},
+        {"file_name": "17.png", "bbox": box},  # 17 is taken
+        {"file_name": "photos/1.png", "bbox": box},  # 1 is the number of two images
+        {"file_name": "more\\1.png", "bbox": box},
+        {"image_id": 3, "bbox": box},
+    )
+    assert run("predict", "photos", "more", "--weights", "weights", "--boxes", file) == 0
+    found = {r["file_name"]: r["image_id"] for r in json.loads(Path("poses/results.json").read_text())}
+    expected = {"more/me.png": 17, "photos/2.png": "x", "more/17.png": "more/17.png", "photos/3.png": 3}
+    assert found == {**expected, "photos/1.png": "photos/1.png", "more/1.png": "more/1.png"}
+
+
+def test_predict_gives_every_image_an_id_of_its_own(folder):
+    Path("more").mkdir()
+    for name in ("01.png", "7.png", "me.png"):
+        shutil.copy("photos/1.png", f"more/{name}")
+    assert run("predict", "photos", "more", "photos/1.png", "--weights", "weights") == 0  # one of them twice
+    found = [(r["file_name"], r["image_id"]) for r in json.loads(Path("poses/results.json").read_text())]
+    assert found == [
+        ("photos/1.png", "photos/1.png"), ("photos/2.png", 2), ("photos/3.png", 3),
+        ("more/01.png", "more/01.png"), ("more/7.png", 7), ("more/me.png", "more/me.png"),
+    ]  # fmt: skip
+
+
+def test_predict_refuses_boxes_that_fit_two_images(folder, capsys):
+    Path("more").mkdir()
+    shutil.copy("photos/1.png", "more/1.png")
+    for detection in ({"file_name": "1.png"}, {"image_id": 1}, {"image_id": "1"}):
+        file = boxes({"bbox": [5, 5, 20, 30], **detection})
+        assert run("predict", "photos", "more", "--weights", "weights", "--boxes", file) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "fits photos/1.png and more/1.png" in lines[0] and "detection 0" in lines[0]
+
+
+def test_predict_prefers_the_very_path(folder):
+    shutil.copy("photos/1.png", "1.png")
+    file = boxes({"file_name": "1.png", "bbox": [5, 5, 20, 30]})
+    assert run("predict", "photos", "1.png", "--weights", "weights", "--boxes", file) == 0
+    assert [r["file_name"] for r in json.loads(Path("poses/results.json").read_text())] == ["1.png"]
+
+
+def test_predict_names_ids_that_contradict(folder, capsys):
+    box = [5, 5, 20, 30]
+    file = boxes(
+        {"image_id": 5, "file_name": "1.png", "bbox": box},
+        {"image_id": 6, "file_name": "1.png", "bbox": box},
+        {"image_id": 5, "file_name": "2.png", "bbox": box},
+        {"image_id": 8, "file_name": "3.png", "bbox": box},
+        {"image_id": "photos/1.png", "file_name": "2.png", "bbox": box},
+    )
+    assert run("predict", "photos", "--weights", "weights", "--boxes", file) == 1
+    skipped = [line for line in capsys.readouterr().err.splitlines() if "skipped: " in line]
+    assert len(skipped) == 3 and "detection 1: image_id is 6, but photos/1.png has 5" in skipped[0]
+    assert "detection 2: image_id is 5, but that is photos/1.png, not photos/2.png" in skipped[1]
+    assert "detection 4: image_id is 'photos/1.png', but that is photos/1.png, not photos/2.png" in skipped[2]
+    assert [r["image_id"] for r in json.loads(Path("poses/results.json").read_text())] == [5, 8]
+
+
+def test_predict_matches_the_images_of_an_annotation_file(folder):
+    rows = {"images": [{"id": 40, "file_name": "2.png"}], "annotations": [{"image_id": 40, "bbox": [5, 5, 20, 30]}]}
+    Path("boxes.json").write_text(json.dumps(rows))
+    assert run("predict", "photos", "--weights", "weights", "--boxes", "boxes.json") == 0
+    (result,) = json.loads(Path("poses/results.json").read_text())
+    assert (result["image_id"], result["file_name"], result["box_score"]) == (40, "photos/2.png", 1.0)
+
+
+def test_predict_names_folders_without_images(folder, capsys):
+    Path("empty").mkdir()
+    assert run("predict", "photos", "empty", "--weights", "weights") == 1
+    assert "skipped: empty: no images in this folder" in capsys.readouterr().err
+    assert len(json.loads(Path("poses/results.json").read_text())) == 3
 
 
 @pytest.mark.parametrize(
@@ -89,7 +216,8 @@ def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
         (["predict", "nowhere", "--weights", "weights"], "nowhere: no such image file"),
         (["predict", "empty", "--weights", "weights"], "no images in empty"),
         (["predict", "photos", "--weights", "gone.pth"], "gone.pth: no such file, folder or hub id"),
-        (["predict", "photos", "--weights", "weights", "--boxes", "gone.json"], "boxes are not readable as JSON"),
+        (["predict", "photos", "--weights", "weights", "--boxes", "gone.json"], "gone.json: no such file"),
+        (["predict", "photos", "--weights", "weights", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["predict", "photos", "--weights", "weights", "--out", "photos/1.png"], "cannot write to folder photos/1.png"),
         (["predict", "photos", "--weights", "weights", "--task", "aic"], "unknown task 'aic'; heads: coco"),
         (["convert", "gone", "out"], "gone: no such file"),
@@ -112,7 +240,7 @@ def test_boxes_for_other_images_only_are_refused(folder, capsys):
     assert "none of its 1 boxes is for one of the 3 images" in capsys.readouterr().err
     Path("boxes.json").write_text('[{"bbox": [1, 2, 3, 4]}]')
     assert run("predict", "photos", "--weights", "weights", "--boxes", "boxes.json") == 1
-    assert "detection 0 has no bbox, or neither image_id nor file_name" in capsys.readouterr().err
+    assert "detection 0: neither image_id nor file_name" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_2(folder, capsys):

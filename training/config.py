@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,8 @@ class TrainConfig:
     seed: int = 0
     resume: bool = False
     """Go on from `out`/last.pt, exactly."""
+    overwrite: bool = False
+    """Replace the run that is in `out`."""
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -83,8 +86,14 @@ class TrainConfig:
                     f"got {len(files)} files in --{name} and {len(folders)} folders in --{name}-images, "
                     f"expected one folder for all or one for each"
                 )
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"got epochs={self.epochs}, batch_size={self.batch_size}, expected at least 1")
+        for name in ("epochs", "batch_size", "warmup", "workers", "seed", "eval_every", "weight_decay"):
+            value, least = getattr(self, name), int(name in ("epochs", "batch_size"))
+            if not value >= least:
+                raise ValueError(f"got {name}={value}, expected at least {least}")
+        for name in ("lr", "sigma", "clip", "layer_decay", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"got {name}={value}, expected a positive number")
 
     def sources(self, name: str) -> list[tuple[Path, Path]]:
         """(annotation file, image folder) of "train" or "val"."""
@@ -106,7 +115,11 @@ class TrainConfig:
 
 def _coco(size: str, drop_path: float, layer_decay: float) -> TrainConfig:
     return TrainConfig(
-        out=Path(f"runs/coco-{size}"), model=f"vitpose-{size}", drop_path=drop_path, layer_decay=layer_decay
+        out=Path(f"runs/coco-{size}"),
+        model=f"vitpose-{size}",
+        drop_path=drop_path,
+        layer_decay=layer_decay,
+        batch_size=512,  # of all processes together in the paper; scale lr with it
     )
 
 
@@ -140,7 +153,8 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             warmup=20,
             layer_decay=1.0,
             weight_decay=0.0,
-            batch_size=16,
+            epochs=100,
+            batch_size=8,
             augment=False,
             flip_test=False,
             eval_every=0,

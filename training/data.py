@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from vitpose_fast.coco import clipped_box, is_training_person, read_annotations, shortened
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
 from vitpose_fast.images import read_image
@@ -30,97 +29,45 @@ class Person:
     """One annotated person."""
 
     image: Path
-    image_id: int
-    annotation_id: int
+    image_id: int | str
+    annotation_id: int | str
     box: tuple[float, float, float, float]  # xywh in pixels, clipped to the image as the official loader does
     keypoints: np.ndarray  # [K, 2] float32
     visible: np.ndarray  # [K] float32, 1 for labelled keypoints (COCO's 1 and 2)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A COCO annotation file.
+def read_people(
+    annotations: Path, images: Path, keypoint_set: KeypointSet, problems: list[str] | None = None
+) -> list[Person]:
+    """The people with labelled keypoints of a COCO file; crowds are left out, damaged rows named and left out.
 
-    Raises:
-        ValueError: missing, not JSON, or without the lists `images` and `annotations`.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such annotation file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({str(error).splitlines()[0]})") from None
-    for name in ("images", "annotations"):
-        if not isinstance(data, dict) or not isinstance(data.get(name), list):
-            raise ValueError(f"{path}: no list {name!r}, expected COCO keypoint annotations")
-    return data
-
-
-def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    """The official loader's box: clipped to the image, one pixel smaller (SPEC 3.1); None if nothing is left."""
-    x, y, w, h = map(float, box)
-    x1, y1 = max(0.0, x), max(0.0, y)
-    x2, y2 = min(width - 1.0, x1 + max(0.0, w - 1)), min(height - 1.0, y1 + max(0.0, h - 1))
-    return (x1, y1, x2 - x1, y2 - y1) if x2 > x1 and y2 > y1 else None
-
-
-def read_people(annotations: Path, images: Path, keypoint_set: KeypointSet) -> list[Person]:
-    """The people with labelled keypoints of a COCO file; crowds are left out, damaged annotations named and left out.
+    Args:
+        problems: damaged rows are named here; None: in the log.
 
     Raises:
         ValueError: an unusable file, or one in which no person is left.
     """
-    data = read_json(annotations)
-    by_id = {i["id"]: i for i in data["images"] if isinstance(i, dict) and "id" in i and "file_name" in i}
-    people, problems = [], []
-    for index, annotation in enumerate(data["annotations"]):
-        try:
-            person = _read_person(annotation, by_id, images, keypoint_set)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            name = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
-            problems.append(f"annotation {index} (id {name}): {reason}")
-            continue
-        if person is not None:
-            people.append(person)
-    for problem in problems[:20]:
-        log.warning("%s: skipped %s", annotations, problem)
-    if len(problems) > 20:
-        log.warning("%s: skipped %d more damaged annotations", annotations, len(problems) - 20)
+    data, damaged = read_annotations(annotations, keypoint_set)
+    if problems is not None:
+        problems += damaged
+    else:
+        for line in shortened(damaged):
+            log.warning("skipped %s", line)
+    by_id = {image["id"]: image for image in data["images"]}
+    people = [_person(a, by_id[a["image_id"]], images) for a in data["annotations"] if is_training_person(a)]
     if not people:
-        first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
+        first = f"; the first of {len(damaged)} problems: {damaged[0]}" if damaged else ""
         raise ValueError(f"{annotations}: no person with labelled {keypoint_set.name} keypoints{first}")
     return people
 
 
-def _read_person(
-    annotation: dict[str, Any], by_id: dict[int, dict[str, Any]], images: Path, keypoint_set: KeypointSet
-) -> Person | None:
-    """None for a crowd or a person without labelled keypoints; an error names what is wrong."""
-    if annotation.get("iscrowd") or not any(annotation.get("keypoints", ())[2::3]):
-        return None
-    image = by_id.get(annotation["image_id"])
-    if image is None:
-        raise ValueError(f"image_id {annotation['image_id']} is not in images")
-    k = keypoint_set.num_keypoints
-    flat = annotation["keypoints"]
-    if len(flat) != 3 * k:
-        raise ValueError(f"{len(flat)} keypoint numbers, expected {3 * k} for {keypoint_set.name}")
-    triples = np.asarray(flat, dtype=np.float32).reshape(k, 3)
-    box = annotation["bbox"]
-    if len(box) != 4 or not all(math.isfinite(float(v)) for v in box) or not np.isfinite(triples).all():
-        raise ValueError(f"box {box} or keypoints are not finite numbers")
-    clipped = clipped_box(box, image["width"], image["height"])
-    if clipped is None or annotation.get("area", 1) <= 0:
-        raise ValueError(f"box {box} is empty inside the {image['width']}x{image['height']} image")
-    visible = np.minimum(triples[:, 2], 1).astype(np.float32)
-    return Person(
-        images / image["file_name"],
-        image["id"],
-        annotation.get("id", -1),
-        clipped,
-        triples[:, :2] * visible[:, None],
-        visible,
-    )
+def _person(annotation: dict[str, Any], image: dict[str, Any], folder: Path) -> Person:
+    triples = np.asarray(annotation["keypoints"], dtype=np.float32).reshape(-1, 3)
+    visible = np.minimum(triples[:, 2], 1)
+    box = clipped_box(annotation["bbox"], image["width"], image["height"])
+    assert box is not None  # checked by the reader
+    points = triples[:, :2] * visible[:, None]
+    return Person(folder / image["file_name"], image["id"], annotation["id"], box, points, visible)
 
 
 class PeopleDataset(Dataset):
@@ -155,7 +102,7 @@ class PeopleDataset(Dataset):
         person = self.people[index]
         try:
             image = self.read(person.image)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return str(error)
         if self.augmentation is None:
             view = no_augmentation(person, self.image_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 import time
@@ -15,61 +14,75 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitpose_fast.checkpoints import load_model, load_pretrained, save_model
+from vitpose_fast.coco import print_problems
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.keypoints import keypoint_set
 from vitpose_fast.models.vitpose import ViTPose, create_model
-from vitpose_fast.training.checkpoint import load_state, save_state
+from vitpose_fast.predictor import pick_device
+from vitpose_fast.training.checkpoint import MetricsFile, load_state, save_state
 from vitpose_fast.training.config import PRESETS, TrainConfig
 from vitpose_fast.training.data import EpochSampler, PeopleDataset, keep_usable, make_batch, read_people
 from vitpose_fast.training.optim import lr_factor, make_optimizer, set_lr
-from vitpose_fast.training.validate import evaluate
-
-log = logging.getLogger("vitpose_fast")
+from vitpose_fast.training.validate import check_can_evaluate, evaluate
 
 
 def build_model(config: TrainConfig) -> ViTPose:
-    """The freshly initialised model of a run, from `config.init` where given."""
+    """The freshly initialised model of a run, from `config.init` where given.
+
+    Raises:
+        ValueError: a checkpoint that does not fit the model, in one line.
+    """
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {} if config.drop_path is None else {"drop_path": config.drop_path}
     model = create_model(config.model, (config.task,), config.decoder, config.image_size, **options)
     if config.init is None:
         return model
     source = load_model(config.init, image_size=config.image_size)
-    if source.load_report.family == "mae":
+    if source.load_report.family == "mae" or model.config.part_features:
         print(load_pretrained(model, config.init))
         return model
-    found, wanted = source.config, model.config
-    if (found.width, found.depth, found.decoder) != (wanted.width, wanted.depth, wanted.decoder):
-        raise ValueError(
-            f"{config.init}: width {found.width}, depth {found.depth}, {found.decoder} decoder; {config.model} has "
-            f"{wanted.width}, {wanted.depth}, {wanted.decoder}: choose the --model and --decoder of the checkpoint"
-        )
-    name = wanted.tasks[0].name
-    start = name if name in source.heads else next(iter(source.heads))
-    return source.with_keypoints(wanted.tasks[0], start, drop_path=wanted.drop_path)
+    for name in ("width", "depth", "heads", "decoder", "decoder_width", "patch_stride", "attention"):
+        found, wanted = getattr(source.config, name), getattr(model.config, name)
+        if found != wanted:
+            raise ValueError(f"{config.init}: has {name} {found}, {config.model} has {wanted}; choose --model to match")
+    target = model.config.tasks[0]
+    start = target.name if target.name in source.heads else next(iter(source.heads))
+    return source.with_keypoints(target, start, drop_path=model.config.drop_path)
 
 
-def train(config: TrainConfig) -> dict[str, float]:
-    """Run a training; returns the last validation metrics (empty without validation data).
+def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
+    """Run a training.
 
     Writes into `config.out`: `config.json`, `metrics.jsonl` (a line per logged step and per evaluation), `last.pt`
     after every epoch, `model/` at the end, `best/` at the highest AP.
 
+    Returns:
+        The last validation metrics (empty without validation data), and what was left out: damaged annotations and
+        images, by name.
+
     Raises:
-        ValueError, OSError: bad data or folders, in one line.
+        ValueError, OSError: bad options, data or folders, in one line, before anything is written.
     """
     if not config.train:
         raise ValueError("nothing to train on: give --train FILE.json and --train-images FOLDER")
+    out = Path(config.out)
+    if (out / "last.pt").exists() and not (config.resume or config.overwrite):
+        raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
     keypoints = keypoint_set(config.task)
-    people = [p for annotations, images in config.sources("train") for p in read_people(annotations, images, keypoints)]
-    out = make_folder(config.out)
-    write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
-
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    problems: list[str] = []
+    people = [p for file, images in config.sources("train") for p in read_people(file, images, keypoints, problems)]
+    if config.val:
+        check_can_evaluate(keypoints, config.sources("val"))
+    device = pick_device(config.device)
     model = build_model(config).to(device).train()
     codec = HeatmapCodec(keypoints, model.config.image_size, model.config.heatmap_size, config.sigma)
     optimizer = make_optimizer(model, config)
+    step, before = load_state(out / "last.pt", config, model, optimizer) if config.resume else (0, 0.0)
+
+    make_folder(out)
+    write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
+    log_file = MetricsFile(out / "metrics.jsonl", step)
     dataset = PeopleDataset(
         people,
         keypoints,
@@ -87,17 +100,11 @@ def train(config: TrainConfig) -> dict[str, float]:
         persistent_workers=config.workers > 0,
         generator=torch.Generator(),  # its own, so that the order of epochs does not move drop path's draws
     )
-    step, best, before = 0, -1.0, 0.0
-    if config.resume:
-        state = load_state(out / "last.pt", model, optimizer)
-        step, best, before = state["step"], state["best"], state["seconds"]
-    log_file = (out / "metrics.jsonl").open("a" if config.resume else "w", encoding="utf-8", buffering=1)
     per_epoch, total = len(sampler), config.epochs * len(sampler)
     print(f"{config.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(people)} people, {device}")
-    bar = tqdm(total=total, initial=step, unit="step", mininterval=2)
+    clock = config.max_seconds is not None  # then the bar counts seconds, which end the run, and not steps
+    bar = tqdm(total=round(config.max_seconds or total), unit="s" if clock else "step", mininterval=2)
     started = time.monotonic()
-    metrics: dict[str, float] = {}
-    last_evaluation = -1
 
     def elapsed() -> float:
         return before + time.monotonic() - started
@@ -106,43 +113,44 @@ def train(config: TrainConfig) -> dict[str, float]:
         by_clock = 0.0 if config.max_seconds is None else elapsed() / config.max_seconds
         return max(step / total, by_clock)
 
-    named: set[str] = set()
+    def validate() -> dict[str, float]:
+        metrics, _, left_out = evaluate(model, config.sources("val"), flip_test=config.flip_test)
+        problems.extend(p for p in left_out if p not in problems)
+        best = metrics["AP"] > log_file.best
+        log_file.write({"step": step, **metrics, "seconds": round(elapsed(), 2)})
+        if best:
+            save_model(model, out / "best", overwrite=True)
+        return metrics
+
+    metrics: dict[str, float] = {}
+    unusable: set[str] = set()
     while progress() < 1:
-        epoch = step // per_epoch
-        sampler.start(epoch, step % per_epoch)
+        sampler.start(step // per_epoch, step % per_epoch)
         for samples, reasons in loader:
-            for reason in sorted(set(reasons) - named):
-                log.warning("skipped %s", reason)
-                named.add(reason)
+            unusable.update(reasons)
             if samples:
                 set_lr(optimizer, config, lr_factor(config, step, progress()))
                 loss, norm = _train_step(model, optimizer, codec, samples, config, device)
                 if step % 20 == 0:
                     row = {"step": step, "loss": loss, "norm": norm, "lr": optimizer.param_groups[-1]["lr"]}
-                    log_file.write(json.dumps({**row, "seconds": round(elapsed(), 2)}) + "\n")
-                    bar.set_postfix(loss=f"{loss:.2e}", AP=f"{best:.3f}" if best >= 0 else "-", refresh=False)
+                    log_file.write({**row, "seconds": round(elapsed(), 2)})
+                    bar.set_postfix(loss=f"{loss:.2e}", AP=f"{max(log_file.best, 0):.3f}", refresh=False)
             step += 1
-            bar.update()
+            bar.update(int(elapsed() if clock else step) - bar.n)
             if progress() >= 1:
                 break
-        if len(named) >= len(people):
-            raise ValueError(f"none of the images can be used; the first: {sorted(named)[0]}")
-        finished_epochs = step // per_epoch
-        due = config.eval_every > 0 and finished_epochs > 0 and finished_epochs % config.eval_every == 0
-        if config.val and (progress() >= 1 or (due and step % per_epoch == 0)):
-            metrics, _, _ = evaluate(model, config.sources("val"), flip_test=config.flip_test)
-            log_file.write(json.dumps({"step": step, **metrics, "seconds": round(elapsed(), 2)}) + "\n")
-            last_evaluation = step
-            if metrics["AP"] > best:
-                best = metrics["AP"]
-                save_model(model, out / "best", overwrite=True)
-        save_state(out / "last.pt", model, optimizer, step, best, elapsed())
+        if len(unusable) >= len({p.image for p in people}):
+            raise ValueError(f"none of the images can be used; the first: {min(unusable)}")
+        save_state(out / "last.pt", config, model, optimizer, step, elapsed())
+        epochs, rest = divmod(step, per_epoch)
+        if config.val and config.eval_every and rest == 0 and epochs % config.eval_every == 0 and progress() < 1:
+            metrics = validate()
     bar.close()
     save_model(model, out / "model", overwrite=True)
-    log_file.close()
-    if config.val and last_evaluation != step:
-        metrics, _, _ = evaluate(model, config.sources("val"), flip_test=config.flip_test)
-    return metrics
+    if config.val:
+        metrics = validate()
+    problems.extend(r for r in sorted(unusable) if r not in problems)
+    return metrics, problems
 
 
 def _train_step(
@@ -175,10 +183,11 @@ def main(args: list[str] | None = None) -> int:
     import tyro
 
     config = tyro.extras.overridable_config_cli(PRESETS, prog="vitpose-fast train", args=args, description=__doc__)
-    metrics = train(config)
+    metrics, problems = train(config)
+    code = print_problems(problems)
     print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    print(f"model in {Path(config.out) / 'model'}")
-    return 0
+    print(f"model in {config.out / 'model'}")
+    return code
 
 
 if __name__ == "__main__":

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from vitpose_fast.coco import (
+    Row,
+    clipped_box,
+    is_training_person,
+    open_images,
+    print_problems,
+    read_annotations,
+    read_detections,
+)
 from vitpose_fast.files import write_atomic
 from vitpose_fast.geometry import box_to_center_scale
+from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_fast.predictor import PosePredictor
-from vitpose_fast.training.data import clipped_box, read_json
+from vitpose_fast.predictor import PosePredictor, pick_device
 from vitpose_fast.training.metrics import coco_keypoint_ap, suppress
 
 
@@ -31,7 +39,7 @@ class ValidateConfig:
     images: Path
     """Folder of their images."""
     boxes: Path | None = None
-    """COCO detections (JSON list of image_id, category_id, bbox, score); None: the annotated boxes."""
+    """COCO detections: a JSON list of image_id (or file_name), category_id, bbox, score; None: the annotated boxes."""
     task: str | None = None
     """Which head; None: the only one."""
     out: Path | None = None
@@ -41,24 +49,34 @@ class ValidateConfig:
     device: str | None = None
 
 
-def boxes_by_image(
-    truth: dict[str, Any], detections: list[dict[str, Any]] | None
-) -> dict[int, list[tuple[list, float]]]:
-    """image id -> (box xywh, score) of every person: from detections, else from the annotations (crowds left out)."""
-    sizes = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
-    out: dict[int, list[tuple[list, float]]] = {i: [] for i in sizes}
+def people_by_image(truth: dict[str, Any], detections: list[Row] | None = None) -> dict[int | str, list[Row]]:
+    """image id -> its people with `bbox` xywh, `score`, `category_id`, of checked annotations and detections.
+
+    From detections, as far as they are of a category and an image of `truth`; else the annotated people, with the
+    official loader's box.
+
+    Raises:
+        ValueError: there are detections, none of them for these images.
+    """
+    out: dict[Any, list[Row]] = {image["id"]: [] for image in truth["images"]}
     if detections is None:
-        for annotation in truth["annotations"]:
-            labelled = not annotation.get("iscrowd") and any(annotation.get("keypoints", ())[2::3])
-            box = clipped_box(annotation["bbox"], *sizes[annotation["image_id"]]) if labelled else None
-            if box is not None:
-                out[annotation["image_id"]].append((list(box), 1.0))
+        sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+        for annotation in filter(is_training_person, truth["annotations"]):
+            box = clipped_box(annotation["bbox"], *sizes[annotation["image_id"]])
+            person = {"bbox": box, "score": 1.0, "category_id": annotation["category_id"]}
+            out[annotation["image_id"]].append(person)
         return out
-    categories = {c["id"] for c in truth.get("categories", [])}
-    for detection in detections:
-        of_interest = not categories or detection.get("category_id", 1) in categories
-        if detection["image_id"] in out and of_interest and detection["bbox"][2] > 0 and detection["bbox"][3] > 0:
-            out[detection["image_id"]].append((detection["bbox"], detection["score"]))
+    ids = {image["file_name"]: image["id"] for image in truth["images"]}
+    categories = [category["id"] for category in truth["categories"]]
+    usual = categories[0] if categories else 1
+    matched = [(d["image_id"] if "image_id" in d else ids.get(d["file_name"]), d) for d in detections]
+    matched = [(image_id, d) for image_id, d in matched if image_id in out]
+    if detections and not matched:
+        raise ValueError(f"none of the {len(detections)} detections is for one of the {len(out)} annotated images")
+    for image_id, detection in matched:
+        category = detection.get("category_id", usual)
+        if not categories or category in categories:
+            out[image_id].append({**detection, "category_id": category})
     return out
 
 
@@ -66,76 +84,117 @@ def evaluate(
     model: ViTPose,
     sources: Iterable[tuple[Path, Path]],
     task: str | None = None,
-    detections: list[dict[str, Any]] | None = None,
+    detections: Path | list[Row] | None = None,
     flip_test: bool = True,
     batch_size: int = 64,
     progress: bool = False,
-) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
-    """AP and AR of a model over annotation files: (metrics, results, reasons of images left out).
+) -> tuple[dict[str, float], list[Row], list[str]]:
+    """AP and AR of a model over annotation files: (metrics, results, problems).
 
     Several files count as one data set, with images of their own. With detections, OKS non-maximum suppression is
-    applied. A broken image is named and left out: its people count as missed.
+    applied. Damaged annotations, detections and images, and boxes outside of their image, are named and left out: the
+    people of a broken image count as missed.
+
+    Args:
+        sources: (annotation file, folder of its images).
+        detections: a file or list of COCO detections, for one annotation file; None: the annotated boxes.
+
+    Raises:
+        ValueError: a file that is of no use, several annotation files with detections, a task without OKS sigmas.
     """
     predictor = PosePredictor(model, flip_test, task, batch_size)
-    merged = merge_truths([(read_json(a), folder) for a, folder in sources])
-    people = boxes_by_image(merged, detections)
-    images = [i for i in merged["images"] if people[i["id"]]]
-    items = [(Path(i["path"]), [b for b, _ in people[i["id"]]], [s for _, s in people[i["id"]]]) for i in images]
-    failed: list[str] = []
-    results: list[dict[str, Any]] = []
-    category = merged["annotations"][0]["category_id"] if merged["annotations"] else 1
-    bar = tqdm(total=len(items), unit="image", disable=not progress)
-    for index, poses in predictor.predict_many(items, on_error=lambda _, error: failed.append(str(error))):
-        _, scale = box_to_center_scale(poses.boxes, predictor.codec.image_size)
-        for result, area in zip(poses.to_coco(images[index]["id"], category), scale.prod(1).tolist(), strict=True):
-            results.append({**result, "area": area})
-        bar.update(index + 1 - bar.n)
-    bar.close()
+    keypoints = predictor.codec.keypoints
+    sources = list(sources)
+    truth, problems = read_truths(sources, keypoints)
+    coco_keypoint_ap(truth, [], keypoints)  # what it refuses, it refuses now
+    found = None
     if detections is not None:
-        results = suppress(results, predictor.codec.keypoints)
-    return coco_keypoint_ap(merged, results, predictor.codec.keypoints), results, failed
+        if len(sources) > 1:
+            raise ValueError(f"got detections for {len(sources)} annotation files, expected one file with them")
+        found, damaged = read_detections(detections)
+        problems += damaged
+    people = people_by_image(truth, found)
+    images = [image for image in truth["images"] if people[image["id"]]]
+    given: list[tuple[int | str, list[Row]]] = []
+
+    def items() -> Iterator[tuple[Any, Any, Any]]:
+        for index, pixels, rows in open_images(((i["path"], people[i["id"]]) for i in images), problems):
+            assert rows is not None
+            given.append((images[index]["id"], rows))
+            bar.update(index + 1 - bar.n)
+            yield pixels, [row["bbox"] for row in rows], [row["score"] for row in rows]
+
+    results: list[Row] = []
+    with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+        for index, poses in predictor.predict_many(items()):
+            image_id, rows = given[index]
+            _, scale = box_to_center_scale(poses.boxes, predictor.codec.image_size)
+            for result, area, row in zip(poses.to_coco(image_id), scale.prod(1).tolist(), rows, strict=True):
+                results.append({**result, "category_id": row["category_id"], "area": area})
+        bar.update(len(images) - bar.n)
+    if found is not None:
+        results = suppress(results, keypoints)
+    return coco_keypoint_ap(truth, results, keypoints), results, problems
 
 
-def merge_truths(parts: list[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
-    """Several COCO dicts, each with its image folder, as one; ids are renumbered only where there are several."""
-    merged: dict[str, Any] = {"images": [], "annotations": [], "categories": parts[0][0].get("categories", [])}
-    for number, (data, folder) in enumerate(parts):
-        offset = 0 if len(parts) == 1 else (number + 1) * 10**12
+def check_can_evaluate(keypoint_set: KeypointSet, sources: Iterable[tuple[Path, Path]]) -> None:
+    """Refuse now what `evaluate` would refuse after a training.
+
+    Raises:
+        ValueError: a file that is of no use, or a keypoint set without OKS sigmas.
+    """
+    truth, _ = read_truths(list(sources), keypoint_set)
+    coco_keypoint_ap(truth, [], keypoint_set)
+
+
+def read_truths(sources: list[tuple[Path, Path]], keypoint_set: KeypointSet) -> tuple[dict[str, Any], list[str]]:
+    """Annotation files, each with its image folder, as one: (annotations, problems); images get their `path`.
+
+    Ids of images and annotations stay those of the file; those of several files are numbered anew.
+    """
+    merged: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    problems: list[str] = []
+    for file, folder in sources:
+        data, damaged = read_annotations(file, keypoint_set)
+        problems += damaged
+        number = {image["id"]: image["id"] for image in data["images"]}
+        if len(sources) > 1:
+            number = {image_id: n for n, image_id in enumerate(number, len(merged["images"]) + 1)}
         for image in data["images"]:
-            merged["images"].append({**image, "id": image["id"] + offset, "path": str(folder / image["file_name"])})
-        for i, annotation in enumerate(data["annotations"]):
-            own = {**annotation, "image_id": annotation["image_id"] + offset, "id": annotation.get("id", i) + offset}
-            merged["annotations"].append({"iscrowd": 0, **own})
-    return merged
+            merged["images"].append({**image, "id": number[image["id"]], "path": folder / image["file_name"]})
+        for annotation in data["annotations"]:
+            own = len(merged["annotations"]) + 1 if len(sources) > 1 else annotation["id"]
+            merged["annotations"].append({**annotation, "id": own, "image_id": number[annotation["image_id"]]})
+        listed = {category["id"] for category in merged["categories"]}
+        merged["categories"] += [c for c in data["categories"] if c["id"] not in listed]
+    return merged, problems
 
 
 def main(args: list[str] | None = None) -> int:
+    """`vitpose-fast validate`: what is damaged is named and left out, exit code 1."""
     import tyro
 
     from vitpose_fast.checkpoints import load_model
 
     config = tyro.cli(ValidateConfig, prog="vitpose-fast validate", args=args, description=__doc__)
-    model = load_model(config.weights, task=config.task)
-    model = model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    detections = None
-    if config.boxes is not None:
-        detections = json.loads(config.boxes.read_text(encoding="utf-8"))
-    metrics, results, failed = evaluate(
+    device = pick_device(config.device)
+    model = load_model(config.weights, task=config.task).to(device)
+    metrics, results, problems = evaluate(
         model,
         [(config.annotations, config.images)],
         config.task,
-        detections,
+        config.boxes,
         config.flip_test,
         config.batch_size,
         progress=True,
     )
-    for reason in failed:
-        print(f"skipped: {reason}", file=sys.stderr)
+    code = print_problems(problems)
     print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     if config.out is not None:
-        write_atomic(config.out, lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
-        print(f"{len(results)} people written to {config.out}")
-    return 1 if failed else 0
+        out = config.out
+        write_atomic(out, lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
+        print(f"{len(results)} people written to {out}")
+    return code
 
 
 if __name__ == "__main__":

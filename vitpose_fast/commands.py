@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
+from vitpose_fast.coco import Row, open_images, print_problems, read_detections
 from vitpose_fast.draw import draw_poses, save_picture
 from vitpose_fast.files import make_folder, write_atomic
-from vitpose_fast.images import SUFFIXES, read_image
+from vitpose_fast.images import SUFFIXES
 from vitpose_fast.models.config import PRESETS
-from vitpose_fast.predictor import PosePredictor
+from vitpose_fast.predictor import PosePredictor, pick_device
 
 
 @dataclass(frozen=True)
@@ -52,52 +55,57 @@ def predict(args: list[str] | None = None) -> int:
     from vitpose_fast.checkpoints import load_model
 
     config = tyro.cli(PredictConfig, prog="vitpose-fast predict", args=args)
-    paths = list(_image_files(config.images))
-    if not paths:
-        raise ValueError(
-            f"no images in {', '.join(map(str, config.images))}; expected files or folders of {', '.join(SUFFIXES)}"
-        )
+    paths, problems = _image_files(config.images)
+    boxes = None if config.boxes is None else _read_boxes(config.boxes, paths, config.min_box_score, problems)
+    ids = _image_ids(paths, boxes or {})
+    device = pick_device(config.device)
     out = make_folder(config.out)
-    boxes = None if config.boxes is None else _read_boxes(config.boxes, paths, config.min_box_score)
-    failed: list[str] = []
-    model = load_model(config.weights, task=config.task)
-    model = model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(config.weights, task=config.task).to(device)
     predictor = PosePredictor(model, config.flip_test, config.task, config.batch_size)
+    given: list[Path] = []
+    decoded: dict[Path, Tensor] = {}  # until they are drawn: as many as the predictor holds
 
     def items() -> Iterator[tuple[Any, Any, Any]]:
-        for path in paths:
-            if boxes is None:
-                yield path, None, None
-                continue
-            own = _usable_boxes(path, boxes.get(path, []), failed)
-            yield path, [b for b, _ in own], [s for _, s in own]
+        wanted = [(path, None if boxes is None else boxes.get(path, [])) for path in paths]
+        for index, pixels, rows in open_images(wanted, problems):
+            given.append(paths[index])
+            decoded[paths[index]] = pixels
+            bar.update(index + 1 - bar.n)
+            yield pixels, rows and [r["bbox"] for r in rows], rows and [r["score"] for r in rows]
 
     results: list[dict[str, Any]] = []
     names: set[str] = set()
-    bar = tqdm(total=len(paths), unit="image")
-    try:
-        for index, poses in predictor.predict_many(items(), on_error=lambda _, error: failed.append(str(error))):
-            path = paths[index]
-            image_id = int(path.stem) if path.stem.isdecimal() else index
-            results += [{**r, "file_name": path.name} for r in poses.to_coco(image_id)]
-            picture = draw_poses(read_image(path), poses, config.min_keypoint_score, boxes=boxes is not None)
-            save_picture(picture, out / _free_name(path.stem, names))
-            bar.update(index + 1 - bar.n)
-    finally:  # an interrupted run keeps what it has
-        bar.close()
-        write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
-    for reason in failed:
-        print(f"skipped: {reason}", file=sys.stderr)
+    with tqdm(total=len(paths), unit="image") as bar:
+        try:
+            for index, poses in predictor.predict_many(items()):
+                path = given[index]
+                results += [{**r, "file_name": str(path)} for r in poses.to_coco(ids[path])]
+                picture = draw_poses(decoded.pop(path), poses, config.min_keypoint_score, boxes=boxes is not None)
+                save_picture(picture, out / _free_name(path.stem, names))
+        finally:  # an interrupted run keeps what it has
+            write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
+        bar.update(len(paths) - bar.n)
+    code = print_problems(problems)
     print(f"{len(results)} people in {len(names)} of {len(paths)} images, written to {out}")
-    return 1 if failed else 0
+    return code
 
 
-def _image_files(given: tuple[Path, ...]) -> Iterator[Path]:
+def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
+    """(every image file once, problems: folders without images)."""
+    paths, problems = [], []
     for path in given:
-        if path.is_dir():
-            yield from sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        else:
-            yield path
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            problems.append(f"{path}: no images in this folder, expected {', '.join(SUFFIXES)}")
+        paths += inside
+    if not paths:
+        raise ValueError(
+            f"no images in {', '.join(map(str, given))}; expected files or folders of {', '.join(SUFFIXES)}"
+        )
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.absolute(), path)
+    return list(once.values()), problems
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -109,63 +117,73 @@ def _free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _read_boxes(file: Path, paths: list[Path], min_score: float) -> dict[Path, list[tuple[list[float], float]]]:
-    """Boxes and scores of each image, matched by file name or by the number that is the file's name."""
-    try:
-        detections = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: boxes are not readable as JSON ({str(error).splitlines()[0]})") from None
-    if isinstance(detections, dict):
-        detections = detections.get("annotations")
-    if not isinstance(detections, list):
-        raise ValueError(f"{file}: expected a JSON list of detections")
-    by_key: dict[Any, Path] = {}
+def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[str]) -> dict[Path, list[Row]]:
+    """The detections of each image, by their file name or image id; all those of one image have one id.
+
+    Raises:
+        ValueError: a file of no use, a detection that fits two images, or none that fits any.
+    """
+    detections, damaged = read_detections(file)
+    problems += damaged
+    by_name: dict[int | str, list[Path]] = {}
     for path in paths:
-        by_key.update({path.name: path, str(path): path})
-        if path.stem.isdecimal():
-            by_key[int(path.stem)] = path
-    out: dict[Path, list[tuple[list[float], float]]] = {}
-    unmatched = 0
-    for index, detection in enumerate(detections):
-        if not isinstance(detection, dict) or "bbox" not in detection or not {"image_id", "file_name"} & set(detection):
-            raise ValueError(f"{file}: detection {index} has no bbox, or neither image_id nor file_name")
-        image = by_key.get(detection.get("file_name", detection.get("image_id")))
-        unmatched += image is None
-        if image is not None and detection.get("score", 1.0) >= min_score:
-            out.setdefault(image, []).append((detection["bbox"], detection.get("score", 1.0)))
-    if detections and unmatched == len(detections):
+        number = {int(path.stem)} if path.stem.isdecimal() else set()
+        for key in {path.name, path.stem} | number:
+            by_name.setdefault(key, []).append(path)
+    out: dict[Path, list[Row]] = {}
+    image_of: dict[Any, Path] = {str(path): path for path in paths}  # nobody else's id
+    others = 0
+    for detection in detections:
+        image = _image_of(detection, by_name, file)
+        others += image is None
+        if image is None or detection["score"] < min_score:
+            continue
+        own, image_id = out.setdefault(image, []), detection.get("image_id")
+        first = own[0].get("image_id") if own else image_id
+        if image_id != first or (image_id is not None and image_of.setdefault(image_id, image) != image):
+            fact = f"{image} has {first!r}" if image_id != first else f"that is {image_of[image_id]}, not {image}"
+            problems.append(f"{file}: detection {detection['index']}: image_id is {image_id!r}, but {fact}")
+            continue
+        own.append(detection)
+    if detections and others == len(detections):
         raise ValueError(f"{file}: none of its {len(detections)} boxes is for one of the {len(paths)} images")
-    if unmatched:
-        print(f"{file}: {unmatched} of {len(detections)} boxes are for other images", file=sys.stderr)
+    if others:
+        print(f"{file}: {others} of {len(detections)} boxes are for other images", file=sys.stderr)
     return out
 
 
-def _usable_boxes(path: Path, boxes: list[tuple[Any, float]], failed: list[str]) -> list[tuple[Any, float]]:
-    """The boxes that the predictor takes; the others are named in `failed`. An unreadable image is left to it."""
-    try:
-        size = tuple(read_image(path).shape[:2])
-    except ValueError:
-        return boxes
-    usable = []
-    for box, score in boxes:
-        reason = _box_problem(box, size)
-        if reason is None:
-            usable.append((box, score))
-        else:
-            failed.append(f"{path}: box {box} {reason}")
-    return usable
+def _image_of(detection: Row, by_name: dict[int | str, list[Path]], file: Path) -> Path | None:
+    """The image of a detection: the one whose path ends like its file name; without one, that called like its id."""
+    wanted = detection["file_name"] if "file_name" in detection else detection["image_id"]
+    found: list[Path] = []
+    if isinstance(wanted, str):
+        name = PurePath(wanted.replace("\\", "/"))
+        found = [path for path in by_name.get(name.name, []) if _end_alike(path, name)]
+        found = [path for path in found if path == name] or found
+    if not found and "file_name" not in detection:
+        found = by_name.get(wanted, [])
+    if len(found) > 1:
+        both = " and ".join(map(str, found[:2]))
+        raise ValueError(
+            f"{file}: detection {detection['index']} ({wanted}) fits {both}; name it by a longer file_name"
+        )
+    return found[0] if found else None
 
 
-def _box_problem(box: Any, size: tuple[int, ...]) -> str | None:
-    from vitpose_fast.geometry import boxes_outside, check_boxes
+def _end_alike(a: PurePath, b: PurePath) -> bool:
+    return all(p == q for p, q in zip(reversed(a.parts), reversed(b.parts)))
 
-    try:
-        tensor = torch.tensor([box], dtype=torch.float64).reshape(1, 4)
-        check_boxes(tensor)
-    except (TypeError, ValueError, RuntimeError):
-        return "is not four finite numbers (x, y, width, height) with width and height > 0"
-    outside = bool(boxes_outside(tensor, (size[0], size[1])).any())
-    return f"lies outside the {size[1]}x{size[0]} image" if outside else None
+
+def _image_ids(paths: list[Path], boxes: dict[Path, list[Row]]) -> dict[Path, int | str]:
+    """An id of its own for every image: that of its detections, the number that is its name, or its path."""
+    ids = {path: rows[0]["image_id"] for path, rows in boxes.items() if rows and "image_id" in rows[0]}
+    taken = Counter(ids.values())
+    numbers = {path: int(path.stem) for path in paths if path.stem.isdecimal() and path not in ids}
+    taken.update(numbers.values())
+    for path in paths:
+        alone = path in numbers and taken[numbers[path]] == 1
+        ids.setdefault(path, numbers[path] if alone else str(path))
+    return ids
 
 
 @dataclass(frozen=True)

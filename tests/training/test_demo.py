@@ -29,7 +29,7 @@ def test_a_short_demo_leaves_pictures_and_results(tmp_path, capsys):
                 "--image",
                 str(out / "poses.png"),
                 "--weights",
-                str(out / "model" / "model"),
+                str(out / "run" / "model"),
             ]
         )
         == 0
@@ -39,6 +39,8 @@ def test_a_short_demo_leaves_pictures_and_results(tmp_path, capsys):
 
 
 def test_an_image_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="held_out=0, expected at least 8"):
+        main(["--held-out", "0", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--image and --weights go together"):
         main(["--image", "photo.jpg", "--out", str(tmp_path)])
 
@@ -50,4 +52,4 @@ def test_the_demo_reaches_its_goal_within_three_minutes(tmp_path):
     assert time.monotonic() - started < 180
     summary = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert summary["metrics"]["AP"] >= 0.5
-    assert vp.load_model(tmp_path / "demo" / "model" / "model").config.width == 192
+    assert vp.load_model(tmp_path / "demo" / "run" / "model").config.width == 192

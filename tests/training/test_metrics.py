@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -31,6 +32,57 @@ def test_ground_truth_as_prediction_is_perfect(samples):
     assert all(value == 1.0 for value in metrics.values())
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "medium"),
+    [
+        ("ap10k/test_ap10k", "ap10k", -1.0),  # one animal each of categories 26 and 22
+        ("aic/test_aic", "aic", -1.0),  # without areas
+        ("crowdpose/test_crowdpose", "crowdpose", -1.0),  # without areas
+        ("ochuman/test_ochuman", "ochuman", -1.0),
+        ("coco-wholebody/test_keypoint_partition_metric", "wholebody", 1.0),
+    ],
+)
+def test_ground_truth_as_prediction_on_other_data_sets(samples, file, name, medium):
+    truth = read(samples / f"{file}.json")
+    before = copy.deepcopy(truth)
+    metrics = coco_keypoint_ap(truth, perfect(truth), KEYPOINT_SETS[name])
+    assert metrics == {k: medium if k in ("APM", "ARM") else 1.0 for k in STATS}
+    assert truth == before
+    nothing = coco_keypoint_ap(truth, [], KEYPOINT_SETS[name])
+    assert nothing == {k: min(medium, 0.0) if k in ("APM", "ARM") else 0.0 for k in STATS}
+
+
+def test_ids_do_not_matter(samples):
+    truth, found = (read(samples / "coco" / f"fce_keypoints_{k}.json") for k in ("gt", "dt"))
+    expected = coco_keypoint_ap(truth, found, COCO)
+    for i, row in enumerate([*truth["annotations"], *found]):
+        row.update(category_id=i, image_id="139099")
+    for i, row in enumerate(truth["annotations"]):
+        row["id"] = i  # pycocotools takes a match with id 0 for none
+    truth["images"][0]["id"] = "139099"
+    truth["images"].append({**truth["images"][0], "id": 7})
+    del truth["categories"]
+    assert coco_keypoint_ap(truth, found, COCO) == expected
+
+
+def test_equal_to_pycocotools_as_it_comes(samples):
+    from pycocotools.coco import COCO as Truth
+    from pycocotools.cocoeval import COCOeval
+
+    file = samples / "coco" / "person_keypoints_val2017_538img.json"
+    rng = np.random.default_rng(0)
+    found = perfect(read(file))
+    for result in found:  # many equal scores: their order is that of the images
+        result["keypoints"] = (np.array(result["keypoints"]) + rng.normal(0, 4, 51)).tolist()
+        result["score"] = round(rng.random(), 1)
+    truth = Truth(str(file))
+    evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in found]), "keypoints")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert list(coco_keypoint_ap(read(file), found, COCO).values()) == evaluation.stats.tolist()
+
+
 def test_published_numbers_of_a_crowded_image(samples):
     truth, found = (read(samples / "coco" / f"fce_keypoints_{k}.json") for k in ("gt", "dt"))
     expected = [
@@ -55,14 +107,30 @@ def test_suppression_stays_within_an_image_and_keeps_the_better(samples):
     assert coco_keypoint_ap(truth, kept, COCO)["AP"] == 1.0
 
 
-def test_broken_results_are_refused(samples):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(keypoints=[float("nan")] * 51), r"result 1 \(image 40083\) holds NaN"),
+        (dict(score=None), r"result 1 \(image 40083\) holds NaN"),
+        (dict(score=float("inf")), r"result 1 \(image 40083\) holds NaN"),
+        (dict(keypoints=[1, 2, 3]), "result 1 .*: expected a list of 51 keypoint numbers"),
+        (dict(keypoints=None), "result 1 .*: expected a list of 51 keypoint numbers"),
+        (dict(image_id=99), "result 1 is for image 99, which is not in the annotations"),
+        (dict(image_id=[]), r"result 1 is for image \[\], which is not in the annotations"),
+    ],
+)
+def test_broken_results_are_refused(samples, change, message):
     truth = read(samples / "coco" / "test_coco.json")
     results = perfect(truth)
-    results[1]["keypoints"] = [float("nan")] * 51
-    with pytest.raises(ValueError, match=r"result 1 .* holds NaN"):
+    results[1] = {**results[1], **change}
+    with pytest.raises(ValueError, match=message):
         coco_keypoint_ap(truth, results, COCO)
-    with pytest.raises(ValueError, match="result 0 is for image 99, which is not in the annotations"):
-        coco_keypoint_ap(truth, [{**perfect(truth)[0], "image_id": 99}], COCO)
+
+
+def test_broken_truth_is_refused(samples):
+    truth = read(samples / "coco" / "test_coco.json")
+    truth["annotations"][3]["keypoints"][0] = float("nan")
+    with pytest.raises(ValueError, match=r"ground truth: annotation 3 \(id \d+\): keypoints .* \(1 damaged in all\)"):
+        coco_keypoint_ap(truth, [], COCO)
     with pytest.raises(ValueError, match="interhand has no OKS sigmas"):
         coco_keypoint_ap(truth, [], KEYPOINT_SETS["interhand"])
-    assert coco_keypoint_ap(truth, [], COCO)["AP"] == 0

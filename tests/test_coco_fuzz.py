@@ -1,0 +1,92 @@
+"""Random damage to annotation and detection files: whatever happens is said in one line, what is left can be used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+
+from vitpose_fast.coco import check_annotations, read_annotations, read_detections
+from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_fast.training.metrics import coco_keypoint_ap
+from vitpose_fast.training.validate import people_by_image
+
+COCO = KEYPOINT_SETS["coco"]
+NAN = float("nan")
+LEAVES = [None, "", "x", -1, 0, 1e308, NAN, [], {}, True, [[1]], "1"]
+
+
+def damage(data, rng):
+    """`data` with one to three random places replaced by a random leaf, or deleted."""
+    data = copy.deepcopy(data)
+    for _ in range(rng.randint(1, 3)):
+        place, key = None, None
+        inside = data
+        while isinstance(inside, (dict, list)) and inside and (place is None or rng.random() < 0.8):
+            place, key = inside, rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+            inside = place[key]
+        if place is None:
+            return data
+        if rng.random() < 0.25:
+            del place[key]
+        else:
+            place[key] = copy.deepcopy(rng.choice(LEAVES))
+    return data
+
+
+def annotations():
+    def person(id, image_id):
+        keypoints = [v for i in range(17) for v in (20 + 3 * i, 30 + 2 * i, 2)]
+        row = {"id": id, "image_id": image_id, "category_id": 1, "bbox": [10, 20, 60.5, 50], "area": 900.0}
+        return {**row, "iscrowd": 0, "num_keypoints": 17, "keypoints": keypoints}
+
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 120, "height": 90} for i in (1, 2)],
+        "annotations": [person(5, 1), person(6, 2)],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+
+
+def outcome(read, data, file):
+    """(what was read or None, whether it was refused, named or clean); every message is one line with the file."""
+    file.write_text(json.dumps(data))
+    try:
+        kept, problems = read(file)
+    except ValueError as error:
+        assert "\n" not in str(error) and "file.json: " in str(error), data
+        return None, "refused"
+    assert all("\n" not in p and p.startswith(f"{file}: ") for p in problems), data
+    return kept, "named" if problems else "clean"
+
+
+def test_damaged_annotations(tmp_path):
+    rng = random.Random(0)
+    seen = []
+    for _ in range(300):
+        data = damage(annotations(), rng)
+        kept, what = outcome(lambda file: read_annotations(file, COCO), data, tmp_path / "file.json")
+        seen.append(what)
+        if kept is not None:
+            assert check_annotations(kept, COCO) == (kept, []), data
+            people_by_image(kept)
+            perfect = [{**a, "score": 1.0} for a in kept["annotations"]]
+            assert round(coco_keypoint_ap(kept, perfect, COCO)["AP"], 9) in (-1, 1), data
+    assert all(seen.count(what) >= 5 for what in ("clean", "named", "refused"))
+
+
+def test_damaged_detections(tmp_path):
+    rng = random.Random(0)
+    truth, _ = check_annotations(annotations(), COCO)
+    rows = [{"image_id": i, "category_id": 1, "bbox": [10, 20, 60, 50.5], "score": 0.9} for i in (1, 2)]
+    rows.append({"file_name": "1.png", "bbox": [1, 2, 3, 4]})
+    seen = []
+    for _ in range(300):
+        data = damage(rows, rng)
+        kept, what = outcome(read_detections, data, tmp_path / "file.json")
+        seen.append(what)
+        if kept is not None:
+            try:
+                people_by_image(truth, kept)
+            except ValueError as error:
+                assert "\n" not in str(error), data
+    assert all(seen.count(what) >= 5 for what in ("clean", "named", "refused"))

@@ -1,0 +1,286 @@
+"""COCO files: annotations and detections, checked row by row; what is damaged is named and left out.
+
+A key that is there must hold the right type; only the keys named optional below may be missing. Every problem is one
+line: file, kind of row, its index and id, the reason. A file that is of no use at all is a ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitpose_fast.geometry import boxes_outside
+from vitpose_fast.images import read_image
+from vitpose_fast.keypoints import KeypointSet
+
+Row = dict[str, Any]
+_LIMIT = 1e6  # pixels: larger numbers are damage, long before they are infinite in float32
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: missing, not readable, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file, expected COCO JSON") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({str(error).splitlines()[0]})") from None
+
+
+def read_annotations(path: Path, keypoint_set: KeypointSet) -> tuple[dict[str, Any], list[str]]:
+    """A COCO annotation file: ({"images", "annotations", "categories"}, problems), see `check_annotations`."""
+    return check_annotations(read_json(path), keypoint_set, str(path))
+
+
+def check_annotations(
+    data: Any, keypoint_set: KeypointSet, name: str = "annotations"
+) -> tuple[dict[str, Any], list[str]]:
+    """COCO annotations as a dict, made complete: (annotations, problems). `data` is not changed.
+
+    Optional in an annotation: `area` (then 0.53 * w * h of the box), `iscrowd` (0), `num_keypoints` (those with
+    v > 0), `keypoints` (none labelled). A person with labelled keypoints needs a box that is not empty inside its
+    image; crowds and people without labelled keypoints stay, COCO ignores what is found on them. Categories that are
+    not listed are added. Rows keep their other fields.
+
+    Raises:
+        ValueError: no lists `images` and `annotations`, or no usable row in one of them (`annotations` may be empty).
+    """
+    for key in ("images", "annotations"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise ValueError(f"{name}: no list {key!r}, expected COCO keypoint annotations")
+    images, problems = _checked(data["images"], "image", name, _image, unique=True)
+    if not images:
+        raise ValueError(f"{name}: no usable image among {len(data['images'])}{_first(problems, name)}")
+    by_id = {image["id"]: image for image in images}
+    annotations, damaged = _checked(
+        data["annotations"], "annotation", name, lambda row: _annotation(row, by_id, keypoint_set), unique=True
+    )
+    problems += damaged
+    if data["annotations"] and not annotations:
+        raise ValueError(f"{name}: no usable annotation among {len(data['annotations'])}{_first(problems, name)}")
+    listed = data.get("categories", [])
+    if not isinstance(listed, list):
+        problems.append(f"{name}: categories is {_shown(listed)}, expected a list")
+        listed = []
+    categories, damaged = _checked(listed, "category", name, lambda row: {**row, "id": _id(row, "id")}, unique=True)
+    known = {c["id"] for c in categories}
+    found = dict.fromkeys(a["category_id"] for a in annotations)
+    categories += [{"id": i, "name": str(i)} for i in found if i not in known]
+    return {"images": images, "annotations": annotations, "categories": categories}, problems + damaged
+
+
+def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]:
+    """Boxes of people, from a JSON file or a list: (detections, problems).
+
+    A row has `bbox` [x, y, w, h] in pixels with w, h > 0, `image_id` or `file_name`, and may have `score` (else 1.0)
+    and `category_id`; the row given back has these, and its `index`. A dict with `annotations`, and `images` that give
+    them file names, does as well.
+
+    Raises:
+        ValueError: an unreadable file, neither list nor dict, or no usable row (an empty list is fine).
+    """
+    name = str(source) if isinstance(source, Path) else "detections"
+    data = read_json(source) if isinstance(source, Path) else list(source)
+    files: dict[Any, str] = {}
+    problems: list[str] = []
+    if isinstance(data, dict):
+        images = data["images"] if isinstance(data.get("images"), list) else []
+        named, problems = _checked(
+            images, "image", name, lambda r: {"id": _id(r, "id"), "file_name": _file_name(r)}, unique=True
+        )
+        files = {image["id"]: image["file_name"] for image in named}
+        data = data.get("annotations")
+    if not isinstance(data, list):
+        raise ValueError(f"{name}: expected a JSON list of detections")
+    rows, damaged = _checked(data, "detection", name, _detection)
+    problems += damaged
+    if data and not rows:
+        raise ValueError(f"{name}: no usable detection among {len(data)}{_first(problems, name)}")
+    for row in rows:
+        if "file_name" not in row and row["image_id"] in files:
+            row["file_name"] = files[row["image_id"]]
+    return rows, problems
+
+
+def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
+    """The official loader's box: clipped to the image, one pixel smaller (SPEC 3.1); None if nothing is left."""
+    x, y, w, h = map(float, box)
+    x1, y1 = max(0.0, x), max(0.0, y)
+    x2, y2 = min(width - 1.0, x1 + max(0.0, w - 1)), min(height - 1.0, y1 + max(0.0, h - 1))
+    return (x1, y1, x2 - x1, y2 - y1) if x2 > x1 and y2 > y1 else None
+
+
+def is_training_person(annotation: Row) -> bool:
+    """Whether a checked annotation is one person with labelled keypoints: no crowd, no ignored region."""
+    return not annotation["iscrowd"] and any(annotation["keypoints"][2::3])
+
+
+def open_images(
+    wanted: Iterable[tuple[Path, list[Row] | None]], problems: list[str]
+) -> Iterator[tuple[int, Tensor, list[Row] | None]]:
+    """Decode images, one at a time: (index, pixels uint8 [h, w, 3], the rows whose `bbox` meets the image or None).
+
+    Images that cannot be read and boxes outside of theirs are left out and named in `problems`.
+    """
+    for index, (path, rows) in enumerate(wanted):
+        try:
+            pixels = read_image(path)
+        except (ValueError, OSError) as error:  # OSError: a name too long, a folder that may not be searched
+            problems.append(str(error))
+            continue
+        if rows:
+            height, width = pixels.shape[:2]
+            boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
+            outside = boxes_outside(boxes, (height, width)).tolist()
+            lost = [row["bbox"] for row, out in zip(rows, outside) if out]
+            problems += [f"{path}: box {_shown(list(box))} lies outside the {width}x{height} image" for box in lost]
+            rows = [row for row, out in zip(rows, outside) if not out]
+        yield index, pixels, rows
+
+
+def shortened(problems: Sequence[str], most: int = 20) -> list[str]:
+    """The problems, each once; from `most` on only how many more there are."""
+    lines = list(dict.fromkeys(problems))
+    return lines if len(lines) <= most else [*lines[:most], f"{len(lines) - most} more problems"]
+
+
+def print_problems(problems: Sequence[str]) -> int:
+    """Name on stderr what was left out; the exit code: 1 if there was anything."""
+    for line in shortened(problems):
+        print(f"skipped: {line}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def is_number(value: Any, limit: float = _LIMIT) -> bool:
+    """A number, no bool, whose absolute value is at most `limit`: not NaN, not infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
+
+
+def _checked(
+    rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False
+) -> tuple[list[Row], list[str]]:
+    """(rows as `check` gives them, problems: those for which it raised ValueError, or whose id came before)."""
+    kept, problems = [], []
+    seen: dict[Any, int] = {}
+    for index, row in enumerate(rows):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"is {_shown(row)}, expected a JSON object")
+            good = check(row)
+            if unique and seen.setdefault(good["id"], index) != index:
+                raise ValueError(f"the id is that of {kind} {seen[good['id']]}, expected another")
+        except ValueError as error:
+            own = f" (id {_shown(row['id'])})" if isinstance(row, dict) and "id" in row else ""
+            problems.append(f"{name}: {kind} {index}{own}: {error}")
+            continue
+        kept.append(good if unique else {**good, "index": index})
+    return kept, problems
+
+
+def _image(row: Row) -> Row:
+    width, height = (_field(row, key) for key in ("width", "height"))
+    for key, value in (("width", width), ("height", height)):
+        if not is_number(value) or value < 1 or value != int(value):
+            raise ValueError(f"{key} is {_shown(value)}, expected a whole number of pixels")
+    return {**row, "id": _id(row, "id"), "file_name": _file_name(row), "width": int(width), "height": int(height)}
+
+
+def _annotation(row: Row, images: dict[Any, Row], keypoint_set: KeypointSet) -> Row:
+    own: Row = {key: _id(row, key) for key in ("id", "image_id", "category_id")}
+    image = images.get(own["image_id"])
+    if image is None:
+        raise ValueError(f"image_id {_shown(own['image_id'])} is not in images, or that image is damaged")
+    box, crowd = _box(row), row.get("iscrowd", 0)
+    if not isinstance(crowd, (int, float)) or crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {_shown(crowd)}, expected 0 or 1")
+    count = row.get("num_keypoints", 0)
+    if not is_number(count) or count < 0:
+        raise ValueError(f"num_keypoints is {_shown(count)}, expected how many are labelled")
+    keypoints = _keypoints(row, keypoint_set) if "keypoints" in row or count else [0] * keypoint_set.num_keypoints * 3
+    labelled = sum(v > 0 for v in keypoints[2::3])
+    area = row.get("area", 0.53 * box[2] * box[3])  # of CrowdPose and AIC, which have none (SPEC 7.1)
+    if not is_number(area, _LIMIT**2):
+        raise ValueError(f"area is {_shown(area)}, expected a finite number of square pixels")
+    if labelled and not crowd and (area <= 0 or clipped_box(box, image["width"], image["height"]) is None):
+        size = f"{image['width']}x{image['height']}"
+        raise ValueError(f"box {_shown(box)}, area {area}, is empty inside the {size} image")
+    # a given count stands where it can: CrowdPose leaves head and neck out of it, and COCO ignores a person with 0
+    count = 0 if not labelled else row.get("num_keypoints", labelled)
+    own |= {"bbox": box, "keypoints": keypoints, "area": area, "iscrowd": int(crowd), "num_keypoints": count}
+    return {**row, **own}
+
+
+def _detection(row: Row) -> Row:
+    own: Row = {"bbox": _box(row), "score": row.get("score", 1.0)}
+    if min(own["bbox"][2:]) <= 0:
+        raise ValueError(f"bbox is {_shown(own['bbox'])}, expected width and height > 0")
+    if not is_number(own["score"]):
+        raise ValueError(f"score is {_shown(own['score'])}, expected a finite number")
+    if "image_id" not in row and "file_name" not in row:
+        raise ValueError("neither image_id nor file_name, expected one of them")
+    own |= {key: _id(row, key) for key in ("image_id", "category_id") if key in row}
+    return own | ({"file_name": _file_name(row)} if "file_name" in row else {})
+
+
+def _keypoints(row: Row, keypoint_set: KeypointSet) -> list[float]:
+    flat, count = _field(row, "keypoints"), 3 * keypoint_set.num_keypoints
+    if not isinstance(flat, (list, tuple)) or not all(map(is_number, flat)):
+        raise ValueError(f"keypoints {_shown(flat)} are not a flat list of finite numbers x, y, v")
+    if len(flat) != count:
+        raise ValueError(f"{len(flat)} keypoint numbers, expected {count} for {keypoint_set.name}")
+    if min(flat[2::3]) < 0:
+        raise ValueError(f"a keypoint has visibility {min(flat[2::3])}, expected 0, 1 or 2")
+    return list(flat)
+
+
+def _box(row: Row) -> list[float]:
+    box = _field(row, "bbox")
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
+        raise ValueError(f"bbox is {_shown(box)}, expected four finite numbers x, y, width, height")
+    return list(box)
+
+
+def _field(row: Row, key: str) -> Any:
+    if key not in row:
+        raise ValueError(f"no {key}")
+    return row[key]
+
+
+def _id(row: Row, key: str) -> int | str:
+    value = _field(row, key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise ValueError(f"{key} is {_shown(value)}, expected a whole number or a text")
+    return value
+
+
+def _file_name(row: Row) -> str:
+    value = _field(row, "file_name")
+    if not isinstance(value, str) or not value.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value):
+        raise ValueError(f"file_name is {_shown(value)}, expected the name of an image file")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in one short line, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
+
+
+def _first(problems: list[str], name: str) -> str:
+    return f"; the first of {len(problems)} problems: {problems[0].removeprefix(f'{name}: ')}" if problems else ""
