@@ -13,7 +13,18 @@ from vitpose_fast.models.vitpose import ViTPose
 from vitpose_fast.training.config import TrainConfig
 
 # What may differ between a run and its continuation: none of it changes a step.
-_FREE = ("out", "resume", "overwrite", "workers", "device", "val", "val_images", "eval_every", "flip_test")
+_FREE = (
+    "out",
+    "resume",
+    "overwrite",
+    "workers",
+    "device",
+    "val",
+    "val_images",
+    "eval_every",
+    "flip_test",
+    "blur_kernel",
+)
 
 
 def save_state(

@@ -63,6 +63,8 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Flip, half body, scale, rotation, centre jitter; the paper's recipe (SPEC 6.2)."""
     flip_test: bool = True
+    blur_kernel: int = 11
+    """Of the decoding in evaluations."""
     eval_every: int = 10
     """Epochs between evaluations; 0: at the end only."""
     max_seconds: float | None = None

@@ -114,7 +114,9 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
         return max(step / total, by_clock)
 
     def validate() -> dict[str, float]:
-        metrics, _, left_out = evaluate(model, config.sources("val"), flip_test=config.flip_test)
+        metrics, _, left_out = evaluate(
+            model, config.sources("val"), flip_test=config.flip_test, blur_kernel=config.blur_kernel
+        )
         problems.extend(p for p in left_out if p not in problems)
         best = metrics["AP"] > log_file.best
         log_file.write({"step": step, **metrics, "seconds": round(elapsed(), 2)})

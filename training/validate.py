@@ -46,6 +46,8 @@ class ValidateConfig:
     """Write the results (COCO JSON) here."""
     flip_test: bool = True
     batch_size: int = 64
+    blur_kernel: int = 11
+    """Blur before decoding; 11 is for heatmaps of 64x48 and more."""
     device: str | None = None
 
 
@@ -87,6 +89,7 @@ def evaluate(
     detections: Path | list[Row] | None = None,
     flip_test: bool = True,
     batch_size: int = 64,
+    blur_kernel: int = 11,
     progress: bool = False,
 ) -> tuple[dict[str, float], list[Row], list[str]]:
     """AP and AR of a model over annotation files: (metrics, results, problems).
@@ -102,7 +105,7 @@ def evaluate(
     Raises:
         ValueError: a file that is of no use, several annotation files with detections, a task without OKS sigmas.
     """
-    predictor = PosePredictor(model, flip_test, task, batch_size)
+    predictor = PosePredictor(model, flip_test, task, batch_size, blur_kernel=blur_kernel)
     keypoints = predictor.codec.keypoints
     sources = list(sources)
     truth, problems = read_truths(sources, keypoints)
@@ -186,6 +189,7 @@ def main(args: list[str] | None = None) -> int:
         config.boxes,
         config.flip_test,
         config.batch_size,
+        config.blur_kernel,
         progress=True,
     )
     code = print_problems(problems)

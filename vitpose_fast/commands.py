@@ -210,7 +210,6 @@ def convert(args: list[str] | None = None) -> int:
 
     config = tyro.cli(ConvertConfig, prog="vitpose-fast convert", args=args)
     model = load_model(config.source, config.task, config.num_heads, config.image_size)
-    print(model.load_report)
     if config.task is not None:
         model = model.for_task(model.resolve_task(None if len(model.heads) == 1 else config.task))
     if config.out.exists() and not config.overwrite:
@@ -248,7 +247,7 @@ def info(args: list[str] | None = None) -> int:
 
         model = load_model(source)
         c = model.config
-        print(model.load_report)
+        print(f"{model.load_report.source}: {model.load_report.family} checkpoint")  # findings are logged
         print(f"width {c.width}, depth {c.depth}, heads {c.heads}, image {c.image_size[0]}x{c.image_size[1]}")
         print(f"decoder {c.decoder}, experts {len(c.tasks) if c.part_features else 0} of {c.part_features} channels")
         for name in model.heads:

@@ -28,6 +28,7 @@ class PosePredictor:
         task: which head, None: the only one.
         batch_size: people per forward pass.
         sampling: "float" or "exact-cv4", see `functional.crop`.
+        blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 is for heatmaps of 64x48 and more.
 
     Raises:
         ValueError: unknown task, or None with several heads.
@@ -40,13 +41,16 @@ class PosePredictor:
         task: str | None = None,
         batch_size: int = 64,
         sampling: str = "float",
+        blur_kernel: int = 11,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"got batch_size={batch_size}, expected at least 1")
         self.model, self.flip_test, self.batch_size, self.sampling = model, flip_test, batch_size, sampling
         self.task = model.resolve_task(task)
         config = model.config
-        self.codec = HeatmapCodec(config.task(self.task), config.image_size, config.heatmap_size)
+        self.codec = HeatmapCodec(
+            config.task(self.task), config.image_size, config.heatmap_size, blur_kernel=blur_kernel
+        )
 
     @overload
     def __call__(self, image: list[Any], boxes: Any = None, box_scores: Any = None) -> list[Poses]: ...
