@@ -136,7 +136,8 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
                 if step % 20 == 0:
                     row = {"step": step, "loss": loss, "norm": norm, "lr": optimizer.param_groups[-1]["lr"]}
                     log_file.write({**row, "seconds": round(elapsed(), 2)})
-                    bar.set_postfix(loss=f"{loss:.2e}", AP=f"{max(log_file.best, 0):.3f}", refresh=False)
+                    best = f"{log_file.best:.3f}" if log_file.best >= 0 else "-"
+                    bar.set_postfix(loss=f"{loss:.2e}", AP=best, refresh=False)
             step += 1
             bar.update(int(elapsed() if clock else step) - bar.n)
             if progress() >= 1:
