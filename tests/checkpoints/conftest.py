@@ -55,3 +55,30 @@ def refusal():
         return text
 
     return check
+
+
+@pytest.fixture
+def check_same():
+    """check_same(loaded, model, images, ...): both give the same heatmaps."""
+
+    def check(loaded, model, images, task="coco", source_task=None):
+        expected = model(images, task=source_task or task)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(loaded(images, task=task), expected, atol=1e-5, rtol=1e-5)
+        assert not loaded.training
+        return loaded.load_report
+
+    return check
+
+
+@pytest.fixture
+def store():
+    """store(path, state, **beside) -> path: a file of tensors as other people write it."""
+
+    def save(path, state, **beside):
+        torch.save(
+            {"meta": {"epoch": 210, "note": "text"}, "state_dict": state, "optimizer": {"lr": 1e-4}, **beside}, path
+        )
+        return path
+
+    return save

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
-
 import pytest
 import torch
 import torch.nn.functional as nnF
 from safetensors.torch import save_file
 
 import vitpose_fast as vp
-from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
-from vitpose_fast.models.config import PLUS_TASKS
+from vitpose_fast.keypoints import KeypointSet
 
 PEN = KeypointSet.from_dict({"name": "pen", "names": ["tip", "cap"], "skeleton": [["tip", "cap"]]})
 
 
 @torch.no_grad()
-def same(loaded, model, images, task="coco", source_task=None):
-    expected = model(images, task=source_task or task)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(loaded(images, task=task), expected, atol=1e-5, rtol=1e-5)
-    assert not loaded.training
-    return loaded.load_report
-
-
-def store(path, state, **beside):
-    torch.save({"meta": {"epoch": 210, "note": "text"}, "state_dict": state, "optimizer": {"lr": 1e-4}, **beside}, path)
-    return path
-
-
 @pytest.mark.parametrize("decoder", ["classic", "simple", "minimal"])
-def test_official(decoder, make, official, images, tmp_path):
+def test_official(decoder, make, official, images, tmp_path, check_same, store):
     model = make(decoder=decoder, decoder_width=96)
     state = official(model) | {"backbone.cls_token": torch.zeros(1, 1, 192)}
     loaded = vp.load_model(store(tmp_path / "model.pth", state))
-    report = same(loaded, model, images)
+    report = check_same(loaded, model, images)
     assert report.family == "official" and report.ignored == ["backbone.cls_token"]
     assert report.missing == report.unexpected == report.reshaped == []
     config = loaded.config
@@ -55,19 +38,12 @@ def test_official(decoder, make, official, images, tmp_path):
         lambda s: {"module": s},
     ],
 )
-def test_wrappings(wrap, make, official, images, tmp_path):
+def test_wrappings(wrap, make, official, images, tmp_path, check_same):
     model = make()
     torch.save(wrap(official(model)), tmp_path / "m.pth")
-    same(vp.load_model(tmp_path / "m.pth"), model, images)
+    check_same(vp.load_model(tmp_path / "m.pth"), model, images)
     torch.save(wrap(official(model)), tmp_path / "m.pth", _use_new_zipfile_serialization=False)  # before torch 1.6
-    same(vp.load_model(str(tmp_path / "m.pth")), model, images)
-
-
-def test_one_deconvolution_means_patch_stride_8(make, official, images, tmp_path):
-    model = make(patch_stride=8)
-    loaded = vp.load_model(store(tmp_path / "m.pth", official(model)))
-    same(loaded, model, images)
-    assert (loaded.config.patch_stride, loaded.config.image_size) == (8, (64, 48))
+    check_same(vp.load_model(str(tmp_path / "m.pth")), model, images)
 
 
 def to_mmpose(state):
@@ -90,21 +66,21 @@ def to_mmpose(state):
     return out | {"backbone.pos_embed": position[:, 1:] + position[:, :1]}
 
 
-def test_mmpose(make, official, images, tmp_path):
+def test_mmpose(make, official, images, tmp_path, check_same, store):
     model = make()
     state = to_mmpose(official(model))
     assert not any("blocks" in k or "norm" in k or "mlp" in k for k in state)
-    report = same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+    report = check_same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
     assert report.family == "mmpose" and report.missing == report.unexpected == []
 
 
-def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path):
+def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path, check_same, store):
     import numpy as np
 
     model = make()
     sets = {"sigmas": np.ones(17, np.float32), "flip_indices": [0, 2, 1], "best": np.float64(0.75), "n": np.int64(3)}
     path = store(tmp_path / "m.pth", to_mmpose(official(model)), dataset_meta=sets)
-    same(vp.load_model(path), model, images)
+    check_same(vp.load_model(path), model, images)
 
 
 def mae(model, patch=14, side=4):
@@ -194,7 +170,7 @@ def test_load_pretrained_from_mae(name, make, tmp_path):
     assert model.load_report is None
 
 
-def test_load_pretrained_from_a_pose_model_and_window_tables(make, official, tmp_path):
+def test_load_pretrained_from_a_pose_model_and_window_tables(make, official, tmp_path, store):
     source = make()
     path = store(tmp_path / "m.pth", official(source))
     model = make(seed=4, attention="window", window=(2, 2), image_size=(128, 96))
@@ -208,142 +184,14 @@ def test_load_pretrained_from_a_pose_model_and_window_tables(make, official, tmp
     assert "keypoint_head.final_layer.weight" in report.ignored
 
 
-def test_load_pretrained_names_a_misfit(make, official, tmp_path, refusal):
+def test_load_pretrained_names_a_misfit(make, official, tmp_path, refusal, store):
     path = store(tmp_path / "m.pth", official(make("vitpose++-tiny", tasks=("coco", "aic"))))
     shapes = ("backbone.blocks.0.mlp.fc2.weight", "[144, 768] in the file", "[192, 768] in the model", path)
     refusal(lambda: vp.load_pretrained(make(), path), *shapes)
 
 
-def test_plus_keeps_all_heads_and_experts(make, official, images, tmp_path):
-    model = make("vitpose++-tiny", tasks=PLUS_TASKS)
-    loaded = vp.load_model(store(tmp_path / "vitpose+_small.pth", official(model)))
-    assert loaded.tasks == tuple(loaded.heads) == PLUS_TASKS
-    for task in PLUS_TASKS:
-        same(loaded, model, images, task)
-    assert loaded.load_report.unexpected == loaded.load_report.missing == []
-
-
-@pytest.mark.parametrize("part", [48, 96])
-def test_part_features_come_from_the_tensors(part, make, official, images, tmp_path):
-    model = make("vitpose++-tiny", tasks=("coco", "aic"), width=384, heads=12, depth=1, part_features=part)
-    loaded = vp.load_model(store(tmp_path / "s.pth", official(model)))
-    assert loaded.config.part_features == part and loaded.config.heads == 12
-    same(loaded, model, images, "aic")
-
-
-def test_leftovers_of_model_split(make, official, images, tmp_path):
-    """The official splitting tool merges fc2 and forgets to remove the experts, and the other heads of coco.pth."""
-    plus = make("vitpose++-tiny", tasks=PLUS_TASKS)
-    state = official(plus)
-    for i in range(4):
-        for kind in ("weight", "bias"):
-            name = f"backbone.blocks.{i}.mlp.fc2.{kind}"
-            state[name] = torch.cat([state[name], state[f"backbone.blocks.{i}.mlp.experts.0.{kind}"]])
-    loaded = vp.load_model(store(tmp_path / "coco.pth", state))
-    report = same(loaded, plus, images)
-    assert loaded.tasks == ("coco",) and loaded.config.part_features == 0
-    assert report.unexpected == []
-    assert len([k for k in report.ignored if ".experts." in k]) == 4 * 6 * 2
-    assert len([k for k in report.ignored if k.startswith("associate_keypoint_heads.")]) == 5 * 14
-
-
-def test_several_heads_without_experts(make, official, images, tmp_path):
-    model = make(tasks=("coco", "aic", "mpii"))
-    loaded = vp.load_model(store(tmp_path / "vitpose_base_coco_aic_mpii.pth", official(model)))
-    assert tuple(loaded.heads) == ("coco", "aic", "mpii") and loaded.config.part_features == 0
-    for task in loaded.tasks:
-        same(loaded, model, images, task)
-
-
-def test_a_head_with_unexpected_keypoints_among_several(make, official, images, tmp_path):
-    model = make("vitpose++-tiny", tasks=("coco", PEN))
-    loaded = vp.load_model(store(tmp_path / "m.pth", official(model)))
-    assert loaded.tasks == ("coco", "custom1")
-    same(loaded, model, images, "custom1", "pen")
-    assert "head 1 has 2 keypoints, not those of aic: named custom1" in loaded.load_report.guesses
-
-
-def test_an_unknown_number_of_keypoints_is_custom(make, official, images, tmp_path):
-    model = make(tasks=PEN)
-    loaded = vp.load_model(store(tmp_path / "vitpose-b-coco_25.pth", official(model)))
-    same(loaded, model, images, "custom", "pen")
-    assert loaded.config.tasks[0].num_keypoints == 2
-
-
-@pytest.mark.parametrize(
-    "file, keypoints, task, reason",
-    [
-        ("vitpose-b.pth", "coco", "coco", "17 keypoints"),
-        ("model.pth", "aic", "aic", "14 keypoints"),
-        ("model.pth", "mpii", "mpii", "16 keypoints"),
-        ("model.pth", "wholebody", "wholebody", "133 keypoints"),
-        ("model.pth", "interhand", "interhand", "21 keypoints"),
-        ("vitpose-b-ap10k.pth", "ap10k", "ap10k", "the name vitpose-b-ap10k.pth"),
-        ("ViTPose_AP-10K_from_coco.pth", "ap10k", "ap10k", "the name ViTPose_AP-10K_from_coco.pth"),
-        ("apt36k.pth", "ap10k", "apt36k", "the name apt36k.pth"),
-        ("crowdpose.pth", "aic", "crowdpose", "the name crowdpose.pth"),
-        ("coco-wholebody.pth", "wholebody", "wholebody", "the name coco-wholebody.pth"),
-        ("coco.pth", "aic", "aic", "14 keypoints"),  # a name that the tensors contradict
-        ("ap10k/best.pth", "ap10k", "ap10k", "the name ap10k"),
-    ],
-)
-def test_the_task_is_guessed_and_the_guess_reported(file, keypoints, task, reason, make, official, tmp_path, caplog):
-    path = tmp_path / "x" / file
-    path.parent.mkdir(parents=True)
-    state = official(make(tasks=(keypoints,), depth=1, decoder="simple"))
-    with caplog.at_level(logging.WARNING, "vitpose_fast"):
-        loaded = vp.load_model(store(path, state))
-    assert loaded.tasks == (task,)
-    assert f"task {task} from {reason}" in loaded.load_report.guesses
-    assert f"task {task} from {reason}" in caplog.text and str(path) in caplog.text
-
-
-def test_config_json_names_the_task(make, official, tmp_path):
-    labels = {str(i): name for i, name in enumerate(KEYPOINT_SETS["ap10k"].names)}
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
-    loaded = vp.load_model(store(tmp_path / "coco.pth", official(make(depth=1))))
-    assert loaded.load_report.guesses[0] == "task ap10k from config.json"
-
-
-def test_the_task_argument_wins(make, official, tmp_path, refusal):
-    path = store(tmp_path / "coco.pth", official(make(depth=1)))
-    loaded = vp.load_model(path, task="ap10k")
-    assert loaded.tasks == ("ap10k",) and not [g for g in loaded.load_report.guesses if "task" in g]
-    refusal(lambda: vp.load_model(path, task="mpii"), "17 keypoints", "'mpii' has 16", path)
-    refusal(lambda: vp.load_model(path, task="mpi"), "'mpi'", "wholebody")
-    pen = store(tmp_path / "pen.pth", official(make(depth=1, tasks=PEN)))
-    assert vp.load_model(pen, task=PEN).config.tasks == (PEN,)
-    (tmp_path / "pen.json").write_text(json.dumps(PEN.to_dict()))
-    assert vp.load_model(pen, task=str(tmp_path / "pen.json")).config.tasks == (PEN,)
-    several = store(tmp_path / "m.pth", official(make(depth=1, tasks=("coco", "aic"))))
-    assert vp.load_model(several, task="aic").tasks == ("coco", "aic")
-    refusal(lambda: vp.load_model(several, task="mpii"), "'mpii'", "coco, aic")
-
-
-def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, refusal):
-    model = make(width=160, heads=5)
-    path = store(tmp_path / "m.pth", official(model))
-    refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
-    same(vp.load_model(path, num_heads=5), model, images)
-    tiny = make(heads=6)
-    path = store(tmp_path / "tiny.pth", official(tiny))
-    same(vp.load_model(path, num_heads=6), tiny, images)
-    assert "3 attention heads from the width 192" in vp.load_model(path).load_report.guesses
-    vp.save_model(make(), tmp_path / "ours")
-    assert vp.load_model(tmp_path / "ours", num_heads=6).config.heads == 6
-
-
-def test_image_size_tells_the_aspect(make, official, tmp_path, refusal):
-    model = make(image_size=(48, 80))  # 3 x 5 places
-    path = store(tmp_path / "m.pth", official(model))
-    refusal(lambda: vp.load_model(path), path, "15 places", "image_size=(H, W)")
-    loaded = vp.load_model(path, image_size=(48, 80))
-    same(loaded, model, torch.randn(1, 3, 48, 80))
-    assert loaded.load_report.reshaped == []
-
-
 @pytest.mark.parametrize("ours", [False, True])
-def test_another_image_size_resizes_places_and_keeps_the_class_slot(ours, make, official, tmp_path):
+def test_another_image_size_resizes_places_and_keeps_the_class_slot(ours, make, official, tmp_path, store):
     model = make(image_size=(64, 64))
     path = tmp_path / "ours" if ours else store(tmp_path / "m.pth", official(model))
     if ours:
@@ -367,27 +215,27 @@ def test_ours_with_places_as_many_but_another_shape(make, tmp_path):
     assert not torch.equal(loaded.backbone.pos_embed, model.backbone.pos_embed)
 
 
-def test_a_folder_with_one_file_of_any_name(make, official, images, tmp_path):
+def test_a_folder_with_one_file_of_any_name(make, official, images, tmp_path, check_same):
     model = make()
     save_file(official(model), tmp_path / "weights.safetensors")
-    same(vp.load_model(tmp_path), model, images)
+    check_same(vp.load_model(tmp_path), model, images)
 
 
-def test_unexpected_tensors_are_reported(make, official, images, tmp_path):
+def test_unexpected_tensors_are_reported(make, official, images, tmp_path, check_same, store):
     model = make()
     state = official(model) | {"backbone.extra.weight": torch.ones(2), "ema_decay": torch.ones(())}
-    report = same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+    report = check_same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
     assert report.unexpected == ["backbone.extra.weight", "ema_decay"]
     assert "unexpected (2): backbone.extra.weight, ema_decay" in str(report)
 
 
-def test_counters_of_batch_norm_may_be_missing(make, official, images, tmp_path):
+def test_counters_of_batch_norm_may_be_missing(make, official, images, tmp_path, check_same, store):
     model = make()
     state = {k: v for k, v in official(model).items() if "num_batches" not in k}
-    same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
+    check_same(vp.load_model(store(tmp_path / "m.pth", state)), model, images)
 
 
-def test_half_precision_files_give_a_full_precision_model(make, official, tmp_path):
+def test_half_precision_files_give_a_full_precision_model(make, official, tmp_path, store):
     state = {k: v.half() if v.is_floating_point() else v for k, v in official(make()).items()}
     loaded = vp.load_model(store(tmp_path / "m.pth", state))
     assert loaded.backbone.pos_embed.dtype == torch.float32
@@ -398,37 +246,3 @@ def test_a_size_with_as_many_tokens_is_resized_not_reinterpreted(make, official,
     torch.save(official(make(image_size=(64, 48))), path)
     model = vp.load_model(path, image_size=(48, 64))
     assert model.config.grid == (3, 4) and "resized from 4x3 to 3x4" in model.load_report.reshaped[0]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("backbone.pos_embed", torch.zeros(13)),
-        ("backbone.patch_embed.proj.weight", torch.tensor(1.0)),
-        ("keypoint_head.final_layer.weight", torch.tensor(1.0)),
-        ("keypoint_head.deconv_layers.0.weight", torch.zeros(3)),
-    ],
-)
-def test_tensors_of_absurd_shapes_are_refused(key, value, make, official, tmp_path, refusal):
-    torch.save({**official(make()), key: value}, tmp_path / "m.pth")
-    refusal(lambda: vp.load_model(tmp_path / "m.pth"), "m.pth")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"vitpose_fast": None},
-        {"vitpose_fast": {"width": "x"}},
-        {"vitpose_fast": {"tasks": None}},
-        {"model_type": "vitpose", "backbone_config": None},
-        {"model_type": "vitpose", "backbone_config": {"num_attention_heads": "many"}},
-        {"id2label": ["nose"]},
-    ],
-)
-def test_configs_of_absurd_types_are_refused_or_ignored(config, make, official, tmp_path):
-    torch.save(official(make()), tmp_path / "m.pth")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    try:
-        vp.load_model(tmp_path / "m.pth")
-    except ValueError as error:
-        assert "\n" not in str(error) and "m.pth" in str(error)
