@@ -11,7 +11,7 @@ from vitpose_fast import functional as F
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention over a grid of tokens: whole map, windows, shifted and pooled windows (HOUSE 6, SPEC 10).
+    """Multi-head attention over a grid of tokens: whole map, windows, shifted and pooled windows (SPEC 10).
 
     Parameters are named as in the official code: `qkv`, `proj`; with relative position `rel_pos_h` [2h - 1, D] and
     `rel_pos_w` [2w - 1, D] (zeros at first), shared by the heads.

@@ -96,7 +96,7 @@ class ModelConfig:
         return self.attention != "full" if self.rel_pos is None else self.rel_pos
 
     def block_attention(self, block: int) -> dict[str, Any]:
-        """Arguments `window`, `shift`, `pool` of the attention in one block (HOUSE 6)."""
+        """Arguments `window`, `shift`, `pool` of the attention in one block (paper Table 7)."""
         everything = self.attention == "full" or (
             self.attention == "window+full" and (block + 1) % (self.depth // 4) == 0
         )
