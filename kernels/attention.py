@@ -101,10 +101,10 @@ def _relative(table: Tensor, size: int) -> Tensor:
     return table[offset[:, None] - offset[None, :] + size - 1]
 
 
-def _pool(kv_windows: Tensor, is_token: Tensor) -> Tensor:
-    """Mean over the tokens of each window: [B, M, L, F] -> [B, M, F]."""
-    share = is_token.to(kv_windows.dtype) / is_token.sum(-1, keepdim=True).to(kv_windows.dtype)
-    return torch.einsum("bmlf,ml->bmf", kv_windows, share)
+def _share(windows: _Windows, like: Tensor) -> Tensor:
+    """Weight of each slot in the mean of its window, 0 for padding: [M, L]."""
+    is_token = windows.is_token(like.device)
+    return is_token.to(like.dtype) / is_token.sum(-1, keepdim=True).to(like.dtype)
 
 
 def _pooled_keys(qkv: Tensor, windows: _Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
@@ -112,7 +112,7 @@ def _pooled_keys(qkv: Tensor, windows: _Windows, pool: bool, pooled: Tensor | No
     _, _, _, heads, width = qkv.shape
     if pool:
         flat = windows.unshifted()
-        pooled = _pool(flat.cut(qkv[:, :, 1:].flatten(2)), flat.is_token(qkv.device))
+        pooled = torch.einsum("bmlf,ml->bmf", flat.cut(qkv[:, :, 1:].flatten(2)), _share(flat, qkv))
         pooled = pooled.unflatten(-1, (2, heads, width))
     return None if pooled is None else pooled.permute(2, 0, 3, 1, 4)
 
@@ -219,9 +219,7 @@ def attention_backward_reference(
         dqkv = dqkv + nnF.pad(dq_extra, (0, 0, 0, 0, 0, 2))
         if pool:  # the mean hands each token of the window an equal share
             flat = windows.unshifted()
-            is_token = flat.is_token(qkv.device)
-            share = is_token.to(qkv.dtype) / is_token.sum(-1, keepdim=True).to(qkv.dtype)
-            spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * share[None, :, :, None])
+            spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
             dqkv = dqkv + nnF.pad(spread.reshape(b, n, 2, heads, width), (0, 0, 0, 0, 1, 0))
             d_pooled = qkv.new_empty(0)
     return dqkv, d_rel_h, d_rel_w, d_pooled

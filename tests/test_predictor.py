@@ -33,7 +33,7 @@ def model():
 BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 70.0]]
 
 
-def same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
+def check_same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=tolerance)
 
@@ -72,7 +72,7 @@ def test_batching_changes_nothing(model):
         together = vp.PosePredictor(model, task="coco", batch_size=batch_size)(images, boxes)
         assert [len(p) for p in together] == [3, 1, 0, 2]
         for a, b in zip(alone, together):
-            same(a, b)
+            check_same(a, b)
 
 
 def test_paths_arrays_and_tensors_are_the_same(model, tmp_path):
@@ -80,12 +80,12 @@ def test_paths_arrays_and_tensors_are_the_same(model, tmp_path):
     predictor = vp.PosePredictor(model, task="coco")
     reference = predictor(photo(), BOXES)
     for image in (str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(photo()), torch.from_numpy(photo())):
-        same(reference, predictor(image, np.array(BOXES)), tolerance=0)
+        check_same(reference, predictor(image, np.array(BOXES)), tolerance=0)
 
 
 def test_without_boxes_the_image_is_one_person(model):
     predictor = vp.PosePredictor(model, task="coco")
-    same(predictor(photo()), predictor(photo(), [[0, 0, 80, 60]]), tolerance=0)
+    check_same(predictor(photo()), predictor(photo(), [[0, 0, 80, 60]]), tolerance=0)
     assert len(predictor([photo(), photo(1)])) == 2
 
 

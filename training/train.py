@@ -62,7 +62,8 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
         images, by name.
 
     Raises:
-        ValueError, OSError: bad options, data or folders, in one line, before anything is written.
+        ValueError, OSError: bad options, data or folders, in one line, before anything is written; later a loss that is
+            not finite, with the last epoch's state kept.
     """
     if not config.train:
         raise ValueError("nothing to train on: give --train FILE.json and --train-images FOLDER")

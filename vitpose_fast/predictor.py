@@ -162,8 +162,10 @@ class PosePredictor:
 
     def _forward(self, images: list[Tensor], boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoints [P, K, 2] in image pixels and scores [P, K] of one batch of people, float32 on the CPU."""
-        parameter = self.model.backbone.pos_embed
-        crops = self.codec.crop(images, boxes, image_index, sampling=self.sampling, dtype=parameter.dtype)
+        first, last = int(image_index[0]), int(image_index[-1])  # in order: the other images stay out of the crop
+        images, image_index = images[first : last + 1], image_index - first
+        dtype = self.model.backbone.pos_embed.dtype
+        crops = self.codec.crop(images, boxes, image_index, sampling=self.sampling, dtype=dtype)
         if self.flip_test:
             crops = torch.cat([crops, crops.flip(-1)])
         heatmaps = self.model(crops, self.task)

@@ -43,8 +43,8 @@ def images():
 
 
 @pytest.fixture
-def refusal():
-    """refusal(call, *words, error=ValueError): the message, one line that holds all the words."""
+def check_refusal():
+    """check_refusal(call, *words, error=ValueError): the message, one line that holds all the words."""
 
     def check(call, *words, error=ValueError):
         with pytest.raises(error) as caught:

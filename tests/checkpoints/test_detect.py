@@ -116,25 +116,25 @@ def test_config_json_names_the_task(make, official, tmp_path, store):
     assert loaded.load_report.guesses[0] == "task ap10k from config.json"
 
 
-def test_the_task_argument_wins(make, official, tmp_path, refusal, store):
+def test_the_task_argument_wins(make, official, tmp_path, check_refusal, store):
     path = store(tmp_path / "coco.pth", official(make(depth=1)))
     loaded = vp.load_model(path, task="ap10k")
     assert loaded.tasks == ("ap10k",) and not [g for g in loaded.load_report.guesses if "task" in g]
-    refusal(lambda: vp.load_model(path, task="mpii"), "17 keypoints", "'mpii' has 16", path)
-    refusal(lambda: vp.load_model(path, task="mpi"), "'mpi'", "wholebody")
+    check_refusal(lambda: vp.load_model(path, task="mpii"), "17 keypoints", "'mpii' has 16", path)
+    check_refusal(lambda: vp.load_model(path, task="mpi"), "'mpi'", "wholebody")
     pen = store(tmp_path / "pen.pth", official(make(depth=1, tasks=PEN)))
     assert vp.load_model(pen, task=PEN).config.tasks == (PEN,)
     (tmp_path / "pen.json").write_text(json.dumps(PEN.to_dict()))
     assert vp.load_model(pen, task=str(tmp_path / "pen.json")).config.tasks == (PEN,)
     several = store(tmp_path / "m.pth", official(make(depth=1, tasks=("coco", "aic"))))
     assert vp.load_model(several, task="aic").tasks == ("coco", "aic")
-    refusal(lambda: vp.load_model(several, task="mpii"), "'mpii'", "coco, aic")
+    check_refusal(lambda: vp.load_model(several, task="mpii"), "'mpii'", "coco, aic")
 
 
-def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, refusal, check_same, store):
+def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, check_refusal, check_same, store):
     model = make(width=160, heads=5)
     path = store(tmp_path / "m.pth", official(model))
-    refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
+    check_refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
     check_same(vp.load_model(path, num_heads=5), model, images)
     tiny = make(heads=6)
     path = store(tmp_path / "tiny.pth", official(tiny))
@@ -144,10 +144,10 @@ def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_pat
     assert vp.load_model(tmp_path / "ours", num_heads=6).config.heads == 6
 
 
-def test_image_size_tells_the_aspect(make, official, tmp_path, refusal, check_same, store):
+def test_image_size_tells_the_aspect(make, official, tmp_path, check_refusal, check_same, store):
     model = make(image_size=(48, 80))  # 3 x 5 places
     path = store(tmp_path / "m.pth", official(model))
-    refusal(lambda: vp.load_model(path), path, "15 places", "image_size=(H, W)")
+    check_refusal(lambda: vp.load_model(path), path, "15 places", "image_size=(H, W)")
     loaded = vp.load_model(path, image_size=(48, 80))
     check_same(loaded, model, torch.randn(1, 3, 48, 80))
     assert loaded.load_report.reshaped == []
@@ -162,9 +162,9 @@ def test_image_size_tells_the_aspect(make, official, tmp_path, refusal, check_sa
         ("keypoint_head.deconv_layers.0.weight", torch.zeros(3)),
     ],
 )
-def test_tensors_of_absurd_shapes_are_refused(key, value, make, official, tmp_path, refusal):
+def test_tensors_of_absurd_shapes_are_refused(key, value, make, official, tmp_path, check_refusal):
     torch.save({**official(make()), key: value}, tmp_path / "m.pth")
-    refusal(lambda: vp.load_model(tmp_path / "m.pth"), "m.pth")
+    check_refusal(lambda: vp.load_model(tmp_path / "m.pth"), "m.pth")
 
 
 @pytest.mark.parametrize(

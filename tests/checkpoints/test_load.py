@@ -184,10 +184,10 @@ def test_load_pretrained_from_a_pose_model_and_window_tables(make, official, tmp
     assert "keypoint_head.final_layer.weight" in report.ignored
 
 
-def test_load_pretrained_names_a_misfit(make, official, tmp_path, refusal, store):
+def test_load_pretrained_names_a_misfit(make, official, tmp_path, check_refusal, store):
     path = store(tmp_path / "m.pth", official(make("vitpose++-tiny", tasks=("coco", "aic"))))
     shapes = ("backbone.blocks.0.mlp.fc2.weight", "[144, 768] in the file", "[192, 768] in the model", path)
-    refusal(lambda: vp.load_pretrained(make(), path), *shapes)
+    check_refusal(lambda: vp.load_pretrained(make(), path), *shapes)
 
 
 @pytest.mark.parametrize("ours", [False, True])

@@ -33,10 +33,10 @@ def write_pickle(data, path, how):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare pickle"])
 @pytest.mark.parametrize("wrap", [lambda s, e: e, lambda s, e: {"state_dict": s, "meta": {"x": e}}])
-def test_code_is_not_run_but_named(how, wrap, make, official, tmp_path, refusal):
+def test_code_is_not_run_but_named(how, wrap, make, official, tmp_path, check_refusal):
     path, target = tmp_path / "model.pth", tmp_path / "evidence"
     write_pickle(wrap({} if how == "bare pickle" else official(make(depth=1)), Evil(target)), path, how)
-    text = refusal(lambda: vp.load_model(path), path, "would run or build", "safetensors")
+    text = check_refusal(lambda: vp.load_model(path), path, "would run or build", "safetensors")
     assert "os.system" in text or "posix.system" in text
     assert not target.exists()
     with pytest.raises(ValueError, match="refused"):
@@ -46,9 +46,9 @@ def test_code_is_not_run_but_named(how, wrap, make, official, tmp_path, refusal)
     assert target.exists()  # it was a real one
 
 
-def test_whole_modules_are_refused(make, tmp_path, refusal):
+def test_whole_modules_are_refused(make, tmp_path, check_refusal):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pth")
-    refusal(lambda: vp.load_model(tmp_path / "m.pth"), "torch.nn.modules.linear.Linear", tmp_path / "m.pth")
+    check_refusal(lambda: vp.load_model(tmp_path / "m.pth"), "torch.nn.modules.linear.Linear", tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -77,30 +77,30 @@ def test_plain_values_beside_the_weights_are_read(zipped, make, official, tmp_pa
         ("zeros.safetensors", bytes(100)),
     ],
 )
-def test_other_files_are_refused(name, content, tmp_path, refusal):
+def test_other_files_are_refused(name, content, tmp_path, check_refusal):
     (tmp_path / name).write_bytes(content)
-    text = refusal(lambda: vp.load_model(tmp_path / name), tmp_path / name)
+    text = check_refusal(lambda: vp.load_model(tmp_path / name), tmp_path / name)
     assert "not a readable checkpoint" in text or "holds no tensors" in text
     assert ": refused," not in text
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
-def test_truncated_files_are_refused(suffix, keep, make, official, tmp_path, refusal):
+def test_truncated_files_are_refused(suffix, keep, make, official, tmp_path, check_refusal):
     path, state = tmp_path / f"m{suffix}", official(make(depth=1))
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    refusal(lambda: vp.load_model(path), path, "not a readable checkpoint", "download it again")
+    check_refusal(lambda: vp.load_model(path), path, "not a readable checkpoint", "download it again")
 
 
-def test_what_holds_no_vitpose_is_refused(make, official, tmp_path, refusal):
+def test_what_holds_no_vitpose_is_refused(make, official, tmp_path, check_refusal):
     path = tmp_path / "m.pth"
 
     def refused(data, *words):
         torch.save(data, path)
-        refusal(lambda: vp.load_model(path), path, *words)
-        refusal(lambda: vp.load_pretrained(make(depth=1), path), path)
+        check_refusal(lambda: vp.load_model(path), path, *words)
+        check_refusal(lambda: vp.load_pretrained(make(depth=1), path), path)
 
     refused({}, "holds no tensors")
     refused({"state_dict": {}}, "holds no tensors")
@@ -111,7 +111,7 @@ def test_what_holds_no_vitpose_is_refused(make, official, tmp_path, refusal):
     refused({"state_dict": resnet}, "not a ViTPose checkpoint", "conv1.weight")
 
 
-def test_a_weight_of_another_shape_is_named_with_both_shapes(make, official, tmp_path, refusal):
+def test_a_weight_of_another_shape_is_named_with_both_shapes(make, official, tmp_path, check_refusal):
     for key, bad, shapes in (
         ("backbone.blocks.1.attn.qkv.weight", torch.zeros(576, 191), ("[576, 191]", "[576, 192]")),
         ("backbone.blocks.0.mlp.fc1.bias", torch.zeros(767), ("[767]", "[768]")),
@@ -119,7 +119,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(make, official, tmp
     ):
         torch.save(official(make()) | {key: bad}, tmp_path / "m.pth")
         shown = key.replace("keypoint_head", "heads.coco")
-        refusal(lambda: vp.load_model(tmp_path / "m.pth"), tmp_path / "m.pth", shown, *shapes)
+        check_refusal(lambda: vp.load_model(tmp_path / "m.pth"), tmp_path / "m.pth", shown, *shapes)
 
 
 @pytest.mark.parametrize(
@@ -133,36 +133,36 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(make, official, tmp
         "keypoint_head.final_layer.weight",
     ],
 )
-def test_a_missing_weight_is_named(key, make, official, tmp_path, refusal):
+def test_a_missing_weight_is_named(key, make, official, tmp_path, check_refusal):
     state = official(make())
     del state[key]
     torch.save(state, tmp_path / "m.pth")
     shown = key.removeprefix("keypoint_head.")
-    refusal(lambda: vp.load_model(tmp_path / "m.pth"), tmp_path / "m.pth", shown, "not in the file")
+    check_refusal(lambda: vp.load_model(tmp_path / "m.pth"), tmp_path / "m.pth", shown, "not in the file")
 
 
-def test_a_backbone_without_a_head_is_no_pose_model(make, tmp_path, refusal):
+def test_a_backbone_without_a_head_is_no_pose_model(make, tmp_path, check_refusal):
     state = {f"backbone.{k}": v for k, v in make().backbone.state_dict().items()}
     torch.save(state, tmp_path / "m.pth")
-    refusal(lambda: vp.load_model(tmp_path / "m.pth"), "heads.coco", "not in the file")
+    check_refusal(lambda: vp.load_model(tmp_path / "m.pth"), "heads.coco", "not in the file")
     assert vp.load_pretrained(make(seed=2), tmp_path / "m.pth").missing
 
 
-def test_missing_paths(make, official, tmp_path, refusal):
-    refusal(lambda: vp.load_model(tmp_path / "no.pth"), tmp_path / "no.pth", error=FileNotFoundError)
-    refusal(lambda: vp.load_model(tmp_path), tmp_path, "found none", error=FileNotFoundError)
+def test_missing_paths(make, official, tmp_path, check_refusal):
+    check_refusal(lambda: vp.load_model(tmp_path / "no.pth"), tmp_path / "no.pth", error=FileNotFoundError)
+    check_refusal(lambda: vp.load_model(tmp_path), tmp_path, "found none", error=FileNotFoundError)
     for name in ("a.pth", "b.pth"):
         torch.save(official(make(depth=1)), tmp_path / name)
-    refusal(lambda: vp.load_model(tmp_path), "a.pth, b.pth", error=FileNotFoundError)
+    check_refusal(lambda: vp.load_model(tmp_path), "a.pth, b.pth", error=FileNotFoundError)
 
 
-def test_a_flipped_byte_is_noticed(make, tmp_path, refusal):
+def test_a_flipped_byte_is_noticed(make, tmp_path, check_refusal):
     vp.save_model(make(depth=1), tmp_path / "m")
     path = tmp_path / "m" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    refusal(lambda: vp.load_model(tmp_path / "m"), path, "damaged", "manifest.json")
+    check_refusal(lambda: vp.load_model(tmp_path / "m"), path, "damaged", "manifest.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sha256": 3}', ""])

@@ -80,9 +80,9 @@ def test_a_single_expert_is_merged_for_hugging_face(make, images, tmp_path):
         (dict(decoder="minimal", patch_stride=8), ["no minimal decoder", "patch stride is 16"]),
     ],
 )
-def test_what_hugging_face_cannot_hold_is_refused(options, words, make, tmp_path, refusal):
+def test_what_hugging_face_cannot_hold_is_refused(options, words, make, tmp_path, check_refusal):
     model = make(**{"decoder_width": 256, **options})
-    refusal(lambda: save_hf(model, tmp_path / "hf"), "cannot write the Hugging Face layout", *words)
+    check_refusal(lambda: save_hf(model, tmp_path / "hf"), "cannot write the Hugging Face layout", *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -95,9 +95,9 @@ def test_what_hugging_face_cannot_hold_is_refused(options, words, make, tmp_path
         (dict(name="vitpose++-tiny", tasks=("coco", "aic"), head_tasks=("aic",)), "heads belong to the first tasks"),
     ],
 )
-def test_what_the_official_layout_cannot_hold_is_refused(options, words, make, tmp_path, refusal):
+def test_what_the_official_layout_cannot_hold_is_refused(options, words, make, tmp_path, check_refusal):
     model = make(**options)
-    refusal(lambda: save_official(model, tmp_path / "m.pth"), "cannot write the official layout", words)
+    check_refusal(lambda: save_official(model, tmp_path / "m.pth"), "cannot write the official layout", words)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +122,7 @@ def test_our_own_format_keeps_everything(options, make, tmp_path):
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["m"]
 
 
-def test_the_weights_file_alone_is_enough(make, tmp_path, refusal):
+def test_the_weights_file_alone_is_enough(make, tmp_path, check_refusal):
     model = make(tasks=PEN, attention="window", window=(2, 2))
     vp.save_model(model, tmp_path / "m")
     shutil.move(tmp_path / "m" / "model.safetensors", tmp_path / "pen.safetensors")
@@ -130,16 +130,16 @@ def test_the_weights_file_alone_is_enough(make, tmp_path, refusal):
     equal(loaded.state_dict(), model.state_dict())
     assert loaded.config == model.config
     assert vp.load_model(tmp_path / "pen.safetensors", task="pen").tasks == ("pen",)
-    refusal(lambda: vp.load_model(tmp_path / "pen.safetensors", task="coco"), "'coco'", "heads: pen")
-    refusal(lambda: vp.load_model(tmp_path / "pen.safetensors", task="nonsense"), "'nonsense'")
+    check_refusal(lambda: vp.load_model(tmp_path / "pen.safetensors", task="coco"), "'coco'", "heads: pen")
+    check_refusal(lambda: vp.load_model(tmp_path / "pen.safetensors", task="nonsense"), "'nonsense'")
 
 
-def test_nothing_is_overwritten_unasked(make, tmp_path, refusal):
+def test_nothing_is_overwritten_unasked(make, tmp_path, check_refusal):
     a, b = make(), make(seed=1)
     vp.save_model(a, tmp_path / "m")
     for write in (vp.save_model, save_hf):
         model = make(decoder="simple")
-        refusal(lambda w=write, m=model: w(m, tmp_path / "m"), tmp_path / "m", "exists", error=FileExistsError)
+        check_refusal(lambda w=write, m=model: w(m, tmp_path / "m"), tmp_path / "m", "exists", error=FileExistsError)
     equal(vp.load_model(tmp_path / "m").state_dict(), a.state_dict())
     vp.save_model(b, tmp_path / "m", overwrite=True)
     equal(vp.load_model(tmp_path / "m").state_dict(), b.state_dict())
@@ -199,14 +199,14 @@ def test_our_official_files_remember_what_tensors_cannot_tell(options, make, tmp
     equal(back.state_dict(), model.state_dict())
 
 
-def test_the_official_layout_is_a_pth_file(make, tmp_path, refusal):
-    refusal(lambda: save_official(make(), tmp_path / "m.safetensors"), "m.safetensors", ".pth")
+def test_the_official_layout_is_a_pth_file(make, tmp_path, check_refusal):
+    check_refusal(lambda: save_official(make(), tmp_path / "m.safetensors"), "m.safetensors", ".pth")
 
 
-def test_a_full_disk_is_an_os_error(make, tmp_path, monkeypatch, refusal):
+def test_a_full_disk_is_an_os_error(make, tmp_path, monkeypatch, check_refusal):
     def full(*args, **kwargs):
         raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    refusal(lambda: save_official(make(), tmp_path / "m.pth"), "cannot write", "m.pth", error=OSError)
+    check_refusal(lambda: save_official(make(), tmp_path / "m.pth"), "cannot write", "m.pth", error=OSError)
     assert list(tmp_path.iterdir()) == []

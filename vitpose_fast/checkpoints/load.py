@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +60,8 @@ def load_model(
 def _load(
     path: Path, task: str | KeypointSet | None, num_heads: int | None, image_size: tuple[int, int] | None
 ) -> tuple[ViTPose, LoadReport]:
-    state, written = read_checkpoint(path)
-    family = formats.family_of(state)
-    if family is None:
-        keys = ", ".join(list(state)[:4])
-        raise ValueError(f"{path}: not a ViTPose checkpoint; its keys begin with {keys}")
-    report = LoadReport(str(path), family)
-    state, report.ignored = formats.to_canonical(state, family)
+    state, written, report = _open(path, "a ViTPose checkpoint")
+    family = report.family
     if family == "ours" and "vitpose_fast" not in written:
         raise ValueError(f"{path}: our weights without a config (a training state?); load the folder model/ or best/")
     if "vitpose_fast" in written:
@@ -91,6 +87,17 @@ def _load(
     return model, report
 
 
+def _open(path: Path, what: str) -> tuple[State, dict[str, Any], LoadReport]:
+    """(tensors under canonical names, what is written about their model, a report begun), of a file that is `what`."""
+    state, written = read_checkpoint(path)
+    family = formats.family_of(state)
+    if family is None:
+        raise ValueError(f"{path}: not {what}; its keys begin with {', '.join(list(state)[:4])}")
+    report = LoadReport(str(path), family)
+    state, report.ignored = formats.to_canonical(state, family)
+    return state, written, report
+
+
 def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     """Start the backbone of `model` from a checkpoint of any format, MAE pretraining above all (SPEC 1.6).
 
@@ -100,13 +107,7 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     Raises:
         FileNotFoundError, ValueError: as `load_model`; a backbone weight that is missing or misshapen is named.
     """
-    path = find_checkpoint(source)
-    state, written = read_checkpoint(path)
-    family = formats.family_of(state)
-    if family is None:
-        raise ValueError(f"{path}: not a ViT backbone; its keys begin with {', '.join(list(state)[:4])}")
-    report = LoadReport(str(path), family)
-    state, report.ignored = formats.to_canonical(state, family)
+    state, written, report = _open(find_checkpoint(source), "a ViT backbone")
     report.ignored += [k for k in state if not k.startswith("backbone.")]
     state = {k: v for k, v in state.items() if k.startswith("backbone.")}
     if model.config.part_features:
