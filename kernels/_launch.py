@@ -1,37 +1,133 @@
-"""Which implementation of an op runs, and the checks that every op shares.
+"""Which implementation of an op runs, the checks that every op shares, and what a kernel launch is.
 
-One rule for all ops: `impl=None` picks the implementation by device, `impl="..."` overrides it and is never overruled.
-So far every op has its reference only, so `None` means the reference on every device.
+One rule for all ops: CUDA tensors -> Triton kernels, anything else -> the reference. `impl="triton" | "reference"`
+overrides it and is never overruled; nothing falls back silently. On the CPU `impl="triton"` runs in Triton's
+interpreter (TRITON_INTERPRET=1 set before triton is imported) and is refused without it. Where triton is not
+installed (macOS, Windows) the references run everywhere.
+
+The kernels stand in `kernels/gpu/`, one file per op. A file there turns tensors into outputs and `Launch` values; the
+same values are run by the ops and compiled ahead of time by `gpu/aot.py` (from meta tensors), so what is checked
+without a GPU is what runs on one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+HAS_TRITON = find_spec("triton") is not None
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capability x 10: A100, 30xx, 40xx / L4, H100 / H200, B200, 50xx
+SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a program may use
 
-def choose_impl(op: str, impl: str | None, available: tuple[str, ...] = ("reference",)) -> str:
-    """Name of the implementation to run.
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter is on in this process (decided when triton was imported)."""
+    if not HAS_TRITON:
+        return False
+    import triton
+
+    return not isinstance(triton.language.cdiv, triton.JITFunction)
+
+
+def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()) -> str:
+    """Name of the implementation to run on `x`: "triton", "reference" or one of `others` (which only this op has).
 
     Raises:
-        ValueError: `impl` is neither None nor one of `available`.
+        ValueError: an unknown name, or "triton" where Triton cannot run.
     """
     if impl is None:
-        return available[0]
-    if impl not in available:
-        valid = " or ".join(["None", *map(repr, available)])
-        raise ValueError(
-            f"{op}: got impl={impl!r}, expected {valid} (this version has no other implementation of {op})"
+        impl = "triton" if x.is_cuda and HAS_TRITON else "reference"
+    elif impl not in ("triton", "reference", *others):
+        valid = " or ".join(["None", *map(repr, ("triton", "reference", *others))])
+        raise ValueError(f"{op}: got impl={impl!r}, expected {valid}")
+    elif impl == "triton" and not x.is_cuda:
+        check(HAS_TRITON, op, "got impl='triton', but triton is not installed; use impl='reference'")
+        check(
+            interpreting(),
+            op,
+            f"got impl='triton' for tensors on {x.device}; hand in CUDA tensors, or use impl='reference' (tests: set "
+            "TRITON_INTERPRET=1 before triton is imported)",
+        )
+    if impl == "triton":
+        given = x.dtype if x.is_floating_point() else torch.float32
+        allowed = (torch.float32, torch.float16, torch.bfloat16) if x.is_cuda else (torch.float32, torch.float16)
+        check(
+            given in allowed,
+            op,
+            f"got {given} on {x.device}, the Triton kernels take {', '.join(map(str, allowed))} there; convert it, or "
+            "use impl='reference'",
         )
     return impl
+
+
+def architecture(x: Tensor) -> int:
+    """Compute capability times ten of the device of `x`, the newest known one at most; 80 in the interpreter."""
+    if not x.is_cuda:
+        return ARCHITECTURES[0]
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])
+
+
+class Launch(NamedTuple):
+    """One kernel launch as a value.
+
+    Attributes:
+        kernel: a `triton.jit` function.
+        grid: programs; all of them on the first axis, the only one without a limit of 65535.
+        arguments: name -> tensor, number or compile-time constant, for every parameter of the kernel.
+        flops: floating-point operations of matrix products (2 per multiply-add).
+        bytes: bytes that must cross the memory bus if every operand is moved once.
+    """
+
+    kernel: Any
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+    flops: int = 0
+    bytes: int = 0
+
+
+def run(launches: Iterable[Launch]) -> None:
+    """Launch kernels in order. An empty grid is no launch."""
+    for launch in launches:
+        if launch.grid[0] == 0:
+            continue
+        kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
+        kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
+
+
+def num_bytes(*tensors: Tensor | None) -> int:
+    """Sum of the sizes of tensors in bytes."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Quotient rounded up."""
+    return -(-a // b)
+
+
+def block_size(n: int, low: int = 16, high: int = 1 << 30) -> int:
+    """Smallest power of two that holds `n`, within low..high."""
+    return min(max(low, 1 << max(n - 1, 0).bit_length()), high)
 
 
 def check(condition: bool, op: str, message: str) -> None:
     """Raise `ValueError("<op>: <message>")` unless `condition` holds."""
     if not condition:
         raise ValueError(f"{op}: {message}")
+
+
+def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError that names the first tensor which is not on the device of `x`."""
+    for name, other in others.items():
+        if other is not None:
+            check(other.device == x.device, op, f"{name} is on {other.device}, expected {x.device} as the other tensors")
 
 
 def may_look_at_values(x: Tensor) -> bool:

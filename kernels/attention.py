@@ -317,7 +317,7 @@ def attention(
         ValueError: shapes that do not fit each other, a shift outside its window, `pool` together with `pooled`.
     """
     op = "attention"
-    choose_impl(op, impl)
+    choose_impl(op, impl, qkv)
     check(qkv.dim() == 5 and qkv.shape[2] == 3, op, f"qkv has shape {list(qkv.shape)}, expected [B, N, 3, H, D]")
     b, n, _, heads, width = qkv.shape
     check(len(grid) == 2 and grid[0] * grid[1] == n, op, f"grid {tuple(grid)} does not hold the {n} tokens of qkv")

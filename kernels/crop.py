@@ -244,7 +244,6 @@ def crop(
             index that do not fit, an unknown sampling or codec.
     """
     op = "crop"
-    choose_impl(op, impl)
     images = [image] if isinstance(image, Tensor) else list(image)
     check(len(images) > 0, op, "got an empty list of images, expected at least one")
     check(len(size) == 2 and min(size) >= 2, op, f"got size={tuple(size)}, expected (rows, columns) >= 2")
@@ -252,6 +251,7 @@ def crop(
         check(isinstance(one, Tensor), op, f"image {i} is a {type(one).__name__}, expected a torch.Tensor")
         fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
         check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
+    choose_impl(op, impl, images[0])
     device = images[0].device
     boxes = torch.as_tensor(boxes, device=device).detach()
     check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")

@@ -205,7 +205,7 @@ def heatmap_decode(
         ValueError: shapes that do not fit each other, an unknown codec, an even blur kernel.
     """
     op = "heatmap_decode"
-    choose_impl(op, impl)
+    choose_impl(op, impl, heatmaps)
     check(
         heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1,
         op,

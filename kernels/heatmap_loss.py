@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from vitpose_fast.kernels._launch import check, choose_impl, contiguous_like, without_autocast
-from vitpose_fast.kernels.heatmap_target import _heatmap_target, check_keypoints
+from vitpose_fast.kernels.heatmap_target import check_keypoints, heatmap_target_reference
 
 
 def _weighted_difference(
@@ -31,8 +31,8 @@ def _weighted_difference(
 ) -> tuple[Tensor, Tensor]:
     """(P - G, w² mask / (B K h w)), both [B, K, h, w] or broadcastable to it, at least float32."""
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
-    size = list(heatmaps.shape[-2:])
-    target, weights = _heatmap_target(keypoints.to(dtype), visible.to(dtype), size, list(image_size), udp, sigma)
+    size, image_size = (heatmaps.shape[-2], heatmaps.shape[-1]), (image_size[0], image_size[1])
+    target, weights = heatmap_target_reference(keypoints.to(dtype), visible.to(dtype), size, image_size, udp, sigma)
     factor = weights.square()[..., None, None] / max(heatmaps.numel(), 1)
     if mask is not None:
         factor = factor * mask.to(dtype).unsqueeze(1)
@@ -122,7 +122,7 @@ def heatmap_loss(
         ValueError: shapes that do not fit each other, an unknown codec, a sigma that is not positive.
     """
     op = "heatmap_loss"
-    choose_impl(op, impl)
+    choose_impl(op, impl, heatmaps)
     check(heatmaps.dim() == 4, op, f"heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w]")
     b, k, h, w = heatmaps.shape
     keypoints, visible, image_size = check_keypoints(op, keypoints, visible, (h, w), image_size, codec, sigma)

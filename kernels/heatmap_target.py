@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import check, choose_impl, without_autocast
+from vitpose_fast.kernels._launch import check, check_device, choose_impl, run, without_autocast
 
 
 def heatmap_target_reference(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> tuple[Tensor, Tensor]:
-    """The specification in plain PyTorch for [..., K, 2]: (heatmaps [..., K, h, w], weights [..., K])."""
+    """The specification in plain PyTorch: (heatmaps [B, K, h, w], weights [B, K])."""
     radius = int(3 * sigma)
     weights = visible.clamp(0, 1) * keypoints.isfinite().all(-1)
     axes = []
@@ -41,24 +41,33 @@ def heatmap_target_reference(
         inside = (cell - nearest[..., None]).abs() <= radius
         axes.append(torch.exp(-distance.square() / (2 * sigma**2)) * inside)
     drawn = (weights > 0.5).to(keypoints.dtype)[..., None, None]
-    return axes[1][..., :, None] * axes[0][..., None, :] * drawn, weights
-
-
-@triton_op("vitpose_fast::heatmap_target", mutates_args=())
-def _heatmap_target(
-    keypoints: Tensor, visible: Tensor, size: Sequence[int], image_size: Sequence[int], udp: bool, sigma: float
-) -> tuple[Tensor, Tensor]:
-    heatmaps, weights = heatmap_target_reference(
-        keypoints, visible, (size[0], size[1]), (image_size[0], image_size[1]), udp, sigma
-    )
-    if keypoints.dim() == 4:
-        return _over_people(heatmaps), _over_people(weights)
-    return heatmaps, weights
+    heatmaps = axes[1][..., :, None] * axes[0][..., None, :] * drawn
+    return (_over_people(heatmaps), _over_people(weights)) if keypoints.dim() == 4 else (heatmaps, weights)
 
 
 def _over_people(x: Tensor) -> Tensor:
     """Maximum over dim 1; zeros where there are no people."""
     return x.amax(1) if x.shape[1] else x.sum(1)
+
+
+@triton_op("vitpose_fast::heatmap_target", mutates_args=())
+def _heatmap_target(
+    keypoints: Tensor,
+    visible: Tensor,
+    size: Sequence[int],
+    image_size: Sequence[int],
+    udp: bool,
+    sigma: float,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    sizes = (size[0], size[1]), (image_size[0], image_size[1])
+    if not triton:
+        return heatmap_target_reference(keypoints, visible, *sizes, udp, sigma)
+    from vitpose_fast.kernels.gpu import heatmap_target as gpu
+
+    outputs, launches = gpu.forward(keypoints, visible, *sizes, udp, sigma)
+    run(launches)
+    return outputs
 
 
 def check_keypoints(
@@ -81,6 +90,7 @@ def check_keypoints(
         op,
         f"visible has shape {list(visible.shape)}, expected {list(keypoints.shape[:-1])}",
     )
+    check_device(op, keypoints, visible=visible)
     check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
     check(sigma > 0, op, f"got sigma={sigma}, expected a positive number of heatmap pixels")
     check(len(size) == 2 and min(size) >= 1, op, f"got size={tuple(size)}, expected (rows, columns) >= 1")
@@ -107,7 +117,7 @@ def heatmap_target(
         codec: "udp" or "msra".
         sigma: standard deviation in heatmap pixels.
         image_size: (H, W) of the crop; None: four times `size`.
-        impl: None or "reference".
+        impl: None (by device), "triton" or "reference".
 
     Returns:
         heatmaps [B, K, h, w] and weights [B, K] (the maximum over people), dtype of `keypoints` (at least float32); not
@@ -116,9 +126,8 @@ def heatmap_target(
     Raises:
         ValueError: shapes that do not fit each other, an unknown codec, a sigma that is not positive.
     """
-    choose_impl("heatmap_target", impl)
-    keypoints, visible, image_size = check_keypoints(
-        "heatmap_target", keypoints, visible, size, image_size, codec, sigma
-    )
+    op = "heatmap_target"
+    keypoints, visible, image_size = check_keypoints(op, keypoints, visible, size, image_size, codec, sigma)
+    triton = choose_impl(op, impl, keypoints) == "triton"
     with without_autocast(keypoints):
-        return _heatmap_target(keypoints, visible, list(size), list(image_size), codec == "udp", float(sigma))
+        return _heatmap_target(keypoints, visible, list(size), list(image_size), codec == "udp", float(sigma), triton)

@@ -140,7 +140,7 @@ def split_ffn(
             VITPOSE_FAST_DEBUG=1).
     """
     op = "split_ffn"
-    choose_impl(op, impl)
+    choose_impl(op, impl, x)
     check(x.dim() == 3, op, f"x has shape {list(x.shape)}, expected [B, N, C]")
     b, _, c = x.shape
     check(expert_weight.dim() == 3, op, f"expert_weight has shape {list(expert_weight.shape)}, expected [T, P, F]")

@@ -96,7 +96,7 @@ def test_any_stride():
 
 
 def test_opcheck():
-    args = (torch.rand(2, 3, 2) * 60, torch.ones(2, 3), [16, 12], [64, 48], True, 2.0)
+    args = (torch.rand(2, 3, 2) * 60, torch.ones(2, 3), [16, 12], [64, 48], True, 2.0, False)
     assert set(torch.library.opcheck(torch.ops.vitpose_fast.heatmap_target, args).values()) == {"SUCCESS"}
 
 
