@@ -127,7 +127,15 @@ def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
     """Raise ValueError that names the first tensor which is not on the device of `x`."""
     for name, other in others.items():
         if other is not None:
-            check(other.device == x.device, op, f"{name} is on {other.device}, expected {x.device} as the other tensors")
+            check(other.device == x.device, op, f"{name} is on {other.device}, expected {x.device} like the others")
+
+
+def check_reach(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError where one sample (all dims but the first) spans more than the kernels' 32-bit offsets reach."""
+    for name, x in tensors.items():
+        if x is not None:
+            span = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+            check(span < 2**31, op, f"{name} has strides {x.stride()}: one sample spans 2^31 elements or more; copy it")
 
 
 def may_look_at_values(x: Tensor) -> bool:

@@ -22,70 +22,27 @@ FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). Memor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import autocast_inputs, check, choose_impl, contiguous_like, without_autocast
+from vitpose_fast.kernels._launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    check_reach,
+    choose_impl,
+    contiguous_like,
+    run,
+    without_autocast,
+)
+from vitpose_fast.kernels._windows import Windows
 
-
-class _Windows(NamedTuple):
-    """How a grid is cut: all sizes in tokens."""
-
-    grid: tuple[int, int]
-    window: tuple[int, int]
-    shift: tuple[int, int]
-
-    @property
-    def windows(self) -> tuple[int, int]:
-        return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
-
-    def unshifted(self) -> _Windows:
-        return self._replace(shift=(0, 0))
-
-    def cut(self, x: Tensor) -> Tensor:
-        """[B, N, F] -> [B, M, L, F]: pad with zeros, roll, cut."""
-        (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
-        x = x.reshape(x.shape[0], gy, gx, x.shape[-1])
-        x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
-        if any(self.shift):
-            x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
-        x = x.reshape(x.shape[0], my, h, mx, w, x.shape[-1]).transpose(2, 3)
-        return x.reshape(x.shape[0], my * mx, h * w, x.shape[-1])
-
-    def join(self, x: Tensor) -> Tensor:
-        """[B, M, L, F] -> [B, N, F]: the inverse of `cut` (and its adjoint: padded places are dropped)."""
-        (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
-        x = x.reshape(x.shape[0], my, mx, h, w, x.shape[-1]).transpose(2, 3)
-        x = x.reshape(x.shape[0], py, px, x.shape[-1])
-        if any(self.shift):
-            x = x.roll(self.shift, (1, 2))
-        return x[:, :gy, :gx].reshape(x.shape[0], gy * gx, x.shape[-1])
-
-    def is_token(self, device: torch.device) -> Tensor:
-        """[M, L] bool: the slot holds a token, not padding."""
-        return self.cut(torch.ones(1, self.grid[0] * self.grid[1], 1, device=device))[0, :, :, 0] > 0
-
-    def visible(self, device: torch.device) -> Tensor | None:
-        """[M, 1, L, L] bool: query slot sees key slot. None where every slot of a window sees every other."""
-        mask = self.is_token(device)[:, None, :] if self.padded != self.grid else None
-        if any(self.shift):
-            py, px = self.padded
-            wrapped_y = torch.arange(py, device=device) + self.shift[0] >= py
-            wrapped_x = torch.arange(px, device=device) + self.shift[1] >= px
-            region = (2 * wrapped_y[:, None] + wrapped_x[None, :]).reshape(1, py * px, 1).float()
-            region = _Windows(self.padded, self.window, (0, 0)).cut(region)[0, :, :, 0]
-            same = region[:, :, None] == region[:, None, :]
-            mask = same if mask is None else mask & same
-        # A padded query is dropped later but must not make NaN: let every slot see itself.
-        return None if mask is None else (mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=device))[:, None]
+_WHOLE_MAP_ONLY = ("sdpa", "flash_attn", "xformers")
 
 
 def _split(qkv_windows: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,13 +58,13 @@ def _relative(table: Tensor, size: int) -> Tensor:
     return table[offset[:, None] - offset[None, :] + size - 1]
 
 
-def _share(windows: _Windows, like: Tensor) -> Tensor:
+def _share(windows: Windows, like: Tensor) -> Tensor:
     """Weight of each slot in the mean of its window, 0 for padding: [M, L]."""
     is_token = windows.is_token(like.device)
     return is_token.to(like.dtype) / is_token.sum(-1, keepdim=True).to(like.dtype)
 
 
-def _pooled_keys(qkv: Tensor, windows: _Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
+def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
     """[2, B, H, G, D] keys and values that every query sees, or None."""
     _, _, _, heads, width = qkv.shape
     if pool:
@@ -118,7 +75,7 @@ def _pooled_keys(qkv: Tensor, windows: _Windows, pool: bool, pooled: Tensor | No
 
 
 def _logit_bias(
-    q: Tensor, windows: _Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
+    q: Tensor, windows: Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
 ) -> Tensor | None:
     """What is added to scale * q.k, broadcastable to [B, M, H, L, L + G] with -inf where a key is not seen, or None."""
     h, w = windows.window
@@ -144,7 +101,7 @@ def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
 
 def attention_reference(
     qkv: Tensor,
-    windows: _Windows,
+    windows: Windows,
     pool: bool,
     rel_h: Tensor | None,
     rel_w: Tensor | None,
@@ -167,14 +124,16 @@ def attention_reference(
 def attention_backward_reference(
     grad: Tensor,
     qkv: Tensor,
-    windows: _Windows,
+    windows: Windows,
     pool: bool,
     rel_h: Tensor | None,
     rel_w: Tensor | None,
     scale: float,
     pooled: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of qkv, rel_h, rel_w and pooled; an empty tensor for one that was not given."""
+    want_tables: bool,
+    want_pooled: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of qkv, rel_h, rel_w and pooled; None for those not wanted."""
     b, n, _, heads, width = qkv.shape
     h, w = windows.window
     q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
@@ -196,7 +155,7 @@ def attention_backward_reference(
     dq = scale * (ds_window @ k)
     dk = scale * (ds_window.transpose(-1, -2) @ q)
 
-    d_rel_h, d_rel_w, d_pooled = (qkv.new_empty(0) for _ in range(3))
+    d_rel_h, d_rel_w, d_pooled = None, None, None
     if rel_h is not None and rel_w is not None:
         ds_map = ds_window.reshape(*ds_window.shape[:3], h, w, h, w)
         q_map = q.unflatten(-2, (h, w))
@@ -204,8 +163,9 @@ def attention_backward_reference(
         dq_map = torch.einsum("bmnyxk,ykd->bmnyxd", by_row, _relative(rel_h.to(q.dtype), h))
         dq_map = dq_map + torch.einsum("bmnyxk,xkd->bmnyxd", by_column, _relative(rel_w.to(q.dtype), w))
         dq = dq + dq_map.flatten(-3, -2)
-        d_rel_h = _relative_backward(torch.einsum("bmnyxk,bmnyxd->ykd", by_row, q_map), h)
-        d_rel_w = _relative_backward(torch.einsum("bmnyxk,bmnyxd->xkd", by_column, q_map), w)
+        if want_tables:
+            d_rel_h = _relative_backward(torch.einsum("bmnyxk,bmnyxd->ykd", by_row, q_map), h)
+            d_rel_w = _relative_backward(torch.einsum("bmnyxk,bmnyxd->xkd", by_column, q_map), w)
 
     dqkv = torch.stack([dq, dk, dv], 3).permute(0, 1, 4, 3, 2, 5).flatten(3)  # [B, M, L, 3C]
     dqkv = windows.join(dqkv).reshape(b, n, 3, heads, width)
@@ -213,15 +173,16 @@ def attention_backward_reference(
         ds_extra, p_extra = ds[..., length:], p[..., length:]
         dq_extra = scale * (ds_extra @ extra[0].unsqueeze(1))
         dq_extra = windows.join(dq_extra.transpose(2, 3).flatten(-2)).reshape(b, n, 1, heads, width)
-        d_keys = scale * torch.einsum("bmnlg,bmnld->bgnd", ds_extra, q)
-        d_values = torch.einsum("bmnlg,bmnld->bgnd", p_extra, do)
-        d_pooled = torch.stack([d_keys, d_values], 2)  # [B, G, 2, H, D]
         dqkv = dqkv + nnF.pad(dq_extra, (0, 0, 0, 0, 0, 2))
-        if pool:  # the mean hands each token of the window an equal share
+        if pool or want_pooled:
+            d_keys = scale * torch.einsum("bmnlg,bmnld->bgnd", ds_extra, q)
+            d_values = torch.einsum("bmnlg,bmnld->bgnd", p_extra, do)
+            d_pooled = torch.stack([d_keys, d_values], 2)  # [B, G, 2, H, D]
+        if pool and d_pooled is not None:  # the mean hands each token of the window an equal share
             flat = windows.unshifted()
             spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
             dqkv = dqkv + nnF.pad(spread.reshape(b, n, 2, heads, width), (0, 0, 0, 0, 1, 0))
-            d_pooled = qkv.new_empty(0)
+            d_pooled = None
     return dqkv, d_rel_h, d_rel_w, d_pooled
 
 
@@ -243,14 +204,25 @@ def _attention(
     rel_w: Tensor | None,
     scale: float,
     pooled: Tensor | None,
-) -> Tensor:
-    windows = _Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
-    return attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """(out [B, N, C], log-sum-exp of the logits in base 2, [B, H, N] float32; empty from the reference)."""
+    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    if not triton:
+        out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
+        return out, qkv.new_empty(0, dtype=torch.float32)
+    from vitpose_fast.kernels.gpu import attention as gpu
+
+    outputs, launches = gpu.forward(qkv, windows, pool, rel_h, rel_w, scale, pooled, architecture(qkv))
+    run(launches)
+    return outputs
 
 
 @triton_op("vitpose_fast::attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
     qkv: Tensor,
     grid: Sequence[int],
     window: Sequence[int],
@@ -260,30 +232,70 @@ def _attention_backward(
     rel_w: Tensor | None,
     scale: float,
     pooled: Tensor | None,
+    want_tables: bool,
+    want_pooled: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    windows = _Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
-    grads = attention_backward_reference(grad, qkv, windows, pool, rel_h, rel_w, scale, pooled)
-    dqkv, d_rel_h, d_rel_w, d_pooled = (contiguous_like(qkv, g) for g in grads)
+    """Gradients of (qkv, rel_h, rel_w, pooled); empty where not wanted."""
+    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    grads: tuple[Tensor | None, ...]
+    if triton:
+        from vitpose_fast.kernels.gpu import attention_backward as gpu
+
+        buffers, launches = gpu.backward(
+            grad.to(qkv.dtype).contiguous(), out, lse, qkv, windows, pool, rel_h, rel_w, scale, pooled,
+            want_tables, want_pooled, architecture(qkv),
+        )  # fmt: skip
+        run(launches)
+        grads = buffers.summed()
+    else:
+        grads = attention_backward_reference(
+            grad, qkv, windows, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled
+        )
+    dqkv, d_rel_h, d_rel_w, d_pooled = (
+        qkv.new_empty(0) if g is None else contiguous_like(x, g)
+        for x, g in zip((qkv, rel_h, rel_w, pooled), grads, strict=True)
+    )
     return dqkv, d_rel_h, d_rel_w, d_pooled
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled = inputs
-    ctx.save_for_backward(qkv, rel_h, rel_w, pooled)
-    ctx.options = (grid, window, shift, pool, scale)
+    qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(qkv, rel_h, rel_w, pooled, *((out, lse) if triton else (None, None)))
+    ctx.options = (grid, window, shift, pool, scale, triton)
 
 
-def _backward(ctx, grad: Tensor):
-    qkv, rel_h, rel_w, pooled = ctx.saved_tensors
-    grid, window, shift, pool, scale = ctx.options
+def _backward(ctx, grad: Tensor, _grad_lse: Tensor | None):
+    qkv, rel_h, rel_w, pooled, out, lse = ctx.saved_tensors
+    grid, window, shift, pool, scale, triton = ctx.options
+    wanted = ctx.needs_input_grad  # qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton
+    out, lse = (qkv.new_empty(0), qkv.new_empty(0)) if out is None else (out, lse)
     dqkv, d_rel_h, d_rel_w, d_pooled = _attention_backward(
-        grad, qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled
-    )
-    d_rel_h, d_rel_w = (None, None) if rel_h is None else (d_rel_h, d_rel_w)
-    return dqkv, None, None, None, None, d_rel_h, d_rel_w, None, None if pooled is None else d_pooled
+        grad, out, lse, qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled,
+        wanted[5] or wanted[6], wanted[8], triton,
+    )  # fmt: skip
+    tables = (d_rel_h if wanted[5] else None, d_rel_w if wanted[6] else None)
+    return dqkv, None, None, None, None, *tables, None, d_pooled if wanted[8] else None, None
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _whole_map(qkv: Tensor, scale: float, impl: str) -> Tensor:
+    """Attention of every token to every token by somebody else's kernel: [B, N, C]."""
+    q, k, v = qkv.unbind(2)  # [B, N, H, D]
+    if impl == "flash_attn":
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(q, k, v, softmax_scale=scale).flatten(2)
+    if impl == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(q, k, v, scale=scale).flatten(2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return nnF.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
 def attention(
@@ -308,16 +320,17 @@ def attention(
         rel_pos: (rel_h [2h - 1, D], rel_w [2w - 1, D]), decomposed relative position of the window.
         scale: factor of q.k; None: D ** -0.5.
         pooled: [B, G, 2, H, D] keys and values handed in, instead of `pool=True`.
-        impl: None or "reference".
+        impl: None (by device), "triton" or "reference"; over the whole map, without position, pool and shift, also
+            "sdpa" (PyTorch's), "flash_attn" or "xformers" where that package is installed.
 
     Returns:
         [B, N, H * D], contiguous, dtype of `qkv`; differentiable in qkv, rel_pos and pooled.
 
     Raises:
-        ValueError: shapes that do not fit each other, a shift outside its window, `pool` together with `pooled`.
+        ValueError: shapes that do not fit each other, a shift outside its window, `pool` together with `pooled`, an
+            `impl` that cannot do this; for "triton" also a head width above 128 and strides beyond 2^31 elements.
     """
     op = "attention"
-    choose_impl(op, impl, qkv)
     check(qkv.dim() == 5 and qkv.shape[2] == 3, op, f"qkv has shape {list(qkv.shape)}, expected [B, N, 3, H, D]")
     b, n, _, heads, width = qkv.shape
     check(len(grid) == 2 and grid[0] * grid[1] == n, op, f"grid {tuple(grid)} does not hold the {n} tokens of qkv")
@@ -339,7 +352,21 @@ def attention(
                 op,
                 f"{name} has shape {list(table.shape)}, expected [{2 * size - 1}, {width}] for window {window}",
             )
+    check_device(op, qkv, rel_h=rel_h, rel_w=rel_w, pooled=pooled)
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
+    impl = choose_impl(op, impl, qkv, others=_WHOLE_MAP_ONLY)
+    if impl in _WHOLE_MAP_ONLY:
+        plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
+        check(plain, op, f"impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
+        if impl != "sdpa":
+            check(find_spec(impl) is not None, op, f"got impl={impl!r}, but {impl} is not installed")
+            check(qkv.is_cuda, op, f"got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
+        with without_autocast(qkv):
+            return _whole_map(qkv, scale, impl).contiguous()
+    if impl == "triton":
+        check(width <= 128, op, f"qkv has head width {width}, the Triton kernel takes at most 128")
+        check_reach(op, qkv=qkv, pooled=pooled)
     with without_autocast(qkv):
-        return _attention(qkv, list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)
+        options = (list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)
+        return _attention(qkv, *options, impl == "triton")[0]

@@ -6,8 +6,9 @@ with zeros outside, (value / 255 - mean) / std. Two samplings:
     "float":     exact coordinates, unrounded values (grid_sample with zeros padding)
     "exact-cv4": OpenCV <= 4.11 bit for bit: coordinates in 1/32 px, 15-bit weights, values rounded to uint8
 
-Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W]. Memory-bound: 12 bytes read and
-3 values written per output pixel. Source: SPEC 3.1 to 3.5.
+Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W], or [2 P, 3, H, W] with the
+mirror image of every crop behind them. Memory-bound: 12 bytes read and 3 values written per output pixel (6 with mirror
+images). Source: SPEC 3.1 to 3.5.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import check, choose_impl, may_look_at_values, without_autocast
+from vitpose_fast.kernels._launch import check, check_device, choose_impl, may_look_at_values, run, without_autocast
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -148,10 +149,11 @@ def crop_reference(
     upright: bool,
     exact: bool,
     dtype: torch.dtype,
+    twin: bool,
 ) -> Tensor:
     """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W].
 
-    `upright`: no matrix turns.
+    `upright`: no matrix turns. `twin`: [2 P, 3, H, W], the second half mirrors the first.
     """
     device, p = matrices.device, matrices.shape[0]
     pixels = torch.cat([image.reshape(-1, 3) for image in images])
@@ -178,8 +180,10 @@ def crop_reference(
     if exact:  # weights sum to 1024 here, to 2^15 in OpenCV: the same rounding
         out = ((out * 32 + 16384) >> 15).float()
     mean, std = (torch.tensor(v, device=device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    out.div_(255).sub_(mean).div_(std)
-    return out.permute(0, 3, 1, 2).to(dtype).contiguous()
+    broken = (inverse.sum((1, 2)) * 0).float()[:, None, None, None]  # NaN where a matrix is not finite, else 0
+    out.div_(255).sub_(mean + broken).div_(std)
+    out = out.permute(0, 3, 1, 2).to(dtype).contiguous()
+    return torch.cat([out, out.flip(-1)]) if twin else out
 
 
 @triton_op("vitpose_fast::crop", mutates_args=())
@@ -192,8 +196,17 @@ def _crop(
     upright: bool,
     exact: bool,
     dtype: torch.dtype,
+    twin: bool,
+    triton: bool,
 ) -> Tensor:
-    return crop_reference(images, image_index, matrices, (size[0], size[1]), flip, upright, exact, dtype)
+    arguments = (images, image_index, matrices, (size[0], size[1]), flip, upright, exact, dtype, twin)
+    if not triton:
+        return crop_reference(*arguments)
+    from vitpose_fast.kernels.gpu import crop as gpu
+
+    out, launches = gpu.forward(*arguments)
+    run(launches)
+    return out
 
 
 def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
@@ -219,29 +232,34 @@ def crop(
     fix_aspect: bool = True,
     dtype: torch.dtype = torch.float32,
     image_index: Tensor | None = None,
+    twin: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     """Cut boxes out of images as normalised network input; see the head of this file.
 
     Args:
         image: uint8 [h, w, 3] RGB, or a list of them (of any sizes) together with `image_index`.
-        boxes: [P, 4] (x, y, width, height) in image pixels; taken as float64 for the official rounding.
+        boxes: [P, 4] (x, y, width, height) in image pixels; taken as float64 for the official rounding. On the CPU they
+            are checked and turned into matrices there, whatever the device of the images.
         size: (H, W) of the crops.
         sampling: "float" or "exact-cv4".
         rotation: [P] degrees about the box centre; None: 0.
         flip: bool [P]: mirror that crop (its columns reversed, after rotation); None: no.
         codec: "udp" or "msra": which affine transform (`warp_matrix`).
         padding: factor on the box; fix_aspect: grow the box to the aspect of `size` first.
-        dtype: of the result.
+        dtype: of the result, a floating one.
         image_index: int64 [P], which image of the list each box is in.
-        impl: None or "reference".
+        twin: also return every crop mirrored (its columns reversed), for the flip test: [2 P, 3, H, W], the second half
+            mirrors the first.
+        impl: None (by device), "triton" or "reference".
 
     Returns:
         [P, 3, H, W], ImageNet-normalised, zeros of the image outside it; not differentiable.
 
     Raises:
-        ValueError: an image that is not uint8 [h, w, 3], a box that is not finite or has no area, shapes or an image
-            index that do not fit, an unknown sampling or codec.
+        ValueError: an image that is not uint8 [h, w, 3], shapes that do not fit, an unknown sampling or codec, a box
+            that is not finite or has no area, an image index out of range. Values on CUDA are looked at with
+            VITPOSE_FAST_DEBUG=1 only; without it such a box gives NaN and such an index the nearest valid image.
     """
     op = "crop"
     images = [image] if isinstance(image, Tensor) else list(image)
@@ -251,29 +269,32 @@ def crop(
         check(isinstance(one, Tensor), op, f"image {i} is a {type(one).__name__}, expected a torch.Tensor")
         fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
         check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
-    choose_impl(op, impl, images[0])
+        check_device(op, images[0], **{f"image {i}": one})
+    check(dtype.is_floating_point, op, f"got dtype={dtype}, expected a floating one")
     device = images[0].device
-    boxes = torch.as_tensor(boxes, device=device).detach()
+    triton = choose_impl(op, impl, torch.empty(0, dtype=dtype, device=device)) == "triton"
+    boxes = torch.as_tensor(boxes).detach()
     check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")
     p = boxes.shape[0]
     check(sampling in ("float", "exact-cv4"), op, f"got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
     check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
-    per_box = {"rotation": rotation, "flip": flip, "image_index": image_index}
-    for name, value in per_box.items():
+    for name, value in {"rotation": rotation, "flip": flip, "image_index": image_index}.items():
         if value is not None:
             given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             fits = isinstance(value, Tensor) and tuple(value.shape) == (p,)
             check(fits, op, f"{name} has {given}, expected a tensor of shape [{p}]")
-            per_box[name] = value.detach().to(device)
     check(image_index is not None or len(images) == 1, op, f"got {len(images)} images without image_index")
-    index = per_box["image_index"]
-    index = torch.zeros(p, dtype=torch.int64, device=device) if index is None else index.long()
+    index = torch.zeros(p, dtype=torch.int64, device=device) if image_index is None else image_index.long()
     if may_look_at_values(boxes):
         check_boxes(boxes, op)
+    if may_look_at_values(index):
         fits = p == 0 or (int(index.min()) >= 0 and int(index.max()) < len(images))
         check(fits, op, f"image_index runs outside 0..{len(images) - 1} for {len(images)} images")
+    turn = None if rotation is None else rotation.detach().to(boxes.device)
+    mirror = None if flip is None else flip.to(device).bool()
+    exact = sampling == "exact-cv4"
     with without_autocast(images[0]):
         center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
-        matrices = warp_matrix(center, scale, per_box["rotation"], size, codec)
-        mirror = None if per_box["flip"] is None else per_box["flip"].bool()
-        return _crop(images, index, matrices, list(size), mirror, rotation is None, sampling == "exact-cv4", dtype)
+        matrices = warp_matrix(center, scale, turn, size, codec).to(device, non_blocking=device.type == "cuda")
+        upright, index = turn is None, index.to(device)
+        return _crop(images, index, matrices, list(size), mirror, upright, exact, dtype, twin, triton)

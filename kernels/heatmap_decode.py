@@ -6,7 +6,8 @@
     argmax: p as it is
 
 Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
-Bytes: each map once, 12 out per keypoint; memory-bound. Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
+Bytes: each map once, 12 out per keypoint, 16 more with its covariance; memory-bound. Source: SPEC 5.1 to 5.5 (paper sec. 3,
+UDP and DARK papers).
 
 Odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN -> that keypoint and
 score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import check, choose_impl, without_autocast
+from vitpose_fast.kernels._launch import check, check_device, choose_impl, run, without_autocast
 
-_EPSILON = 1.1920929e-07  # float32 machine epsilon, added to the diagonal of the Hessian by the official code
+EPSILON = 1.1920929e-07  # float32 machine epsilon, added to the diagonal of the Hessian by the official code
 _OPENCV_SMALL_KERNELS = {  # OpenCV uses these instead of its sigma formula
     1: (1.0,),
     3: (0.25, 0.5, 0.25),
@@ -76,8 +77,8 @@ def _newton(log: Tensor) -> tuple[Tensor, Tensor]:
     """(offset [M, 2], covariance [M, 2, 2]) from the 3x3 log neighbourhood; float64."""
     dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
     dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
-    dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + _EPSILON
-    dyy = log[:, 2, 1] - 2 * log[:, 1, 1] + log[:, 0, 1] + _EPSILON
+    dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + EPSILON
+    dyy = log[:, 2, 1] - 2 * log[:, 1, 1] + log[:, 0, 1] + EPSILON
     corners = log[:, 2, 2] - log[:, 1, 2] - log[:, 2, 1] + 2 * log[:, 1, 1] - log[:, 1, 0] - log[:, 0, 1] + log[:, 0, 0]
     dxy = 0.5 * corners
     determinant = dxx * dyy - dxy * dxy
@@ -99,7 +100,7 @@ def heatmap_decode_reference(
     scales: Tensor | None,
     covariance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification in plain PyTorch: (keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2])."""
+    """The specification in plain PyTorch: (keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty)."""
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
     heatmaps = heatmaps.to(dtype)
     if flipped is not None:
@@ -137,7 +138,8 @@ def heatmap_decode_reference(
     broken = maps.isnan().flatten(1).any(1).reshape(b, k)
     points = torch.where(broken[..., None], math.nan, points)
     spread = torch.where((broken | (scores <= 0))[..., None, None], math.nan, spread)
-    return points.to(dtype), torch.where(broken, math.nan, scores), spread.to(dtype)
+    spread = spread.to(dtype) if covariance else points.new_empty(0, dtype=dtype)
+    return points.to(dtype), torch.where(broken, math.nan, scores), spread
 
 
 @triton_op("vitpose_fast::heatmap_decode", mutates_args=())
@@ -150,10 +152,16 @@ def _heatmap_decode(
     centers: Tensor | None,
     scales: Tensor | None,
     covariance: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return heatmap_decode_reference(
-        heatmaps, codec, blur_kernel, flipped, flip_permutation, centers, scales, covariance
-    )
+    arguments = heatmaps, codec, blur_kernel, flipped, flip_permutation, centers, scales, covariance
+    if not triton:
+        return heatmap_decode_reference(*arguments)
+    from vitpose_fast.kernels.gpu import heatmap_decode as gpu
+
+    outputs, launches = gpu.forward(*arguments)
+    run(launches)
+    return outputs
 
 
 def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
@@ -194,7 +202,7 @@ def heatmap_decode(
         flip_pairs: channels that swap in a mirrored image; None: none.
         centers, scales: [B, 2] centre and size of each crop in image pixels; both or neither.
         covariance: also return the covariance of each keypoint, minus the inverse Hessian of the log map.
-        impl: None or "reference".
+        impl: None (by device), "triton" or "reference".
 
     Returns:
         keypoints [B, K, 2] in heatmap pixels (image pixels with `centers` and `scales`), scores [B, K] = the maximum of
@@ -205,7 +213,7 @@ def heatmap_decode(
         ValueError: shapes that do not fit each other, an unknown codec, an even blur kernel.
     """
     op = "heatmap_decode"
-    choose_impl(op, impl, heatmaps)
+    triton = choose_impl(op, impl, heatmaps) == "triton"
     check(
         heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1,
         op,
@@ -219,6 +227,7 @@ def heatmap_decode(
             op,
             f"flipped has shape {list(flipped.shape)}, expected {list(heatmaps.shape)}",
         )
+        check_device(op, heatmaps, flipped=flipped)
         flipped = flipped.detach()
     check((centers is None) == (scales is None), op, "got only one of centers and scales; hand in both or neither")
     boxes = []
@@ -234,6 +243,6 @@ def heatmap_decode(
     permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
     with without_autocast(heatmaps):
         points, scores, spread = _heatmap_decode(
-            heatmaps.detach(), codec, blur_kernel, flipped, permutation, *boxes, bool(covariance)
+            heatmaps.detach(), codec, blur_kernel, flipped, permutation, *boxes, bool(covariance), triton
         )
     return (points, scores, spread) if covariance else (points, scores)

@@ -21,8 +21,14 @@ _HOME = {
     "KEYPOINT_SETS": "vitpose_fast.keypoints",
     "load_keypoint_set": "vitpose_fast.keypoints",
     "HeatmapCodec": "vitpose_fast.codec",
-    "WindowAttention": "vitpose_fast.modules",
+    "ClassicDecoder": "vitpose_fast.modules",
+    "HeatmapDecoder": "vitpose_fast.modules",
+    "HeatmapLoss": "vitpose_fast.modules",
+    "LayerNorm": "vitpose_fast.modules",
+    "PatchEmbed": "vitpose_fast.modules",
     "SplitFFN": "vitpose_fast.modules",
+    "WindowAttention": "vitpose_fast.modules",
+    "use_impl": "vitpose_fast.modules",
     "functional": "",
 }
 __all__ = [*_HOME, "__version__"]
@@ -54,7 +60,13 @@ if TYPE_CHECKING:
     from vitpose_fast.models.config import ModelConfig as ModelConfig
     from vitpose_fast.models.vitpose import ViTPose as ViTPose
     from vitpose_fast.models.vitpose import create_model as create_model
+    from vitpose_fast.modules import ClassicDecoder as ClassicDecoder
+    from vitpose_fast.modules import HeatmapDecoder as HeatmapDecoder
+    from vitpose_fast.modules import HeatmapLoss as HeatmapLoss
+    from vitpose_fast.modules import LayerNorm as LayerNorm
+    from vitpose_fast.modules import PatchEmbed as PatchEmbed
     from vitpose_fast.modules import SplitFFN as SplitFFN
     from vitpose_fast.modules import WindowAttention as WindowAttention
+    from vitpose_fast.modules import use_impl as use_impl
     from vitpose_fast.poses import Poses as Poses
     from vitpose_fast.predictor import PosePredictor as PosePredictor

@@ -16,6 +16,10 @@ COMMANDS = {  # name -> (function, what it does)
         "vitpose_fast.commands:convert",
         "read any checkpoint, write ours, the official or the Hugging Face one",
     ),
+    "kernels": (
+        "vitpose_fast.kernel_report:main",
+        "compile every kernel for any GPU: registers, spills, roofline floors",
+    ),
     "info": ("vitpose_fast.commands:info", "versions, devices and presets, or what is in a checkpoint"),
 }
 

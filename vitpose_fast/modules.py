@@ -1,7 +1,12 @@
-"""The fast ops as nn.Modules, with the parameter names of the official code."""
+"""The fast ops as nn.Modules, with the parameter names of the official code.
+
+Every module here has an attribute `impl`, None at first: the op is chosen by device. `use_impl(model, "triton")` or
+`use_impl(model, "reference")` sets it in a whole model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +15,54 @@ from torch import Tensor, nn
 from vitpose_fast import functional as F
 
 
-class WindowAttention(nn.Module):
+def use_impl(model: nn.Module, impl: str | None) -> nn.Module:
+    """Make every fast op of a model run as `impl`: None (by device), "triton" or "reference". Returns the model."""
+    for module in model.modules():
+        if isinstance(module, FastModule):
+            module.impl = impl
+    return model
+
+
+class FastModule(nn.Module):
+    """A module around an op of `functional`."""
+
+    impl: str | None = None
+
+
+class PatchEmbed(FastModule):
+    """16x16 convolution with the official zero padding: patches to tokens.
+
+    Args:
+        width: channels C. stride, padding: pixels; 16 and 2, or 8 and 4, in the official models.
+    """
+
+    def __init__(self, width: int, stride: int = 16, padding: int = 2) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 16, stride, padding)
+
+    def forward(self, images: Tensor, position: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, N, C], plus position [N, C].
+
+        PyTorch's convolution where gradients are recorded, and under autocast, which adds the position in float32.
+        """
+        if position is None or torch.is_grad_enabled() or torch.is_autocast_enabled(images.device.type):
+            tokens = self.proj(images).flatten(2).transpose(1, 2)
+            return tokens if position is None else tokens + position
+        proj = self.proj
+        stride, padding = int(proj.stride[0]), int(proj.padding[0])
+        assert proj.bias is not None
+        return F.patch_embed(images, proj.weight, proj.bias, position, stride, padding, impl=self.impl)
+
+
+class LayerNorm(nn.LayerNorm, FastModule):
+    """LayerNorm over the channels, alone or together with the residual addition before it."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """x [..., C] -> its norm; with a residual (x + residual, the norm of that)."""
+        return F.layer_norm(x, self.weight, self.bias, self.eps, residual, impl=self.impl)
+
+
+class WindowAttention(FastModule):
     """Multi-head attention over a grid of tokens: whole map, windows, shifted and pooled windows (SPEC 10).
 
     Parameters are named as in the official code: `qkv`, `proj`; with relative position `rel_pos_h` [2h - 1, D] and
@@ -47,7 +99,7 @@ class WindowAttention(nn.Module):
         """[B, N, C] -> [B, N, C], N the tokens of the grid, row-major."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         rel_pos = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
-        return self.proj(F.attention(qkv, self.grid, self.window, self.shift, self.pool, rel_pos))
+        return self.proj(F.attention(qkv, self.grid, self.window, self.shift, self.pool, rel_pos, impl=self.impl))
 
 
 class FFN(nn.Module):
@@ -58,12 +110,13 @@ class FFN(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, task: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]; `task` is taken and unused, so that dense and split FFN are called alike."""
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, task: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, C], plus `residual`. `task` is unused: dense and split FFN are called alike."""
+        out = self.fc2(nn.functional.gelu(self.fc1(x)))
+        return out if residual is None else residual + out
 
 
-class SplitFFN(nn.Module):
+class SplitFFN(FastModule):
     """ViTPose++ FFN: `fc2` gives the first C - P channels for every task, one of T experts the last P (SPEC 1.4).
 
     The experts are stacked in `expert_weight` [T, P, 4C] and `expert_bias` [T, P]; state dicts carry the official
@@ -80,10 +133,11 @@ class SplitFFN(nn.Module):
         self.register_state_dict_post_hook(_unstack_experts)
         self.register_load_state_dict_pre_hook(_stack_experts)
 
-    def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """[B, N, C], task int64 [B] -> [B, N, C]."""
+    def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, N, C], task int64 [B] -> [B, N, C], plus `residual`."""
         fc1, fc2 = self.fc1, self.fc2
-        return F.split_ffn(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.expert_weight, self.expert_bias, task)
+        experts = self.expert_weight, self.expert_bias
+        return F.split_ffn(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, residual, impl=self.impl)
 
     def merged(self, task: int) -> FFN:
         """The dense FFN that gives the same outputs for one task."""
@@ -107,3 +161,88 @@ def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any
         names = [f"{prefix}experts.{i}.{kind}" for i in range(count)]
         if all(name in state for name in names):
             state[f"{prefix}expert_{kind}"] = torch.stack([state.pop(name) for name in names])
+
+
+class ClassicDecoder(nn.Module):
+    """Deconvolution k4 s2 + BatchNorm + ReLU, once or twice, then a 1x1 convolution to heatmaps (SPEC 1.3).
+
+    Args:
+        width: channels of the features. num_keypoints: K. decoder_width: channels after each deconvolution.
+        num_deconvs: 2 for features at 1/16, 1 for 1/8.
+    """
+
+    def __init__(self, width: int, num_keypoints: int, decoder_width: int = 256, num_deconvs: int = 2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (width, *[decoder_width] * (num_deconvs - 1)):
+            deconv = nn.ConvTranspose2d(channels, decoder_width, 4, stride=2, padding=1, bias=False)
+            nn.init.normal_(deconv.weight, std=0.001)
+            layers += [deconv, nn.BatchNorm2d(decoder_width), nn.ReLU(inplace=True)]
+        self.deconv_layers = nn.Sequential(*layers)
+        self.final_layer = nn.Conv2d(decoder_width, num_keypoints, 1)
+        init_predictor(self.final_layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, rows, columns] -> [B, K, h, w]."""
+        return self.final_layer(self.deconv_layers(features))
+
+
+def init_predictor(layer: nn.Conv2d) -> None:
+    """Start a convolution to heatmaps as the official code does: weights of 0.001, no bias."""
+    nn.init.normal_(layer.weight, std=0.001)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+class HeatmapLoss(FastModule):
+    """Weighted mean squared error between heatmaps and the target of keypoints, which is never stored.
+
+    Args:
+        codec: "udp" or "msra". sigma: heatmap pixels. image_size: (H, W) of the crop; None: four times the heatmap.
+    """
+
+    def __init__(self, codec: str = "udp", sigma: float = 2.0, image_size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.codec, self.sigma, self.image_size = codec, sigma, image_size
+
+    def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, K, h, w], keypoints [B, K, 2] in crop pixels, visible [B, K] -> scalar; see `functional.heatmap_loss`."""
+        return F.heatmap_loss(
+            heatmaps, keypoints, visible, self.codec, self.sigma, mask, self.image_size, impl=self.impl
+        )
+
+
+class HeatmapDecoder(FastModule):
+    """Heatmaps to keypoints.
+
+    Args:
+        codec: "udp", "msra" or "argmax". blur_kernel: odd size of the blur of "udp".
+        flip_pairs: channels that swap in a mirrored image.
+    """
+
+    def __init__(
+        self, codec: str = "udp", blur_kernel: int = 11, flip_pairs: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        super().__init__()
+        self.codec, self.blur_kernel, self.flip_pairs = codec, blur_kernel, flip_pairs
+
+    def forward(
+        self,
+        heatmaps: Tensor,
+        centers: Tensor | None = None,
+        scales: Tensor | None = None,
+        flipped: Tensor | None = None,
+        covariance: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """[B, K, h, w] -> keypoints [B, K, 2], scores [B, K]; see `functional.heatmap_decode`."""
+        return F.heatmap_decode(
+            heatmaps,
+            self.codec,
+            self.blur_kernel,
+            flipped,
+            self.flip_pairs,
+            centers,
+            scales,
+            covariance,
+            impl=self.impl,
+        )

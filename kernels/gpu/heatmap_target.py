@@ -54,8 +54,9 @@ def render(
     UDP: tl.constexpr, RADIUS: tl.constexpr,
 ):  # fmt: skip
     """(target at `pixel` [n], weight) of keypoint k of sample b: the maximum over its people."""
-    px = (pixel % w).to(tl.float32)
-    py = (pixel // w).to(tl.float32)
+    row = pixel // w
+    px = (pixel - row * w).to(tl.float32)
+    py = row.to(tl.float32)
     target = px * 0.0
     weight = b * 0.0
     for person in tl.range(0, num_people):
@@ -69,20 +70,28 @@ def render(
 
 
 @triton.jit
+def pixel_offset(pixel, w, stride_y, stride_x, DENSE: tl.constexpr):
+    """Offset of pixel number `pixel` of a map; DENSE: its rows follow each other without a gap."""
+    if DENSE:  # in one step, so that the loads come out wide for any w
+        return pixel.to(tl.int64) * stride_x
+    return (pixel // w).to(tl.int64) * stride_y + (pixel % w).to(tl.int64) * stride_x
+
+
+@triton.jit
 def heatmap_target_kernel(
     keypoints_ptr, visible_ptr, heatmaps_ptr, weights_ptr,
-    num_people, num_keypoints, stride_x, stride_y, factor, h, w,
-    UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
+    num_people, num_keypoints, stride_x, stride_y, factor, h,
+    W: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pieces = tl.cdiv(h * w, BLOCK)
+    pieces = tl.cdiv(h * W, BLOCK)
     one_map = (tl.program_id(0) // pieces).to(tl.int64)
     piece = tl.program_id(0) % pieces
     pixel = piece * BLOCK + tl.arange(0, BLOCK)
     target, weight = render(
         keypoints_ptr, visible_ptr, one_map // num_keypoints, one_map % num_keypoints, pixel,
-        num_people, num_keypoints, stride_x, stride_y, factor, h, w, UDP, RADIUS,
+        num_people, num_keypoints, stride_x, stride_y, factor, h, W, UDP, RADIUS,
     )  # fmt: skip
-    tl.store(heatmaps_ptr + one_map * (h * w) + pixel, target, pixel < h * w)
+    tl.store(heatmaps_ptr + one_map * (h * W) + pixel, target, pixel < h * W)
     if piece == 0:
         tl.store(weights_ptr + one_map, weight)
 
@@ -104,10 +113,16 @@ def target_arguments(
         stride_y=float(stride_y),
         factor=-1.4426950408889634 / (2 * sigma**2),
         h=h,
-        w=w,
+        W=w,  # a constant, because every pixel is divided by it
         UDP=udp,
         RADIUS=int(3 * sigma),
     )
+
+
+def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
+    """The arguments that say where a kernel finds the pixels of heatmaps [B, K, h, w]: stride_<letter>b, ..., DENSE."""
+    strides = {f"stride_{letter}{axis}": stride for axis, stride in zip("bkyx", heatmaps.stride(), strict=True)}
+    return strides | dict(DENSE=heatmaps.stride(2) == heatmaps.shape[3] * heatmaps.stride(3))
 
 
 def forward(

@@ -223,7 +223,7 @@ def test_opcheck(case):
         list(o.get("shift", (0, 0))),
         o.get("pool", False),
     )
-    assert set(torch.library.opcheck(OP, (*args, rel_h, rel_w, 0.5, pooled)).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(OP, (*args, rel_h, rel_w, 0.5, pooled, False)).values()) == {"SUCCESS"}
 
 
 def test_compiles_in_one_graph_with_gradients():
@@ -251,7 +251,8 @@ def test_autocast_computes_in_its_dtype():
         (dict(pool=True, pooled=torch.zeros(2, 1, 2, 2, 4)), "hand in one of them"),
         (dict(pooled=torch.zeros(2, 1, 2, 2, 5)), r"pooled has shape .* expected \[2, G, 2, 2, 4\]"),
         (dict(rel_pos=(torch.zeros(3, 4), None)), "rel_pos holds one table"),
-        (dict(impl="triton"), "impl='triton'"),
+        (dict(impl="cuda"), "got impl='cuda', expected None or 'triton' or 'reference' or 'sdpa'"),
+        (dict(impl="sdpa"), "impl='sdpa' does the whole map only"),
     ],
 )
 def test_refuses_in_one_line(change, message):

@@ -182,6 +182,14 @@ def test_flip_mirrors_single_crops_only():
     assert torch.equal(mixed[[0, 2]], plain[[0, 2]].flip(-1)) and torch.equal(mixed[1], plain[1])
 
 
+def test_twins_are_the_mirrored_crops():
+    image, (boxes, rotation) = torch.from_numpy(picture()), (torch.from_numpy(a) for a in random_boxes(3))
+    flip = torch.tensor([True, False, True])
+    plain = F.crop(image, boxes, (64, 48), rotation=rotation, flip=flip)
+    both = F.crop(image, boxes, (64, 48), rotation=rotation, flip=flip, twin=True)
+    assert torch.equal(both, torch.cat([plain, plain.flip(-1)]))
+
+
 def test_many_images_equal_one_at_a_time():
     images = [torch.from_numpy(picture(50 + 10 * i, 70 - 5 * i, seed=i)) for i in range(3)]
     boxes, _ = random_boxes(7, width=60, height=60)
@@ -204,7 +212,7 @@ def test_opcheck():
     matrices = warp_matrix(*box_to_center_scale(boxes, (16, 12)), None, (16, 12))
     for exact in (False, True):
         which, flip = torch.tensor([1, 0]), torch.tensor([True, False])
-        args = (images, which, matrices, [16, 12], flip, True, exact, torch.float32)
+        args = (images, which, matrices, [16, 12], flip, True, exact, torch.float32, exact, False)
         assert set(torch.library.opcheck(torch.ops.vitpose_fast.crop, args).values()) == {"SUCCESS"}
 
 
@@ -225,6 +233,7 @@ def test_opcheck():
         (None, dict(size=(1, 1)), "expected .rows, columns. >= 2"),
         (None, dict(boxes=torch.tensor([[0.0, 0, 1e30, 5]])), "box 0 is"),
         ([[[1]]], {}, "image 0 is a list, expected a torch.Tensor"),
+        (None, dict(dtype=torch.uint8), "got dtype=torch.uint8, expected a floating one"),
         (None, dict(image_index=torch.tensor([1])), "image_index runs outside 0..0"),
     ],
 )

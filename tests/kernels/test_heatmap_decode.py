@@ -201,7 +201,7 @@ def test_half_precision_maps_decode_in_float32():
 
 def test_opcheck_and_compile():
     maps = torch.stack([TARGET, TILTED, TWO_PEAKS]).expand(2, 3, 64, 48).contiguous()
-    args = (maps, "udp", 11, maps.flip(-1), [0, 1, 2], torch.rand(2, 2), torch.rand(2, 2), True)
+    args = (maps, "udp", 11, maps.flip(-1), [0, 1, 2], torch.rand(2, 2), torch.rand(2, 2), True, False)
     assert set(torch.library.opcheck(torch.ops.vitpose_fast.heatmap_decode, args).values()) == {"SUCCESS"}
     compiled = torch.compile(F.heatmap_decode, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(maps), F.heatmap_decode(maps))

@@ -80,7 +80,7 @@ def test_empty_batch_is_zero():
 
 def test_opcheck_and_compile():
     heatmaps, keypoints, visible = make(dtype=torch.float32)
-    args = (heatmaps.requires_grad_(), keypoints.float(), visible.float(), [64, 48], True, 2.0, None)
+    args = (heatmaps.requires_grad_(), keypoints.float(), visible.float(), [64, 48], True, 2.0, None, False)
     assert set(torch.library.opcheck(torch.ops.vitpose_fast.heatmap_loss, args).values()) == {"SUCCESS"}
     compiled = torch.compile(F.heatmap_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(heatmaps, keypoints, visible), F.heatmap_loss(heatmaps, keypoints, visible))

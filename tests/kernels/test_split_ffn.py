@@ -40,6 +40,55 @@ def test_gradcheck_and_idle_experts_get_zero():
     assert torch.equal(tensors[5].grad[1], torch.zeros_like(tensors[5][1])) and tensors[5].grad[0].abs().sum() > 0
 
 
+def test_residual_is_added_and_its_gradient_is_the_incoming_one():
+    inputs = make()
+    residual = torch.randn(4, 3, 8, dtype=torch.float64, requires_grad=True)
+    out = F.split_ffn(*inputs, residual=residual)
+    torch.testing.assert_close(out, F.split_ffn(*inputs) + residual)
+    grad = torch.randn_like(out)
+    assert torch.equal(torch.autograd.grad(out, residual, grad)[0], grad)
+
+
+def test_a_float32_residual_stays_float32_under_autocast():
+    inputs = make(torch.float32)
+    leaves = [t.requires_grad_() for t in (torch.randn(4, 3, 8), inputs[0])]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = F.split_ffn(*inputs, residual=leaves[0])
+        torch.testing.assert_close(out, F.split_ffn(*inputs) + leaves[0], rtol=0, atol=0)
+    assert out.dtype == torch.float32
+    assert [g.dtype for g in torch.autograd.grad(out.sum(), leaves)] == [torch.float32] * 2
+
+
+WANTED = {"x": (0,), "fc1": (1, 2), "experts": (5, 6), "last biases": (4, 6), "shared": (3,), "x and experts": (0, 5)}
+
+
+@pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(wanted):
+    inputs = make(torch.float32)
+    every = [t.clone().requires_grad_() for t in inputs[:7]]
+    expected = torch.autograd.grad(F.split_ffn(*every, inputs[7]).sin().sum(), every)
+    some = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(inputs[:7])]
+    F.split_ffn(*some, inputs[7]).sin().sum().backward()
+    for i, t in enumerate(some):
+        assert torch.equal(t.grad, expected[i]) if i in wanted else t.grad is None
+
+
+def test_saves_what_the_wanted_gradients_need():
+    inputs = make(torch.float32)
+    sizes = {"x": (4, 3, 8), "before": (4, 3, 32)}
+
+    def saved(*wanted):
+        leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(inputs[:7])]
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)), lambda t: t):
+            F.split_ffn(*leaves, inputs[7])
+        return [name for name, size in sizes.items() for shape in shapes if shape == size]
+
+    assert saved(*range(7)) == ["x", "before"]
+    assert saved(0) == saved(5) == ["before"]  # a frozen FFN; trained experts
+    assert saved(4, 6) == []
+
+
 def test_empty_batch_and_single_expert():
     assert F.split_ffn(*make(b=0, task=())[:7], torch.zeros(0, dtype=torch.int64)).shape == (0, 3, 8)
     assert F.split_ffn(*make(t=1, task=(0, 0, 0, 0))).shape == (4, 3, 8)
@@ -47,8 +96,10 @@ def test_empty_batch_and_single_expert():
 
 def test_opcheck():
     args = make(torch.float32)
-    args = [a.requires_grad_() for a in args[:7]] + args[7:]
-    assert set(torch.library.opcheck(OP, tuple(args)).values()) == {"SUCCESS"}
+    floats, task, residual = args[:7], args[7], torch.randn(4, 3, 8)
+    assert set(torch.library.opcheck(OP, (*floats, task, None, False, False)).values()) == {"SUCCESS"}
+    floats = [a.requires_grad_() for a in (*floats, residual)]
+    assert set(torch.library.opcheck(OP, (*floats[:7], task, floats[7], True, False)).values()) == {"SUCCESS"}
 
 
 def test_compiles_in_one_graph_with_gradients():
@@ -75,5 +126,11 @@ def test_refuses_in_one_line():
         F.split_ffn(*inputs[:7], torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="expected torch.int64"):
         F.split_ffn(*inputs[:7], torch.zeros(4))
+    with pytest.raises(ValueError, match=r"residual has shape \[3, 8\], expected \[4, 3, 8\]"):
+        F.split_ffn(*inputs, residual=torch.zeros(3, 8))
+    with pytest.raises(ValueError, match=r"fc1_weight has dtype torch.float64, expected torch.float32 as x"):
+        F.split_ffn(inputs[0], inputs[1].double(), *inputs[2:])
+    with pytest.raises(ValueError, match=r"got no experts"):
+        F.split_ffn(*inputs[:5], inputs[5][:0], inputs[6][:0], inputs[7])
     with pytest.raises(ValueError, match=r"shared_weight has shape \[5, 32\], expected \[6, 32\]"):
         F.split_ffn(*inputs[:3], inputs[3][:5], *inputs[4:])

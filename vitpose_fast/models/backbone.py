@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpose_fast.models.config import ModelConfig
-from vitpose_fast.modules import FFN, SplitFFN, WindowAttention
+from vitpose_fast.modules import FFN, LayerNorm, PatchEmbed, SplitFFN, WindowAttention
 
 
 class DropPath(nn.Module):
@@ -30,28 +30,20 @@ class Block(nn.Module):
         super().__init__()
         c = config.width
         rate = config.drop_path * index / max(config.depth - 1, 1)
-        self.norm1 = nn.LayerNorm(c, config.layer_norm_eps)
+        self.norm1 = LayerNorm(c, config.layer_norm_eps)
         self.attn = WindowAttention(
             c, config.heads, config.grid, **config.block_attention(index), rel_pos=config.has_rel_pos
         )
-        self.norm2 = nn.LayerNorm(c, config.layer_norm_eps)
+        self.norm2 = LayerNorm(c, config.layer_norm_eps)
         self.mlp = SplitFFN(c, config.part_features, len(config.tasks)) if config.part_features else FFN(c)
         self.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x), task))
-
-
-class PatchEmbed(nn.Module):
-    """16x16 convolution of stride 16 or 8 with the official zero padding: [B, 3, H, W] -> [B, N, C]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.width, 16, config.patch_stride, config.patch_padding)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        branch = self.drop_path(self.attn(self.norm1(x)))
+        x, normed = self.norm2(branch.to(x.dtype), residual=x)
+        if self.training and self.drop_path.rate > 0:
+            return x + self.drop_path(self.mlp(normed, task))
+        return self.mlp(normed, task, residual=x)
 
 
 class Backbone(nn.Module):
@@ -60,11 +52,11 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = PatchEmbed(config.width, config.patch_stride, config.patch_padding)
         # Slot 0 belonged to the class token of the pretraining; it is added to every token, not appended (SPEC 1.2).
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid[0] * config.grid[1], config.width))
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
-        self.last_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.last_norm = LayerNorm(config.width, config.layer_norm_eps)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -97,8 +89,7 @@ class Backbone(nn.Module):
                 names = ", ".join(f"{i} {t.name}" for i, t in enumerate(config.tasks))
                 raise ValueError(f"this ViTPose++ backbone has {len(config.tasks)} experts: hand in task ids ({names})")
             task = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-        x = self.patch_embed(images)
-        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        x = self.patch_embed(images, self.pos_embed[0, 1:] + self.pos_embed[0, :1])
         for block in self.blocks:
             x = block(x, task)
         return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)

@@ -29,8 +29,8 @@ def device() -> str:
 @pytest.fixture(scope="session")
 def check_error_rule():
     """check(ours, plain, truth, factor): the error of a kernel is at most `factor` times that of the same-precision
-    PyTorch ops, both against float64, in the mean square and at the worst element; a quarter of a rounding step, or a
-    whole one at a single element, is free.
+    PyTorch ops, both against float64, in the mean square, and at most twice that at the worst element (which is one
+    draw); a quarter of a rounding step, or a whole one at a single element, is free.
     """
 
     def check(ours, plain, truth, factor=2.0):
@@ -43,7 +43,7 @@ def check_error_rule():
         mean = [x.square().mean().sqrt().item() for x in (ours - truth, plain - truth, truth)]
         worst = [x.abs().max().item() for x in (ours - truth, plain - truth, truth)]
         assert mean[0] <= factor * mean[1] + 0.25 * step * mean[2], f"error {mean[0]:.3g}, plain ops {mean[1]:.3g}"
-        assert worst[0] <= factor * worst[1] + step * worst[2], f"worst {worst[0]:.3g}, plain ops {worst[1]:.3g}"
+        assert worst[0] <= 2 * factor * worst[1] + step * worst[2], f"worst {worst[0]:.3g}, plain ops {worst[1]:.3g}"
 
     return check
 

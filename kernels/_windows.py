@@ -1,0 +1,65 @@
+"""How a grid of tokens is cut into windows: the geometry of `attention`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+
+
+class Windows(NamedTuple):
+    """How a grid is cut: all sizes in tokens."""
+
+    grid: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int]
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
+
+    def unshifted(self) -> Windows:
+        return self._replace(shift=(0, 0))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[B, N, F] -> [B, M, L, F]: pad with zeros, roll, cut."""
+        (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
+        x = x.reshape(x.shape[0], gy, gx, x.shape[-1])
+        x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
+        if any(self.shift):
+            x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
+        x = x.reshape(x.shape[0], my, h, mx, w, x.shape[-1]).transpose(2, 3)
+        return x.reshape(x.shape[0], my * mx, h * w, x.shape[-1])
+
+    def join(self, x: Tensor) -> Tensor:
+        """[B, M, L, F] -> [B, N, F]: the inverse of `cut` (and its adjoint: padded places are dropped)."""
+        (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
+        x = x.reshape(x.shape[0], my, mx, h, w, x.shape[-1]).transpose(2, 3)
+        x = x.reshape(x.shape[0], py, px, x.shape[-1])
+        if any(self.shift):
+            x = x.roll(self.shift, (1, 2))
+        return x[:, :gy, :gx].reshape(x.shape[0], gy * gx, x.shape[-1])
+
+    def is_token(self, device: torch.device) -> Tensor:
+        """[M, L] bool: the slot holds a token, not padding."""
+        return self.cut(torch.ones(1, self.grid[0] * self.grid[1], 1, device=device))[0, :, :, 0] > 0
+
+    def visible(self, device: torch.device) -> Tensor | None:
+        """[M, 1, L, L] bool: query slot sees key slot. None where every slot of a window sees every other."""
+        mask = self.is_token(device)[:, None, :] if self.padded != self.grid else None
+        if any(self.shift):
+            py, px = self.padded
+            wrapped_y = torch.arange(py, device=device) + self.shift[0] >= py
+            wrapped_x = torch.arange(px, device=device) + self.shift[1] >= px
+            region = (2 * wrapped_y[:, None] + wrapped_x[None, :]).reshape(1, py * px, 1).float()
+            region = Windows(self.padded, self.window, (0, 0)).cut(region)[0, :, :, 0]
+            same = region[:, :, None] == region[:, None, :]
+            mask = same if mask is None else mask & same
+        # A padded query is dropped later but must not make NaN: let every slot see itself.
+        return None if mask is None else (mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=device))[:, None]

@@ -1,0 +1,71 @@
+"""Every shipped kernel compiles for Ampere, Hopper and Blackwell: no spills, within the chip, on the tensor cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def kernels_command(tmp_path_factory):
+    """kernels_command(*options) -> (exit code, output, written tables), in a process without the interpreter."""
+
+    def call(*options):
+        file = tmp_path_factory.mktemp("kernels") / "report.json"
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "vitpose_fast", "kernels", "--json", str(file), *options]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        return done.returncode, done.stdout + done.stderr, json.loads(file.read_text()) if file.is_file() else None
+
+    return call
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_shipped_kernels_fit_their_chip(kernels_command, arch):
+    code, output, report = kernels_command("--arch", arch, "--models", "B")
+    assert code == 0, output
+    kernels = report["kernels"]
+    assert len({k["op"] for k in kernels}) == 10 and len(kernels) <= 50
+    expected = {"sm_80": {"mma"}, "sm_90": {"wgmma", "mma"}, "sm_100": {"tcgen05", "mma"}}[arch]
+    assert {k["tensor_cores"] for k in kernels if k["has_dot"]} <= expected
+    main = [k for k in kernels if k["kernel"] == "attention_forward_kernel"]
+    assert main and all(k["tensor_cores"] == next(iter(sorted(expected, reverse=True))) for k in main)
+
+
+def test_costs_are_those_of_the_shapes(kernels_command):
+    code, output, report = kernels_command("--arch", "sm_90", "--models", "B", "--ops", "attention")
+    assert code == 0, output
+    whole = next(n for n in report["launches"] if n["op"] == "attention whole 16x12")
+    assert whole["gflop"] == pytest.approx(4 * 64 * 192 * 192 * 768 / 1e9)
+    assert whole["mbytes"] == pytest.approx(4 * 64 * 192 * 768 * 2 / 1e6, rel=0.02)  # qkv in, out out, statistics
+    assert whole["floor_us"]["H200"] == pytest.approx(whole["mbytes"] * 1e6 / 4.3e12 * 1e6)
+
+
+def test_a_chip_that_is_too_small_is_a_problem():
+    """The check itself: shared memory over the limit, spills and missing tensor cores are named."""
+    from vitpose_fast.kernel_report import problem_of
+
+    assert problem_of(spills=0, allowed=0, shared=100_000, arch=80, has_dot=True, tensor_cores="mma") == ""
+    assert "shared memory" in problem_of(0, 0, 102_000, 86, True, "mma")
+    assert problem_of(16, 8, 0, 80, True, "mma") == "spills 16 bytes"
+    assert "without tensor cores" in problem_of(0, 0, 0, 90, True, "")
+
+
+def test_the_interpreter_leaves_no_compiler(capsys):
+    from vitpose_fast.__main__ import main
+    from vitpose_fast.kernels._launch import interpreting
+
+    if not interpreting():
+        pytest.skip("the interpreter is off")
+    with pytest.raises(SystemExit) as done:
+        main(["kernels"])
+    assert done.value.code == 1
+    assert capsys.readouterr().err == (
+        "vitpose-fast: error: kernels: TRITON_INTERPRET is set, which leaves no compiler; unset it\n"
+    )

@@ -1,0 +1,128 @@
+"""`vitpose-fast kernels`: compile every shipped kernel ahead of time and say what it uses. Needs no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitpose_fast.files import write_atomic
+from vitpose_fast.kernels._launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
+
+if TYPE_CHECKING:
+    from vitpose_fast.kernels.gpu.aot import Source
+
+OPS = (
+    "attention",
+    "split_ffn",
+    "layer_norm",
+    "linear",
+    "patch_embed",
+    "deconv",
+    "crop",
+    "heatmap_target",
+    "heatmap_loss",
+    "heatmap_decode",
+)
+
+
+def compile_all(
+    archs: Iterable[int], dtype: torch.dtype, models: Iterable[str], ops: Iterable[str], jobs: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(kernels, launches): what each distinct kernel uses on each chip, and the cost of each shipped launch.
+
+    kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
+    problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
+    """
+    from vitpose_fast.kernels.gpu.aot import CHIPS, compile_source, known_spill, shipped, source
+    from vitpose_fast.kernels.gpu.shapes import MODELS
+
+    wanted: dict[tuple[int, Source], dict[str, Any]] = {}
+    launches: dict[tuple[str, int], dict[str, Any]] = {}
+    for arch in archs:
+        for model in (m for m in MODELS if m.name in models):
+            for op in ops:
+                for i, (label, launch) in enumerate(shipped(op, model, dtype, arch)):
+                    src = source(launch)
+                    row = wanted.setdefault((arch, src), {"arch": arch, "op": op, "kernel": src.kernel, "used_by": []})
+                    row["used_by"].append(f"{model.name} {label}")
+                    floor = {chip.name: chip.floor(launch) * 1e6 for chip in CHIPS}
+                    launches[f"{model.name} {op}", i] = {
+                        "model": model.name,
+                        "op": label,
+                        "kernel": src.kernel,
+                        "gflop": launch.flops / 1e9,
+                        "mbytes": launch.bytes / 1e6,
+                        "floor_us": floor,
+                    }
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {key: pool.submit(compile_source, key[1], key[0]) for key in wanted}
+        for (arch, src), future in futures.items():
+            row = wanted[arch, src]
+            used = future.result()
+            problem = problem_of(
+                used.spills, known_spill(src, arch), used.shared, arch, used.has_dot, used.tensor_cores
+            )
+            row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages, "problem": problem}
+    return list(wanted.values()), list(launches.values())
+
+
+def problem_of(spills: int, allowed: int, shared: int, arch: int, has_dot: bool, tensor_cores: str) -> str:
+    """What is wrong with a compiled kernel, "" for nothing."""
+    if spills > allowed:
+        return f"spills {spills} bytes"
+    if shared > SHARED_MEMORY[arch]:
+        return f"needs {shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
+    return "multiplies matrices without tensor cores" if has_dot and not tensor_cores else ""
+
+
+def table(rows: list[list[str]]) -> str:
+    """Columns as wide as their widest cell; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def main(args: list[str]) -> int:
+    """The command: 0, or 1 where a kernel spills, does not fit its chip, or misses the tensor cores."""
+    known = [f"sm_{arch}" for arch in ARCHITECTURES]
+    parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--models", nargs="+", default=["S", "B", "L", "H"], choices=["S", "B", "L", "H"])
+    parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument("--json", metavar="FILE", help="also write both tables to a file")
+    options = parser.parse_args(args)
+    if not HAS_TRITON:
+        raise ValueError("kernels: triton is not installed here; it exists for Linux: pip install triton")
+    if interpreting():
+        raise ValueError("kernels: TRITON_INTERPRET is set, which leaves no compiler; unset it")
+    archs = [int(name.removeprefix("sm_")) for name in options.arch]
+    kernels, launches = compile_all(archs, getattr(torch, options.dtype), options.models, options.ops, options.jobs)
+    head = ["chip", "kernel", "used by", "warps", "stages", "registers", "spills", "shared", "tensor cores", ""]
+    rows = [head]
+    for k in kernels:
+        more = f" and {len(k['used_by']) - 1} more" if len(k["used_by"]) > 1 else ""
+        cells = (k["num_warps"], k["num_stages"], k["registers"], k["spills"], k["shared"], k["tensor_cores"] or "-")
+        rows.append([f"sm_{k['arch']}", k["kernel"], k["used_by"][0] + more, *map(str, cells), k["problem"]])
+    print(table(rows), end="\n\n")
+    rows = [["model", "launch", "kernel", "GFLOP", "MB", "floor A100 us", "floor H200 us"]]
+    for n in launches:
+        numbers = (n["gflop"], n["mbytes"], n["floor_us"]["A100"], n["floor_us"]["H200"])
+        rows.append([n["model"], n["op"], n["kernel"], *(f"{x:.1f}" for x in numbers)])
+    print(table(rows))
+    if options.json:
+        text = json.dumps({"kernels": kernels, "launches": launches}, indent=1)
+        write_atomic(options.json, lambda path: path.write_text(text, encoding="utf-8"))
+    bad = [k for k in kernels if k["problem"]]
+    for k in bad:
+        print(f"problem: sm_{k['arch']} {k['kernel']} ({k['used_by'][0]}): {k['problem']}")
+    print(f"{len(kernels)} kernels compiled, {len(bad)} with a problem")
+    return 1 if bad else 0
