@@ -88,7 +88,7 @@ def deconv_kernel(
 
 
 def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and output channels; none of them spills."""
+    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and output channels; no shipped shape spills."""
     full = block_size(channels, high=256)
     if dtype == torch.float32:
         return (32, full, 32, 8, 3) if predictor else (64, min(full, 128), 32, 8, 3)

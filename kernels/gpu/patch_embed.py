@@ -50,9 +50,9 @@ def patch_embed_kernel(
     for first in range(0, 768, BLOCK_K):
         channel = ((first + k) // 256).to(tl.int64)
         py = (first + k) % 256 // 16
-        y = top[:, None] + py[None, :]
+        y = (top[:, None] + py[None, :]).to(tl.uint32)  # above the image: very large
         offset = channel * stride_ic + py.to(tl.int64) * stride_iy + px.to(tl.int64) * stride_ix
-        pixels = tl.load(corner + offset[None, :], in_columns & (y.to(tl.uint32) < height), 0.0)
+        pixels = tl.load(corner + offset[None, :], in_columns & (y < height), 0.0)
         weight = tl.load(w_tile + first, (n < channels)[None, :], 0.0)
         acc = tl.dot(pixels.to(weight.dtype), weight, acc, input_precision="tf32x3")
 
@@ -64,15 +64,15 @@ def patch_embed_kernel(
     tl.store(out_ptr + row[:, None] * channels + n[None, :], acc.to(out_ptr.dtype.element_ty), inside)
 
 
-def tiles(
-    rows: int, channels: int, images: torch.dtype, dtype: torch.dtype, arch: int
-) -> tuple[int, int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K whole rows of 16 pixels; none spills."""
+def tiles(rows: int, channels: int, pairs: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K is whole rows of 16 pixels. None of the
+    shipped shapes spills; `pairs`: the pixels are 16 bit and travel two by two.
+    """
     if dtype == torch.float32:
         return 64, block_size(channels, high=128), 32, 8, 3
     if cdiv(rows, 128) * cdiv(channels, 128) < _FEW_PROGRAMS:
         return 64, block_size(channels, high=64), 64, 4, 4
-    if arch == 90 and images.itemsize == 2 and channels % 256 == 0:  # gathers the pixels half as often
+    if arch == 90 and pairs and channels % 256 == 0:  # gathers the pixels half as often
         return 128, 256, 64, 8, 3
     return 128, block_size(channels, high=128), *((64, 8, 3) if arch in (80, 90, 100) else (32, 8, 4))
 
@@ -91,7 +91,8 @@ def forward(
     b, channels = images.shape[0], weight.shape[0]
     tokens = grid[0] * grid[1]
     out = weight.new_empty((b, tokens, channels))
-    block_m, block_n, block_k, warps, stages = tiles(b * tokens, channels, images.dtype, weight.dtype, arch)
+    pairs = images.itemsize == 2 and images.stride(3) == 1 and images.stride(2) % 16 == 0
+    block_m, block_n, block_k, warps, stages = tiles(b * tokens, channels, pairs, weight.dtype, arch)
     arguments = dict(
         images_ptr=images,
         weight_ptr=weight.contiguous(),

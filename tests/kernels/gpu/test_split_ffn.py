@@ -58,7 +58,7 @@ def test_any_shape_equals_the_reference(device, check_error_rule, dtype, b, n, s
         if c.numel() >= 100:
             check_error_rule(a, b, c, 2.0 if i == 0 else 3.0)
         elif c.numel():  # too few for an error of plain ops that is not luck
-            bound = 8 * torch.finfo(dtype).eps * c.abs().max().item()
+            bound = 32 * torch.finfo(dtype).eps * c.abs().max().item()
             torch.testing.assert_close(a.double().cpu(), c, rtol=0, atol=bound)
 
 
