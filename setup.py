@@ -25,9 +25,14 @@ setup(
         "vitpose_fast.checkpoints",
         "vitpose_fast.models",
         "vitpose_fast.kernels",
+        "vitpose_fast.kernels.gpu",
         "vitpose_fast.training",
     ],
-    package_dir={"vitpose_fast.kernels": "kernels", "vitpose_fast.training": "training"},
+    package_dir={
+        "vitpose_fast.kernels": "kernels",
+        "vitpose_fast.kernels.gpu": "kernels/gpu",
+        "vitpose_fast.training": "training",
+    },
     package_data={"vitpose_fast": ["py.typed"]},
     install_requires=CORE,
     extras_require={

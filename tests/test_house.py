@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from vitpose_fast.kernel_report import OPS
+
 FLOORS = {"kernels": 0, "vitpose_fast": 1, "training": 2, "benchmarks": 3, "tests": 3}
 FRONT_DOOR = "vitpose_fast/__main__.py"
 
@@ -66,19 +68,48 @@ def test_imports_point_down_or_sideways(root):
     assert checked > 50
 
 
-def test_kernels_need_torch_only(root):
-    allowed = {"torch", "triton", "vitpose_fast", "__future__", "collections", "math", "os", "typing", "functools"}
-    for path in (root / "kernels").glob("*.py"):
-        for module in imports(ast.parse(path.read_text(encoding="utf-8"))):
-            assert module.split(".")[0] in allowed, f"{path.name} imports {module}"
+def test_kernels_need_torch_and_triton_only(root):
+    allowed = {"torch", "vitpose_fast", "__future__", "collections", "math", "os", "typing", "functools", "importlib"}
+    tools = {"triton", "re", "subprocess", "tempfile"}  # in kernels/gpu alone: the ops import it when they launch
+    for path in (root / "kernels").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside_gpu = path.parent.name == "gpu"
+        for node in tree.body:
+            for module in imports(ast.Module([node], [])) if isinstance(node, ast.Import | ast.ImportFrom) else []:
+                top = module.split(".")[0]
+                assert top in allowed or (inside_gpu and top in tools), f"{path.name} imports {module}"
+                assert inside_gpu or "kernels.gpu" not in module, f"{path.name} imports {module} before it launches"
+
+
+def test_a_machine_without_triton_uses_the_references():
+    done = python(
+        """
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        from vitpose_fast import functional as F
+        x = torch.randn(1, 4, 3, 1, 8)
+        assert F.attention(x, (2, 2)).shape == (1, 4, 8)
+        try:
+            F.attention(x, (2, 2), impl="triton")
+        except ValueError as error:
+            assert "triton is not installed" in str(error)
+        else:
+            raise SystemExit("not refused")
+        """
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_op_has_its_test_and_its_place_in_the_index(root):
     index = (root / "vitpose_fast" / "functional.py").read_text(encoding="utf-8")
     ops = [p.stem for p in (root / "kernels").glob("*.py") if not p.name.startswith("_")]
-    assert len(ops) >= 6
+    assert len(ops) >= 10
+    assert sorted(ops) == sorted(OPS)
     for op in ops:
-        assert (root / "tests" / "kernels" / f"test_{op}.py").is_file(), op
+        for folder in ("kernels", "kernels/gpu"):
+            assert (root / "tests" / folder / f"test_{op}.py").is_file(), op
+        assert "\ndef shipped(" in (root / "kernels" / "gpu" / f"{op}.py").read_text(encoding="utf-8"), op
         assert f"vitpose_fast.kernels.{op} import {op}" in index, op
         text = (root / "kernels" / f"{op}.py").read_text(encoding="utf-8")
         order = [text.index(f"def {op}_reference("), text.index("@triton_op("), text.index(f"\ndef {op}(")]
@@ -102,6 +133,7 @@ def test_import_loads_nothing():
         import torch
         from vitpose_fast import functional
         import vitpose_fast.kernels.attention
+        assert "triton" not in sys.modules
         assert not any(m.startswith(("vitpose_fast.models", "vitpose_fast.modules", "PIL")) for m in sys.modules)
         """
     )

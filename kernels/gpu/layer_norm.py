@@ -28,7 +28,7 @@ def layer_norm_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
     in_row = (column < C)[None, :]
-    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row
+    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row  # one row per program: none too many
     out = row[:, None] * C + column[None, :]
     s = tl.load(x_ptr + row[:, None] * stride_xr + column[None, :], valid, other=0.0).to(tl.float32)
     if residual_ptr is not None:
@@ -115,9 +115,8 @@ def forward(
         BLOCK_C=block_c,
     )
     moved = num_bytes(x, residual, weight, bias, s, y, mean, rstd)
-    launch = Launch(
-        layer_norm_kernel, (cdiv(rows, block_r),), arguments, num_warps=max(1, block_c * x.element_size() // 4096), bytes=moved
-    )
+    warps = max(1, block_c * x.element_size() // 4096)  # a lane holds 128 bytes of a row at most
+    launch = Launch(layer_norm_kernel, (cdiv(rows, block_r),), arguments, num_warps=warps, bytes=moved)
     return (s, y, mean, rstd), [launch]
 
 
