@@ -253,7 +253,7 @@ def _attention_backward(
             grad, qkv, windows, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled
         )
     dqkv, d_rel_h, d_rel_w, d_pooled = (
-        qkv.new_empty(0) if g is None else contiguous_like(x, g)
+        qkv.new_empty(0) if g is None or x is None else contiguous_like(x, g)
         for x, g in zip((qkv, rel_h, rel_w, pooled), grads, strict=True)
     )
     return dqkv, d_rel_h, d_rel_w, d_pooled

@@ -1,4 +1,4 @@
-"""Every op, once. Each takes `impl=None | "triton" | "reference"`; formulas and shapes stand at the head of its file."""
+"""Every op, once. `impl=None | "triton" | "reference"`; formulas and shapes stand at the head of each op's file."""
 
 from vitpose_fast.kernels.attention import attention
 from vitpose_fast.kernels.crop import crop

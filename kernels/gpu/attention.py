@@ -382,10 +382,10 @@ def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, 
         width = model.width // model.heads
         qkv = empty(model.batch, grid[0] * grid[1], 3, model.heads, width, dtype=dtype)
         windows = Windows(grid, window, (h // 2, w // 2) if everything else (0, 0))
-        tables = [empty(2 * size - 1, width, dtype=dtype) if everything else None for size in window]
-        (out, lse), launches = forward(qkv, windows, everything, *tables, width**-0.5, None, arch)
+        rel_h, rel_w = (empty(2 * size - 1, width, dtype=dtype) if everything else None for size in window)
+        (out, lse), launches = forward(qkv, windows, everything, rel_h, rel_w, width**-0.5, None, arch)
         yield label, launches
         launches = backward(
-            out, out, lse, qkv, windows, everything, *tables, width**-0.5, None, everything, False, arch
+            out, out, lse, qkv, windows, everything, rel_h, rel_w, width**-0.5, None, everything, False, arch
         )[1]
         yield f"{label} backward", [launch for launch in launches if launch.kernel is not pool_kernel]

@@ -331,7 +331,8 @@ class Gradients(NamedTuple):
     pooled: Tensor | None  # [shares, B, G, 2, H, D] float32
 
     def summed(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        return (self.qkv, *(None if x is None else x.sum(0) for x in self[1:]))
+        rel_h, rel_w, pooled = (None if x is None else x.sum(0) for x in (self.rel_h, self.rel_w, self.pooled))
+        return self.qkv, rel_h, rel_w, pooled
 
 
 def backward(
@@ -400,16 +401,16 @@ def backward(
     for keys, queries in ((True, True),) if both else ((True, False), (False, True)):
         one, other, warps, stages = backward_tile(length, width, qkv.element_size(), relative, both, arch)
         grid = cdiv(length, one) * heads * windows_y * windows_x * b
-        partial = [None, None]
+        d_rel_h = d_rel_w = None
         if queries and tables:
-            partial = [qkv.new_empty((grid, 2 * size - 1, width), dtype=torch.float32) for size in (h, w)]
+            d_rel_h, d_rel_w = (qkv.new_empty((grid, 2 * size - 1, width), dtype=torch.float32) for size in (h, w))
         arguments = shape | extra | saved
         arguments |= dict(
             delta_ptr=delta,
             d_pooled_ptr=delta if d_pooled is None else d_pooled,
             d_qkv_ptr=d_qkv,
-            d_rel_h_ptr=delta if partial[0] is None else partial[0],
-            d_rel_w_ptr=delta if partial[1] is None else partial[1],
+            d_rel_h_ptr=delta if d_rel_h is None else d_rel_h,
+            d_rel_w_ptr=delta if d_rel_w is None else d_rel_w,
             num_shares=num_shares,
             BLOCK_M=one,
             BLOCK_N=other,
@@ -432,7 +433,7 @@ def backward(
                 bytes=num_bytes(qkv, grad, lse) + num_bytes(qkv) * (2 * keys + queries) // 3,
             )
         )
-    return Gradients(d_qkv, *partial, None if with_pool else d_pooled), launches
+    return Gradients(d_qkv, d_rel_h, d_rel_w, None if with_pool else d_pooled), launches
 
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:

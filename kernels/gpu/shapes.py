@@ -27,6 +27,8 @@ MODELS = (
     Model("L", 1024, 16, 256),
     Model("H", 1280, 16, 320),
 )
+
+
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor with a shape and no data."""
     return torch.empty(shape, dtype=dtype, device="meta")
