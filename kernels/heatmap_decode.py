@@ -6,8 +6,8 @@
     argmax: p as it is
 
 Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
-Bytes: each map once, 12 out per keypoint, 16 more with its covariance; memory-bound. Source: SPEC 5.1 to 5.5 (paper sec. 3,
-UDP and DARK papers).
+Bytes: each map once, 12 out per keypoint, 16 more with its covariance; memory-bound.
+Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
 
 Odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN -> that keypoint and
 score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.

@@ -228,13 +228,21 @@ def forward(
 
 def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
     boxes = empty(model.batch, 2, dtype=torch.float32)
-    for keypoints, h, w in ((model.keypoints, 64, 48), (model.keypoints, 96, 72), (133, 64, 48)):
-        heatmaps = empty(model.batch, keypoints, h, w, dtype=dtype)
+    small, large, k = (64, 48), (96, 72), model.keypoints
+    for keypoints, size, codec, blur_kernel, flip, covariance in (
+        (k, small, "udp", 11, False, False),
+        (k, small, "udp", 11, True, False),
+        (k, small, "udp", 11, False, True),
+        (k, large, "udp", 17, True, False),
+        (133, small, "udp", 11, True, False),
+        (k, small, "msra", 11, False, False),
+        (k, small, "msra", 11, True, False),
+        (k, small, "argmax", 11, False, False),
+    ):
+        heatmaps = empty(model.batch, keypoints, *size, dtype=dtype)
         pairs = flip_permutation(keypoints, [(i, i + 1) for i in range(1, keypoints, 2)])
-        for codec, blur_kernel in (("udp", 11), ("udp", 17), ("msra", 11), ("argmax", 11)):
-            for flipped, name in ((None, ""), (heatmaps, " flip")):
-                label = f"{codec} {blur_kernel} {keypoints}x{h}x{w}{name}"
-                yield label, forward(heatmaps, codec, blur_kernel, flipped, pairs, boxes, boxes, False)[1]
-        yield f"covariance {keypoints}x{h}x{w}", forward(heatmaps, "udp", 11, None, pairs, boxes, boxes, True)[1]
-    bottom_up = empty(8, model.keypoints, 128, 128, dtype=dtype)
+        label = f"{codec} {blur_kernel} {keypoints}x{size[0]}x{size[1]}{' flip' * flip}{' covariance' * covariance}"
+        flipped = heatmaps if flip else None
+        yield label, forward(heatmaps, codec, blur_kernel, flipped, pairs, boxes, boxes, covariance)[1]
+    bottom_up = empty(8, k, 128, 128, dtype=dtype)
     yield "bottom-up", forward(bottom_up, "udp", 11, None, (), None, None, False)[1]

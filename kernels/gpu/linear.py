@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
 from vitpose_fast.kernels.gpu.shapes import Model, empty
@@ -306,12 +307,12 @@ def forward(
     )
     work = dict(
         num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
         flops=2 * m * f * c,
         bytes=num_bytes(x, weight, bias, mean, rstd, weight_sums, residual, before, out),
     )
     programs = cdiv(m, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N)
     if takes_descriptors(x, weight, arch):
-        from triton.tools.tensor_descriptor import TensorDescriptor
 
         def descriptor(t: Tensor, rows: int) -> TensorDescriptor | None:
             return TensorDescriptor.from_tensor(t, [rows, tiles.BLOCK_K]) if rows else None
@@ -323,8 +324,7 @@ def forward(
             num_rows=m,
             num_programs=min(programs, processors),
         )
-        launch = Launch(linear_descriptor_kernel, (min(programs, processors),), arguments, num_stages=4, **work)
-        return out, [launch]
+        return out, [Launch(linear_descriptor_kernel, (min(programs, processors),), arguments, **work)]
     arguments |= dict(
         x_ptr=x,
         weight_ptr=weight,
@@ -335,7 +335,7 @@ def forward(
         EVEN_K=c % tiles.BLOCK_K == 0,
         **dict(expert_weight_ptr=None, expert_bias_ptr=None, task_ptr=None, num_tasks=0, part=0, ALIGNMENT=1),
     )
-    return out, [Launch(linear_kernel, (programs,), arguments, num_stages=tiles.num_stages, **work)]
+    return out, [Launch(linear_kernel, (programs,), arguments, **work)]
 
 
 def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:

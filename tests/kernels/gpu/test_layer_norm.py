@@ -20,21 +20,23 @@ def draw(*shape, seed=0, offset=0.0, dtype=torch.float32):
 
 
 def outputs_and_grads(x, weight, bias, residual, impl):
-    """(s, y) or (y,), then the gradients of every input of a sum that weighs all outputs differently."""
+    """(s, y) or (y,), then the gradients of every input for random incoming ones.
+
+    Random, because smooth ones add a row's rounding error up over its channels to one draw that no other draw evens out.
+    """
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
     out = F.layer_norm(*leaves[:3], residual=leaves[3] if len(leaves) == 4 else None, impl=impl)
     out = out if isinstance(out, tuple) else (out,)
-    grads = []
-    for i, y in enumerate(out):
-        grads.append(torch.arange(y.numel(), device=y.device).add(i).cos().to(y.dtype).view(y.shape))
+    g = torch.Generator().manual_seed(1)
+    grads = [torch.randn(y.shape, generator=g).to(x.dtype).to(y.device) for y in out]
     return out, torch.autograd.grad(out, leaves, grads)
 
 
 @settings(max_examples=40)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float16]),
-    rows=st.sampled_from([(1,), (9,), (2, 3), (70,)]),  # 70: programs take several turns
-    c=st.sampled_from([1, 5, 48, 384, 1030]),
+    rows=st.sampled_from([(9,), (2, 7), (70,)]),  # 70: programs take several turns
+    c=st.sampled_from([48, 384, 1030]),
     with_residual=st.booleans(),
     own_dtype=st.booleans(),
     offset=st.sampled_from([0.0, 30.0]),
@@ -54,6 +56,17 @@ def test_any_shape_equals_the_reference(
     for values, factor in zip(range(2), (2.0, 3.0), strict=True):
         for a, b, c in zip(ours[values], plain[values], truth[values], strict=True):
             check_error_rule(a, b, c, factor)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (5,), (1, 7), (3, 1), (2, 5), (33, 3)], ids=str)
+def test_small_shapes(device, shape, with_residual):
+    """Too few elements for an error to be typical: a few rounding steps are allowed to each."""
+    inputs = draw(*shape)[: 4 if with_residual else 3] + [None] * (not with_residual)
+    expected = outputs_and_grads(*(t if t is None else t.double() for t in inputs), impl="reference")
+    ours = outputs_and_grads(*(t if t is None else t.to(device) for t in inputs), impl="triton")
+    for a, b in zip(ours[0] + ours[1], expected[0] + expected[1], strict=True):
+        torch.testing.assert_close(a.cpu(), b.float(), rtol=1e-5, atol=1e-5)
 
 
 def inside(x, fill=float("nan")):

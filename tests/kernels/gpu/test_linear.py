@@ -75,7 +75,7 @@ def test_gelu_far_out(device):
 @settings(max_examples=40)
 @given(
     dtype=st.sampled_from([torch.float32, HALF]),
-    shape=st.sampled_from([((1,), 136), ((2, 3), 64), ((70,), 7), ((3, 67), 1), ((3, 67), 72)]),  # 201: a tile of nine
+    shape=st.sampled_from([((1,), 136), ((2, 3), 64), ((70,), 7), ((3, 67), 9), ((3, 67), 72)]),  # 201: a tile of nine
     c=st.sampled_from([3, 8, 40, 64, 136]),
     tiles=st.sampled_from(TILES),
     gelu=st.booleans(),
