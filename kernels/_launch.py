@@ -94,12 +94,14 @@ class Launch(NamedTuple):
 
 
 def run(launches: Iterable[Launch]) -> None:
-    """Launch kernels in order. An empty grid is no launch."""
+    """Launch kernels in order, on the device of their tensors. An empty grid is no launch."""
     for launch in launches:
         if launch.grid[0] == 0:
             continue
         kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
-        kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
+        tensor = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
+        with torch.cuda.device_of(tensor):  # Triton launches on the current device, which may be another
+            kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
 
 
 def num_bytes(*tensors: Tensor | None) -> int:
