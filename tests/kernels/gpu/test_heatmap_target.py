@@ -27,13 +27,14 @@ def draw(people, keypoints, seed, batch=2):
     sigma=st.sampled_from([1.0, 2.0, 3.0]),
     seed=st.integers(0, 2**16),
 )
-def test_any_shape_equals_the_reference(device, check_error_rule, size, people, keypoints, udp, sigma, seed):
+def test_any_shape_equals_the_reference(device, size, people, keypoints, udp, sigma, seed):
     points, visible = draw(people, keypoints, seed)
     options = dict(size=size, image_size=(64, 48), codec="udp" if udp else "msra", sigma=sigma)
     truth, weights = F.heatmap_target(points.double(), visible.double(), **options)
     plain, _ = F.heatmap_target(points, visible, **options)
     ours, our_weights = F.heatmap_target(points.to(device), visible.to(device), impl="triton", **options)
-    check_error_rule(ours, plain, truth)
+    error, theirs = ((x.cpu() - truth).abs().max().item() if truth.numel() else 0.0 for x in (ours, plain))
+    assert error <= 2 * theirs + torch.finfo(torch.float32).eps  # of a peak of 1; a map may hold its faint edge alone
     torch.testing.assert_close(our_weights.cpu(), weights.float(), rtol=0, atol=0)
 
 
