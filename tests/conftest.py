@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Two shared cores: neither a slow draw nor a slow example says anything about the code.
-settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared-machine")
+# Two shared cores: neither a slow draw nor a slow example says anything about the code. The same examples every time,
+# so that a change is judged by itself; `pytest --hypothesis-profile=explore` draws new ones.
+shared_machine = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", derandomize=True, **shared_machine)
+settings.register_profile("explore", **shared_machine)
+settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parents[1]
 

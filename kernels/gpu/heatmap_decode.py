@@ -158,13 +158,12 @@ def heatmap_decode_kernel(
     if CODEC == "udp" or covariances_ptr is not None:
         dx, dy, dxx, dyy, dxy = _derivatives(maps, y, x, SHIFT, TAPS, TAPS_BLOCK)
         determinant = _difference_of_products(dxx, dyy, dxy, dxy)
-        divisor = tl.where(determinant == 0, 1.0, determinant)
         if CODEC == "udp":
-            point_x -= tl.where(determinant == 0, 0.0, _difference_of_products(dyy, dx, dxy, dy) / divisor)
-            point_y -= tl.where(determinant == 0, 0.0, _difference_of_products(dxx, dy, dxy, dx) / divisor)
+            point_x -= tl.where(determinant == 0, 0.0, _difference_of_products(dyy, dx, dxy, dy) / determinant)
+            point_y -= tl.where(determinant == 0, 0.0, _difference_of_products(dxx, dy, dxy, dx) / determinant)
         if covariances_ptr is not None:
-            concave = (determinant > 0) & (dxx < 0)
-            inverse = tl.where(concave & (score > 0) & (broken == 0), -1.0 / divisor, float("nan"))
+            concave = (determinant > 0) & (dxx < 0)  # not so where no value is positive: the clipped map is flat
+            inverse = tl.where(concave & (broken == 0), -1.0 / determinant, float("nan"))
             covariances_ptr += 4 * one_map
             tl.store(covariances_ptr, dyy * inverse * pixels_x * pixels_x)
             tl.store(covariances_ptr + 1, -dxy * inverse * pixels_x * pixels_y)

@@ -162,11 +162,19 @@ def test_odd_maps_as_in_the_reference(device, codec, boxes):
     assert boxes or ours[0][0, 5:8].abs().max() == 0  # flat: exactly the first pixel
 
 
+def test_a_singular_hessian_is_no_refinement(device):
+    """Differences of one and two last bits below log(0.5), which the epsilon of the official code just cancels."""
+    one = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)).item()
+    two = 2 * one - 0.5
+    maps = torch.tensor([[two, one, one], [one, 0.5, one], [one, one, two]], device=device)[None, None]
+    assert F.heatmap_decode(maps, blur_kernel=1, impl="triton")[0].tolist() == [[[1, 1]]]
+
+
 def test_nan_changes_no_other_bit(device):
     maps = bumps(2, 3, (16, 12), 4)
     dirty, other = maps.clone(), maps.flip(-1)[:, [1, 0, 2]].clone()
-    dirty[0, 2, 5, 5] = other[1, 0, 3, 3] = math.nan  # the second one belongs to keypoint 1
-    options = dict(flip_pairs=[(0, 1)], covariance=True, impl="triton")
+    dirty[0, 2, 0, 0] = other[1, 0, 15, 0] = math.nan  # the second one belongs to keypoint 1
+    options = dict(flip_pairs=[(0, 1)], covariance=True, impl="triton", blur_kernel=3)  # far from the maximum
     clean = F.heatmap_decode(maps.to(device), flipped=maps.flip(-1)[:, [1, 0, 2]].to(device), **options)
     broken = F.heatmap_decode(dirty.to(device), flipped=other.to(device), **options)
     hit = torch.zeros(2, 3, dtype=torch.bool, device=device)

@@ -22,8 +22,8 @@ def draw(*shape, seed=0, offset=0.0, dtype=torch.float32):
 def outputs_and_grads(x, weight, bias, residual, impl):
     """(s, y) or (y,), then the gradients of every input for random incoming ones.
 
-    Random, because smooth ones add up the rounding error of a row's mean to one draw that no other evens out; rounded to
-    bfloat16, so that they are the same numbers in every dtype.
+    Random, because smooth ones add up the rounding error of a row's mean to one draw that no other evens out; rounded
+    to bfloat16, so that they are the same numbers in every dtype.
     """
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
     out = F.layer_norm(*leaves[:3], residual=leaves[3] if len(leaves) == 4 else None, impl=impl)
