@@ -206,7 +206,7 @@ def _attention(
     pooled: Tensor | None,
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, N, C], log-sum-exp of the logits in base 2, [B, H, N] float32; empty from the reference)."""
+    """(out [B, N, C], log-sum-exp of the logits [B, H, N] float32; empty from the reference)."""
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     if not triton:
         out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)

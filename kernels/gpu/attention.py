@@ -110,12 +110,11 @@ def window_logits(
     q1, q2, k1, k2, rel_h, rel_w, query_region, key_region, key_ok, key_row, key_column, scale,
     D2: tl.constexpr, REL_KEYS: tl.constexpr, RELATIVE: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Logits of the keys of a window times log2(e)."""
+    """Logits of the keys of a window."""
     logits = products(q1, q2, k1, k2, D2) * scale
     if RELATIVE:
         logits = dot(rel_h, tl.trans(one_hot(key_row, REL_KEYS).to(rel_h.dtype)), logits)
         logits = dot(rel_w, tl.trans(one_hot(key_column, REL_KEYS).to(rel_w.dtype)), logits)
-    logits = logits * LOG2_E
     if SHIFTED:
         logits = tl.where(query_region[:, None] == key_region[None, :], logits, HIDDEN)
     if not FULL:
@@ -127,8 +126,8 @@ def window_logits(
 def attend(logits, v1, v2, top, total, acc1, acc2, D2: tl.constexpr):
     """One step of the running softmax: (largest logit, sum, values) after these keys."""
     new_top = tl.maximum(top, tl.max(logits, 1))
-    p = tl.exp2(logits - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
+    p = tl.exp2((logits - new_top[:, None]) * LOG2_E)  # the difference first: it is exact where it matters
+    shrink = tl.exp2((top - new_top) * LOG2_E)
     total = total * shrink + tl.sum(p, 1)
     p = p.to(v1.dtype)
     acc1 = dot(p, v1, acc1 * shrink[:, None])
@@ -196,13 +195,13 @@ def attention_forward_kernel(
             offset_g = g * stride_pg
             pk1, pk2 = load_rows(p_ptr, offset_g, known, stride_pd, D, D1, D2)
             pv1, pv2 = load_rows(p_ptr + stride_p2, offset_g, known, stride_pd, D, D1, D2)
-            logits_g = products(q1, q2, pk1.to(q1.dtype), pk2.to(q1.dtype), D2) * (scale * LOG2_E)
+            logits_g = products(q1, q2, pk1.to(q1.dtype), pk2.to(q1.dtype), D2) * scale
             logits_g = tl.where(known[None, :], logits_g, HIDDEN)
             top, total, acc1, acc2 = attend(logits_g, pv1.to(q1.dtype), pv2.to(q1.dtype), top, total, acc1, acc2, D2)
     acc1 = acc1 / total[:, None]
     acc2 = acc2 / total[:, None]
     store_rows(out_ptr + (b * tokens * num_heads + head) * D, token * (num_heads * D), acc1, acc2, ok, D, D1, D2)
-    tl.store(lse_ptr + (b * num_heads + head) * tokens + token, top + tl.log2(total), ok)
+    tl.store(lse_ptr + (b * num_heads + head) * tokens + token, top + tl.log(total), ok)
 
 
 @triton.jit
@@ -324,7 +323,7 @@ def forward(
     pooled: Tensor | None,
     arch: int,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """((out [B, N, C], log2-sum-exp2 of the logits [B, H, N] float32), launches)."""
+    """((out [B, N, C], log-sum-exp of the logits [B, H, N] float32), launches)."""
     b, n, _, heads, width = qkv.shape
     length = windows.window[0] * windows.window[1]
     count = windows.windows[0] * windows.windows[1]

@@ -64,7 +64,7 @@ def zero_rows(ROWS: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr):
 @triton.jit
 def shares(logits, lse, do1, do2, v1, v2, delta, D2: tl.constexpr):
     """(probabilities, gradients of the logits) [queries, keys] in the dtype of the values."""
-    p = tl.exp2(logits - lse[:, None])
+    p = tl.exp2((logits - lse[:, None]) * LOG2_E)
     ds = p * (products(do1, do2, v1, v2, D2) - delta[:, None])
     return p.to(v1.dtype), ds.to(v1.dtype)
 
@@ -105,7 +105,7 @@ def attention_pooled_backward_kernel(
         if POOLED:
             q1, q2 = load_rows(qkv_ptr + b * stride_b + head * stride_h, token * stride_n, ok, stride_d, D, D1, D2)
             lse = tl.load(lse_ptr + (b * num_heads + head) * tokens + token, ok, float("inf"))
-            logits = products(q1, q2, k1.to(q1.dtype), k2.to(q1.dtype), D2) * (scale * LOG2_E)
+            logits = products(q1, q2, k1.to(q1.dtype), k2.to(q1.dtype), D2) * scale
             logits = tl.where(known[None, :], logits, HIDDEN)
             p, ds = shares(logits, lse, do1, do2, v1.to(q1.dtype), v2.to(q1.dtype), delta, D2)
             dk1, dk2 = add_rows(tl.trans(ds), q1, q2, dk1, dk2, D2)
@@ -226,7 +226,7 @@ def attention_backward_kernel(
         if STORED_DELTA:
             p, ds = shares(logits, lse, do1, do2, v1, v2, delta, D2)
         else:  # all keys are here: delta without the rounding of the stored output, and without reading it
-            p_exact = tl.exp2(logits - lse[:, None])
+            p_exact = tl.exp2((logits - lse[:, None]) * LOG2_E)
             dp = products(do1, do2, v1, v2, D2)
             ds = (p_exact * (dp - tl.sum(p_exact * dp, 1)[:, None])).to(v1.dtype)
             p = p_exact.to(v1.dtype)
@@ -305,7 +305,7 @@ def attention_backward_kernel(
                 offset = g * stride_pg
                 pk1, pk2 = load_rows(p_ptr, offset, known, stride_pd, D, D1, D2)
                 pv1, pv2 = load_rows(p_ptr + stride_p2, offset, known, stride_pd, D, D1, D2)
-                logits_g = products(q1, q2, pk1.to(q1.dtype), pk2.to(q1.dtype), D2) * (scale * LOG2_E)
+                logits_g = products(q1, q2, pk1.to(q1.dtype), pk2.to(q1.dtype), D2) * scale
                 logits_g = tl.where(known[None, :], logits_g, HIDDEN)
                 _, ds_g = shares(logits_g, lse, do1, do2, pv1.to(q1.dtype), pv2.to(q1.dtype), delta, D2)
                 dq1, dq2 = add_rows(ds_g, pk1.to(q1.dtype), pk2.to(q1.dtype), dq1, dq2, D2)

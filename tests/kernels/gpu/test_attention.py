@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
@@ -27,17 +27,18 @@ CASES = {
 }
 
 
-def make(case, dtype=torch.float32, batch=2, heads=2, width=16, seed=0, spread=1.0):
+def make(case, dtype=torch.float32, batch=2, heads=2, width=16, seed=0):
     """(qkv, rel_h, rel_w, pooled), options; the tensors a case does not use are None."""
     g = torch.Generator().manual_seed(seed)
     case = dict(case)
     case.setdefault("window", case["grid"])
 
     def draw(*shape):
-        return (torch.randn(*shape, generator=g) * spread).to(dtype)
+        return torch.randn(*shape, generator=g).to(dtype)
 
     qkv = draw(batch, case["grid"][0] * case["grid"][1], 3, heads, width)
-    tables = [draw(2 * s - 1, width) for s in case["window"]] if case.pop("rel", False) else [None, None]
+    # Tables of the size that training gives: a probability from the log-sum-exp is off by a rounding step of the logit.
+    tables = [draw(2 * s - 1, width) * 0.25 for s in case["window"]] if case.pop("rel", False) else [None, None]
     given = case.pop("given", 0)
     return [qkv, *tables, draw(batch, given, 2, heads, width) if given else None], case
 
@@ -57,7 +58,9 @@ def run(tensors, options, impl, device="cpu", dtype=None, weight=None):
     tensors = [None if t is None else t.to(device, dtype).detach().requires_grad_() for t in tensors]
     out = attend(tensors, options, impl)
     wanted = [t for t in tensors if t is not None]
-    return out, torch.autograd.grad(out, wanted, weight.to(out))
+    unused = impl == "autograd" and not out.numel()  # plain ops of an empty batch never meet the tables
+    grads = torch.autograd.grad(out, wanted, weight.to(out), allow_unused=unused)
+    return out, [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wanted)]
 
 
 def compare(tensors, options, device, check):
@@ -66,12 +69,20 @@ def compare(tensors, options, device, check):
     truth, truths = run(tensors, options, "reference", dtype=torch.float64, weight=weight)
     plain, plains = run(tensors, options, "autograd", device=device, weight=weight)
     ours, grads = run(tensors, options, "triton", device=device, weight=weight)
-    check(ours, plain, truth, 2.0)
-    if not truths[0][:, :, :2].any():  # every query sees one key: plain ops are exact, ours round 1 - 1
-        torch.testing.assert_close(grads[0].cpu().double(), truths[0], rtol=0, atol=32 * torch.finfo(ours.dtype).eps)
-        return
-    for mine, other, right in zip(grads, plains, truths):
-        check(mine, other, right, 3.0)
+    step = torch.finfo(ours.dtype).eps
+
+    def agree(mine, other, right, factor):
+        if right.numel() >= 128 and right.any():
+            check(mine, other, right, factor)
+        else:  # few numbers: the error of the plain ops is luck, or 0 where a query sees one key
+            atol = 32 * step * max(1.0, right.abs().max().item() if right.numel() else 0.0)
+            torch.testing.assert_close(mine.cpu().double(), right, rtol=0, atol=atol)
+
+    agree(ours, plain, truth, 2.0)
+    for part in (slice(0, 2), slice(2, 3)):  # q and k; v
+        agree(grads[0][:, :, part], plains[0][:, :, part], truths[0][:, :, part], 3.0)
+    if len(grads) > 1:  # both tables, or the pooled keys
+        agree(*(torch.cat([g.flatten() for g in found[1:]]) for found in (grads, plains, truths)), 3.0)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -87,7 +98,7 @@ def test_head_widths(width, dtype, device, check_error_rule):
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, phases=[Phase.generate])  # shrinking takes minutes in the interpreter
 @given(
     grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     window=st.tuples(st.integers(1, 7), st.integers(1, 7)),
@@ -107,7 +118,7 @@ def test_any_shape(device, check_error_rule, grid, window, shift, pool, rel, bat
     compare(*make(case, dtype, batch=batch, heads=1, width=width, seed=seed), device, check_error_rule)
 
 
-def test_extreme_logits(device, dtype, check_error_rule):
+def test_extreme_logits(device, dtype):
     """Logits of 1e4: the largest is taken off before anything is raised to a power."""
     tensors, options = make(CASES["shift, pool, position, padding"], torch.float32)
     tensors[0][:, :, :2] *= 50
@@ -115,9 +126,9 @@ def test_extreme_logits(device, dtype, check_error_rule):
     out, grads = run(tensors, options, "triton", device=device, weight=torch.ones(2, 35, 32))
     assert out.isfinite().all() and all(g.isfinite().all() for g in grads)
     if dtype == torch.float32:  # half precision cannot hold the inputs well enough to compare
-        check_error_rule(
-            out, *(run(tensors, options, "reference", dtype=d, weight=out)[0] for d in (None, torch.float64))
-        )
+        truth, _ = run(tensors, options, "reference", dtype=torch.float64, weight=out)
+        step = torch.finfo(dtype).eps * 1e4  # of a logit: it moves a probability by as much
+        torch.testing.assert_close(out.cpu().double(), truth, rtol=0, atol=4 * step)
 
 
 def test_permuting_windows_permutes_outputs(device):

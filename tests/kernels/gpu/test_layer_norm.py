@@ -70,6 +70,13 @@ def test_small_shapes(device, shape, with_residual):
         torch.testing.assert_close(a.cpu(), b.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_y_is_the_norm_of_the_s_that_is_returned(device, dtype):
+    """Not of the sum before its rounding: backward knows the rounded one only."""
+    x, weight, bias, residual = (t.to(device) for t in draw(5, 40, dtype=dtype))
+    s, y = F.layer_norm(x, weight, bias, residual=residual, impl="triton")
+    assert torch.equal(s, x + residual) and torch.equal(y, F.layer_norm(s, weight, bias, impl="triton"))
+
+
 def inside(x, fill=float("nan")):
     """`x` [R, C] in the middle of a larger buffer of `fill`."""
     buffer = torch.full((x.shape[0] + 2, x.shape[1] + 6), fill, dtype=x.dtype, device=x.device)
