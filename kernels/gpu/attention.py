@@ -362,7 +362,7 @@ def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> t
         return block_size(length), block_size(length), 4, 1
     if arch in (90, 100):
         return (128, 64, 8, 2) if length > 256 else (64, 64, 4, 2 if arch == 90 else 1)
-    return (64, 64 if arch == 80 else 32, 4, 3)
+    return 64, 64, 4, 3 if arch == 80 else 2
 
 
 def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
