@@ -6,7 +6,7 @@ interpreter (TRITON_INTERPRET=1 set before triton is imported) and is refused wi
 installed (macOS, Windows) the references run everywhere.
 
 The kernels stand in `kernels/gpu/`, one file per op. A file there turns tensors into outputs and `Launch` values; the
-same values are run by the ops and compiled ahead of time by `gpu/aot.py` (from meta tensors), so what is checked
+same values are run by the ops and compiled ahead of time by `gpu/_aot.py` (from meta tensors), so what is checked
 without a GPU is what runs on one.
 """
 

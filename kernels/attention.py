@@ -240,7 +240,7 @@ def _attention_backward(
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     grads: tuple[Tensor | None, ...]
     if triton:
-        from vitpose_fast.kernels.gpu import attention_backward as gpu
+        from vitpose_fast.kernels.gpu import _attention_backward as gpu
 
         buffers, launches = gpu.backward(
             grad.to(qkv.dtype).contiguous(), out, lse, qkv, windows, pool, rel_h, rel_w, scale, pooled,

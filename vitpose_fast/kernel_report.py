@@ -16,7 +16,7 @@ from vitpose_fast.files import write_atomic
 from vitpose_fast.kernels._launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
 
 if TYPE_CHECKING:
-    from vitpose_fast.kernels.gpu.aot import Source
+    from vitpose_fast.kernels.gpu._aot import Source
 
 OPS = (
     "attention",
@@ -40,8 +40,8 @@ def compile_all(
     kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
     problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
     """
-    from vitpose_fast.kernels.gpu.aot import CHIPS, compile_source, known_spill, shipped, source
-    from vitpose_fast.kernels.gpu.shapes import MODELS
+    from vitpose_fast.kernels.gpu._aot import CHIPS, compile_source, known_spill, shipped, source
+    from vitpose_fast.kernels.gpu._shapes import MODELS
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
     launches: dict[tuple[str, int], dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
 from vitpose_fast.kernels._windows import Windows
-from vitpose_fast.kernels.gpu.shapes import Model, empty
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 HIDDEN = tl.constexpr(-1e30)  # logit of a key that is not seen; finite, so that a tile of hidden keys makes no NaN
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -366,7 +366,7 @@ def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> t
 
 
 def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    from vitpose_fast.kernels.gpu.attention_backward import backward
+    from vitpose_fast.kernels.gpu._attention_backward import backward
 
     small, large = (16, 12), (32, 24)  # 256x192 at 1/16 and at 1/8
     variants = [("whole 16x12", small, small, False), ("window+shift+pool 8x8", large, (8, 8), True)]

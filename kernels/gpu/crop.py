@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv
 from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD
-from vitpose_fast.kernels.gpu.shapes import Model, empty
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _PIXELS = 512  # of a tile: four per thread, 48 loads in flight
 _TILES = 4  # per program, below each other: they share the inversion of the matrix

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, num_bytes
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 from vitpose_fast.kernels.gpu.heatmap_target import pixel_offset, stride_arguments
-from vitpose_fast.kernels.gpu.shapes import Model, empty
 from vitpose_fast.kernels.heatmap_decode import EPSILON, flip_permutation, gaussian_taps
 
 _PIXELS = 1024  # of a map, per step of the search for the maximum

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
-from vitpose_fast.kernels.gpu.shapes import Model, empty
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _PIXELS = 1024  # of a map, per program
 

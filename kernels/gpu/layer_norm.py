@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
-from vitpose_fast.kernels.gpu.shapes import Model, empty
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _WARPS = 2048  # of the backward grid: about what the chips hold at once
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
-from vitpose_fast.kernels.gpu.shapes import Model, empty
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 
 @triton.jit

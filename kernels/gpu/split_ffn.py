@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
 from vitpose_fast.kernels.gpu import linear
+from vitpose_fast.kernels.gpu._shapes import Model, empty
 from vitpose_fast.kernels.gpu.linear import (
     alignment,
     choose_tiles,
@@ -25,7 +26,6 @@ from vitpose_fast.kernels.gpu.linear import (
     multiprocessors,
     tile_order,
 )
-from vitpose_fast.kernels.gpu.shapes import Model, empty
 
 
 @triton.jit

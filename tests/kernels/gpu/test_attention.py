@@ -193,7 +193,7 @@ def test_nothing_outside_is_read_or_written(case, device, poisoned):
 
 def test_gradients_nobody_asks_for_are_not_computed(device, monkeypatch):
     """A frozen table costs nothing: the backward op is told so and returns nothing for it."""
-    from vitpose_fast.kernels.gpu import attention_backward as gpu
+    from vitpose_fast.kernels.gpu import _attention_backward as gpu
 
     seen = []
     original = gpu.backward

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vitpose_fast.kernels._launch import Launch
-from vitpose_fast.kernels.gpu.shapes import Model
+from vitpose_fast.kernels.gpu._shapes import Model
 
 _TYPES = {
     torch.float32: "fp32",
