@@ -64,16 +64,14 @@ def patch_embed_kernel(
     tl.store(out_ptr + row[:, None] * channels + n[None, :], acc.to(out_ptr.dtype.element_ty), inside)
 
 
-def tiles(rows: int, channels: int, pairs: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
+def tiles(rows: int, channels: int, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
     """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K is whole rows of 16 pixels. None of the
-    shipped shapes spills; `pairs`: the pixels are 16 bit and travel two by two.
+    shipped shapes spills.
     """
     if dtype == torch.float32:
         return 64, block_size(channels, high=128), 32, 8, 3
     if cdiv(rows, 128) * cdiv(channels, 128) < _FEW_PROGRAMS:
         return 64, block_size(channels, high=64), 64, 4, 4
-    if arch == 90 and pairs and channels % 256 == 0:  # gathers the pixels half as often
-        return 128, 256, 64, 8, 3
     return 128, block_size(channels, high=128), *((64, 8, 3) if arch in (80, 90, 100) else (32, 8, 4))
 
 
@@ -91,8 +89,7 @@ def forward(
     b, channels = images.shape[0], weight.shape[0]
     tokens = grid[0] * grid[1]
     out = weight.new_empty((b, tokens, channels))
-    pairs = images.itemsize == 2 and images.stride(3) == 1 and images.stride(2) % 16 == 0
-    block_m, block_n, block_k, warps, stages = tiles(b * tokens, channels, pairs, weight.dtype, arch)
+    block_m, block_n, block_k, warps, stages = tiles(b * tokens, channels, weight.dtype, arch)
     arguments = dict(
         images_ptr=images,
         weight_ptr=weight.contiguous(),
