@@ -139,6 +139,14 @@ def test_permuting_windows_permutes_outputs(device):
     assert torch.equal(other, torch.cat([out[:, 12:], out[:, :12]], 1))
 
 
+def test_shift_zero_is_no_shift_each_window_alone(device):
+    qkv = make(CASES["windows"])[0][0].to(device)
+    out = F.attention(qkv, (4, 6), (2, 3), shift=(0, 0), impl="triton").reshape(2, 4, 6, 32)
+    corner = qkv.reshape(2, 4, 6, 3, 2, 16)[:, 2:, 3:].reshape(2, 6, 3, 2, 16)  # the last window as a map of its own
+    alone = F.attention(corner, (2, 3), impl="triton").reshape(2, 2, 3, 32)
+    torch.testing.assert_close(out[:, 2:, 3:], alone, rtol=1e-6, atol=1e-6)
+
+
 def test_one_window_is_full_attention_as_torch_computes_it(device, check_error_rule):
     tensors, options = make(CASES["whole map of several tiles"])
     q, k, v = tensors[0].to(device).permute(2, 0, 3, 1, 4)
