@@ -132,6 +132,16 @@ def check_device(op: str, x: Tensor, **others: Tensor | None) -> None:
             check(other.device == x.device, op, f"{name} is on {other.device}, expected {x.device} like the others")
 
 
+def refuse_grad(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError for an op without backward if a tensor requires grad while grad mode is on."""
+    for name, value in tensors.items():
+        check(
+            value is None or not (torch.is_grad_enabled() and value.requires_grad),
+            op,
+            f"{name} requires grad, but this op has no backward; call it under torch.no_grad() or detach it",
+        )
+
+
 def check_reach(op: str, **tensors: Tensor | None) -> None:
     """Raise ValueError where one sample (all dims but the first) spans more than the kernels' 32-bit offsets reach."""
     for name, x in tensors.items():

@@ -29,6 +29,7 @@ from vitpose_fast.kernels._launch import (
     check,
     check_device,
     choose_impl,
+    refuse_grad,
     run,
     without_autocast,
 )
@@ -153,11 +154,7 @@ def deconv(
         )
     others = dict(weight=weight, bias=bias, predictor_weight=predictor_weight, predictor_bias=predictor_bias)
     check_device(op, x, **others)
-    check(
-        not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others.values()))),
-        op,
-        "got an input that requires grad, but there is no backward; call it under torch.no_grad() or detach the inputs",
-    )
+    refuse_grad(op, x=x, **others)
     tensors = autocast_inputs(x, *others.values())
     x, weight, bias, predictor_weight, predictor_bias = tensors  # type: ignore[assignment]
     for name, tensor in zip(others, tensors[1:], strict=True):

@@ -10,6 +10,8 @@ Letters: R rows (all leading dimensions), C channels.
 Memory-bound: forward reads x (and residual) and writes y (and s); backward reads s and the gradients of s and y and
 writes one gradient, that of x and of residual. Kept for backward: s, mean and rstd. Gradients of weight and bias are
 partial sums added in a fixed order, so the same in every run. Source: SPEC 1.2 (pre-norm blocks, eps 1e-6).
+
+`layer_norm_statistics` gives mean and rstd alone, for a `linear` that has weight and bias folded in: x is read once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import check, check_device, choose_impl, run, without_autocast
+from vitpose_fast.kernels._launch import check, check_device, choose_impl, refuse_grad, run, without_autocast
 
 MAX_CHANNELS = 8192  # of the kernels: a row stays in registers
 
@@ -174,3 +176,39 @@ def _rows(x: Tensor) -> Tensor:
     """[..., C] as [R, C] whose channels lie side by side."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+@triton_op("vitpose_fast::layer_norm_statistics", mutates_args=())
+def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor, Tensor]:
+    if not triton:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        _, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        return mean[:, 0].contiguous(), rstd[:, 0].contiguous()
+    from vitpose_fast.kernels.gpu import layer_norm as gpu
+
+    (_, _, mean, rstd), launches = gpu.forward(x, None, None, None, eps)
+    run(launches)
+    return mean, rstd
+
+
+def layer_norm_statistics(x: Tensor, eps: float = 1e-6, impl: str | None = None) -> tuple[Tensor, Tensor]:
+    """What `layer_norm` would divide by, for `linear(norm=...)`.
+
+    Args:
+        x: [..., C]. eps: added to the variance. impl: None (by device), "triton" or "reference".
+
+    Returns:
+        mean and 1 / sqrt(var + eps) of every row, [...] each, float32 (float64 for float64).
+
+    Raises:
+        ValueError: no channels, more than 8192 for the kernels, or x requires grad while grad mode is on.
+    """
+    op = "layer_norm_statistics"
+    triton = choose_impl(op, impl, x) == "triton"
+    check(x.dim() >= 1 and x.shape[-1] >= 1, op, f"x has shape {list(x.shape)}, expected [..., C] with C >= 1")
+    fits = not triton or x.shape[-1] <= MAX_CHANNELS
+    check(fits, op, f"x has {x.shape[-1]} channels, the Triton kernels take {MAX_CHANNELS} at most")
+    refuse_grad(op, x=x)
+    with without_autocast(x):
+        mean, rstd = _layer_norm_statistics(_rows(x), eps, triton)
+    return mean.view(x.shape[:-1]), rstd.view(x.shape[:-1])

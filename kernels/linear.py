@@ -27,6 +27,7 @@ from vitpose_fast.kernels._launch import (
     check,
     check_device,
     choose_impl,
+    refuse_grad,
     run,
     without_autocast,
 )
@@ -142,11 +143,6 @@ def linear(
         check(tuple(value.shape) == shape, op, f"{name} has shape {list(value.shape)}, expected {list(shape)}")
         check(value.dtype in dtypes, op, f"{name} has dtype {value.dtype}, expected {' or '.join(map(str, dtypes))}")
     check_device(op, x, **given)
-    for name, value in {"x": x, **given}.items():
-        check(
-            not (torch.is_grad_enabled() and value.requires_grad),
-            op,
-            f"{name} requires grad, but this op has no backward; call it under torch.no_grad()",
-        )
+    refuse_grad(op, x=x, **given)
     with without_autocast(x):
         return _linear(x, weight, bias, gelu, residual, mean, rstd, weight_sums, triton)

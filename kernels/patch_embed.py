@@ -27,6 +27,7 @@ from vitpose_fast.kernels._launch import (
     check,
     check_device,
     choose_impl,
+    refuse_grad,
     run,
     without_autocast,
 )
@@ -112,11 +113,7 @@ def patch_embed(
         f"{rows}x{columns}",
     )
     check_device(op, images, weight=weight, bias=bias, position=position)
-    check(
-        not (torch.is_grad_enabled() and any(t.requires_grad for t in (images, weight, bias, position))),
-        op,
-        "got an input that requires grad, but there is no backward; call it under torch.no_grad() or detach the inputs",
-    )
+    refuse_grad(op, images=images, weight=weight, bias=bias, position=position)
     weight, bias, position = autocast_inputs(weight, bias, position)  # type: ignore[assignment]
     for name, tensor in (("bias", bias), ("position", position)):
         check(tensor.dtype == weight.dtype, op, f"{name} is {tensor.dtype}, weight is {weight.dtype}; cast one of them")

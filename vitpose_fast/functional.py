@@ -6,7 +6,7 @@ from vitpose_fast.kernels.deconv import deconv
 from vitpose_fast.kernels.heatmap_decode import heatmap_decode
 from vitpose_fast.kernels.heatmap_loss import heatmap_loss
 from vitpose_fast.kernels.heatmap_target import heatmap_target
-from vitpose_fast.kernels.layer_norm import layer_norm
+from vitpose_fast.kernels.layer_norm import layer_norm, layer_norm_statistics
 from vitpose_fast.kernels.linear import linear
 from vitpose_fast.kernels.patch_embed import patch_embed
 from vitpose_fast.kernels.split_ffn import split_ffn
@@ -19,6 +19,7 @@ __all__ = [
     "heatmap_loss",
     "heatmap_target",
     "layer_norm",
+    "layer_norm_statistics",
     "linear",
     "patch_embed",
     "split_ffn",

@@ -44,10 +44,11 @@ def layer_norm_kernel(
     rstd = tl.math.div_rn(1.0, tl.math.sqrt_rn(tl.maximum(variance, 0.0) + eps))
     tl.store(mean_ptr + row, coarse + missed, row < num_rows)
     tl.store(rstd_ptr + row, rstd, row < num_rows)
-    weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + column, column < C, other=0.0).to(tl.float32)
-    normed = centred * rstd[:, None] - (missed * rstd)[:, None]
-    tl.store(y_ptr + out, normed * weight[None, :] + bias[None, :], valid)
+    if y_ptr is not None:
+        weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + column, column < C, other=0.0).to(tl.float32)
+        normed = centred * rstd[:, None] - (missed * rstd)[:, None]
+        tl.store(y_ptr + out, normed * weight[None, :] + bias[None, :], valid)
 
 
 @triton.jit
@@ -88,11 +89,14 @@ def layer_norm_backward_kernel(
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((s, empty without a residual, y, mean, rstd), launches) of x [R, C] whose channels lie side by side."""
+    """((s, empty without a residual, y, mean, rstd), launches) of x [R, C] whose channels lie side by side.
+
+    Without weight and bias y is empty: only the statistics are wanted.
+    """
     rows, c = x.shape
-    y = x.new_empty(x.shape)
+    y = x.new_empty(0 if weight is None else x.shape)
     s = x.new_empty(0 if residual is None else x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     block_c = block_size(c)
@@ -100,10 +104,10 @@ def forward(
     arguments = dict(
         x_ptr=x,
         residual_ptr=residual,
-        weight_ptr=weight.contiguous(),
-        bias_ptr=bias.contiguous(),
+        weight_ptr=None if weight is None else weight.contiguous(),
+        bias_ptr=None if bias is None else bias.contiguous(),
         s_ptr=None if residual is None else s,
-        y_ptr=y,
+        y_ptr=None if weight is None else y,
         mean_ptr=mean,
         rstd_ptr=rstd,
         num_rows=rows,
@@ -175,6 +179,7 @@ def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, 
     gain, statistic = empty(model.width, dtype=torch.float32), empty(model.batch * 192, dtype=torch.float32)
     yield "forward", forward(x, None, gain.to(dtype), gain.to(dtype), 1e-6)[1]
     yield "forward+residual", forward(x, x, gain, gain, 1e-6)[1]
+    yield "statistics", forward(x, None, None, None, 1e-6)[1]
     yield "backward", backward(x, None, x, gain, statistic, statistic, True, True)[1]
     yield "backward+residual", backward(x, x, x, gain, statistic, statistic, True, True)[1]
     yield "backward+residual, frozen", backward(x, x, x, gain, statistic, statistic, True, False)[1]

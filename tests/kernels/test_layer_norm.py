@@ -141,3 +141,17 @@ def test_refuses_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         F.layer_norm(**{"x": torch.ones(2, 4), "weight": torch.ones(4), "bias": torch.ones(4), **options})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (0, 4)])
+def test_statistics_alone_are_those_of_the_norm(dtype, shape):
+    x = draw(*shape, dtype=dtype)[0]
+    mean, rstd = F.layer_norm_statistics(x, 1e-3)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert mean.shape == rstd.shape == shape[:-1] and mean.dtype == rstd.dtype == wide
+    unit = torch.ones(shape[-1], dtype=wide)
+    expected = torch.nn.functional.layer_norm(x.to(wide), shape[-1:], unit, 0 * unit, 1e-3)
+    torch.testing.assert_close((x.to(wide) - mean[..., None]) * rstd[..., None], expected)
+    with pytest.raises(ValueError, match="layer_norm_statistics: x requires grad"):
+        F.layer_norm_statistics(x.requires_grad_())

@@ -178,3 +178,14 @@ def test_many_rows_give_the_same_parameter_gradients_every_time():
     x, weight, bias, residual = (t.cuda() for t in draw(64 * 192, 768, dtype=torch.bfloat16))
     first, again = (outputs_and_grads(x, weight, bias, residual, "triton")[1] for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("rows, c", [((9,), 48), ((2, 5), 1030)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_statistics_alone(device, dtype, poisoned, rows, c, offset):
+    x = draw(*rows, c, offset=offset, dtype=dtype)[0]
+    step = torch.finfo(torch.float32).eps
+    mean, rstd = (t.double().cpu() for t in F.layer_norm_statistics(x.to(device), impl="triton"))
+    exact_mean, exact_rstd = F.layer_norm_statistics(x.double())
+    assert (mean - exact_mean).abs().max() <= step * x.double().abs().max()  # a mean near zero cancels
+    assert (rstd / exact_rstd - 1).abs().max() <= 4 * step
