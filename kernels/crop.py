@@ -296,5 +296,5 @@ def crop(
     with without_autocast(images[0]):
         center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
         matrices = warp_matrix(center, scale, turn, size, codec).to(device, non_blocking=device.type == "cuda")
-        upright, index = turn is None, index.to(device)
+        upright, index = turn is None, index.to(device, non_blocking=device.type == "cuda")
         return _crop(images, index, matrices, list(size), mirror, upright, exact, dtype, twin, triton)

@@ -16,7 +16,6 @@ ViTPose-B, 16 bit: 75 of 113 MB). Inference only. Source: SPEC 1.2 (stride 16 wi
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op

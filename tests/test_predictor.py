@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import vitpose_fast as vp
 from vitpose_fast import functional as F
+from vitpose_fast.frames import needed_rows
 from vitpose_fast.geometry import box_to_center_scale
 from vitpose_fast.predictor import pick_device
 
@@ -161,3 +164,159 @@ def test_one_bad_image_among_many_is_left_out(model):
     found = vp.PosePredictor(model, task="coco").predict_many(items, on_error=lambda i, e: failed.append((i, str(e))))
     assert [index for index, _ in found] == [0, 2]
     assert failed == [(1, "gone.jpg: no such image file")]
+
+
+def test_a_stream_gives_the_poses_of_each_frame_in_order(model):
+    frames = [(photo(i), BOXES[: i % 4]) for i in range(9)]
+    alone = [vp.PosePredictor(model, task="coco")(frame, boxes) for frame, boxes in frames]
+    predictor = vp.PosePredictor(model, task="coco", batch_size=4)
+    read = []
+    found = predictor.stream((read.append(i), frame)[1] for i, frame in enumerate(frames))
+    first = next(found)
+    assert len(read) < len(frames)  # frames are read as they are needed
+    for a, b in zip([first, *found], alone, strict=True):
+        check_same(a, b)
+    scored = list(predictor.stream([(photo(), BOXES[:1], [0.5])]))
+    assert scored[0].box_scores.tolist() == [0.5]
+    with pytest.raises(ValueError, match=r"image 1: gone\.jpg: no such image file"):
+        list(predictor.stream([(photo(), None), ("gone.jpg", None)]))
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_a_frozen_model_predicts_what_the_model_does(model, flip_test):
+    frozen = vp.freeze(model, "coco", torch.float32)
+    expected = vp.PosePredictor(model, flip_test, "coco")(photo(), BOXES)
+    check_same(vp.PosePredictor(frozen, flip_test)(photo(), BOXES), expected, tolerance=1e-2)
+
+
+class OutOfMemory:
+    """A model that runs out of memory on its first `count` calls with more than `fits` crops."""
+
+    def __init__(self, model, fits, count, error):
+        self.forward, self.fits, self.left, self.error = model.forward, fits, count, error
+        self.sizes = []
+
+    def __call__(self, images, task=None):
+        self.sizes.append(len(images))
+        if len(images) > self.fits and self.left:
+            self.left -= 1
+            raise self.error
+        return self.forward(images, task)
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_out_of_memory_loses_nobody_and_the_limit_is_remembered(model, monkeypatch, error, caplog):
+    expected = vp.PosePredictor(model, task="coco")(photo(), BOXES * 5)
+    broken = OutOfMemory(model, 4, 10**9, error)
+    monkeypatch.setattr(model, "forward", broken)
+    predictor = vp.PosePredictor(model, task="coco")
+    check_same(predictor(photo(), BOXES * 5), expected)
+    assert broken.sizes == [15, 7, 3, 3, 3, 3, 3] and "going on with 3" in caplog.text
+    broken.sizes.clear()
+    check_same(predictor(photo(), BOXES * 2), vp.PosePredictor(model, task="coco")(photo(), BOXES * 2))
+    assert broken.sizes[:2] == [3, 3]
+
+
+def test_a_thousand_times_out_of_memory_every_person_is_answered(model, monkeypatch):
+    """Errors at random, also with a single person in the batch: another process may hold the memory."""
+    expected = vp.PosePredictor(model, task="coco")(photo(), BOXES)
+    forward, random = model.forward, np.random.default_rng(0)
+    raised = 0
+
+    def unlucky(images, task=None):
+        nonlocal raised
+        if raised < 1000 and random.random() < 0.7:
+            raised += 1
+            raise ERRORS[raised % 3]
+        return forward(images, task)
+
+    monkeypatch.setattr(model, "forward", unlucky)
+    answered = 0
+    while raised < 1000:
+        poses = vp.PosePredictor(model, task="coco")(photo(), BOXES)
+        check_same(poses, expected)
+        answered += len(poses)
+    assert answered >= 3 * 50
+
+
+def test_a_person_that_never_fits_is_an_error_in_one_line(model, monkeypatch):
+    monkeypatch.setattr(model, "forward", OutOfMemory(model, 0, 10**9, ERRORS[0]))
+    with pytest.raises(
+        MemoryError, match="out of memory on cpu with a single person, 64 times in a row; free"
+    ) as error:
+        vp.PosePredictor(model, task="coco")(photo(), BOXES)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(model, "forward", OutOfMemory(model, 0, 10**9, RuntimeError("shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        vp.PosePredictor(model, task="coco")(photo(), BOXES)
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_a_nan_person_changes_no_bit_of_the_others(model, monkeypatch, flip_test, dtype):
+    used = model if dtype is None else vp.freeze(model, "coco", dtype)
+    predictor = vp.PosePredictor(used, flip_test, "coco")
+    clean = predictor(photo(), BOXES * 3)
+    crop = type(predictor.codec).crop
+
+    def poisoned(*args, **options):
+        crops = crop(*args, **options)
+        crops[4::9] = float("nan")  # the fifth of nine people, and its mirror image
+        return crops
+
+    monkeypatch.setattr(type(predictor.codec), "crop", poisoned)
+    dirty = predictor(photo(), BOXES * 3)
+    others = [i for i in range(9) if i != 4]
+    assert dirty.keypoints[4].isnan().all() and dirty.scores[4].isnan().all()
+    assert torch.equal(dirty.keypoints[others], clean.keypoints[others])
+    assert torch.equal(dirty.scores[others], clean.scores[others])
+    assert torch.equal(dirty.person_scores[others], clean.person_scores[others])
+
+
+@settings(max_examples=60)
+@given(
+    x=st.floats(-60, 70), y=st.floats(-60, 55), width=st.floats(1, 150), height=st.floats(1, 150),
+    codec=st.sampled_from(["udp", "msra"]), sampling=st.sampled_from(["float", "exact-cv4"]),
+)  # fmt: skip
+def test_a_crop_looks_at_no_other_rows_than_those_uploaded(x, y, width, height, codec, sampling):
+    image, box = torch.from_numpy(photo()), torch.tensor([[x, y, width, height]], dtype=torch.float64)
+    rows = needed_rows(box, (64, 48), 60)
+    other = torch.full_like(image, 255) - image
+    other[rows] = image[rows]
+    options = dict(size=(64, 48), codec=codec, sampling=sampling)
+    assert torch.equal(F.crop(image, box, **options), F.crop(other, box, **options))
+
+
+def test_only_the_rows_of_the_people_are_uploaded():
+    assert needed_rows(torch.zeros(0, 4), (64, 48), 60) == slice(0, 0)
+    rows = needed_rows(torch.tensor([[30.0, 400, 20, 40], [90.0, 420, 10, 30]], dtype=torch.float64), (64, 48), 1080)
+    assert 385 < rows.start < 400 and 440 < rows.stop < 460
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_on_the_gpu_frames_may_be_anywhere_and_one_wait_is_enough(model, flip_test):
+    import copy
+
+    expected = vp.PosePredictor(model, flip_test, "coco")(photo(), BOXES)
+    frozen = vp.freeze(copy.deepcopy(model).cuda(), "coco", torch.float32)
+    predictor = vp.PosePredictor(frozen, flip_test)
+    frame = torch.from_numpy(photo())
+    for image in (frame, frame.cuda()):
+        check_same(predictor(image, BOXES), expected, tolerance=1e-2)
+    frames = [(frame, BOXES), (frame.cuda(), BOXES[:1])] * 4
+    list(predictor.stream(frames))  # records the graphs
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(predictor.stream(frames))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for poses in found[::2]:
+        check_same(poses, expected, tolerance=1e-2)

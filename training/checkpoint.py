@@ -31,7 +31,7 @@ def save_state(
     path: Path, config: TrainConfig, model: ViTPose, optimizer: torch.optim.Optimizer, step: int, seconds: float
 ) -> None:
     """Everything the next step depends on, after `step` steps and `seconds` of training."""
-    device = model.backbone.pos_embed.device
+    device = model.device
     state = {
         "config": config.to_dict(),
         "model": model.state_dict(),
@@ -60,7 +60,7 @@ def load_state(path: Path, config: TrainConfig, model: ViTPose, optimizer: torch
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"])
-            device = model.backbone.pos_embed.device
+            device = model.device
             if device.type == "cuda" and state["random_cuda"] is not None:
                 torch.cuda.set_rng_state(state["random_cuda"], device)
     except Exception as error:

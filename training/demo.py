@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> int:
         "metrics": metrics,
         "seconds": round(seconds, 1),
         "config": run.to_dict(),
-        "device": str(model.backbone.pos_embed.device),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "results": results,

@@ -15,6 +15,8 @@ _HOME = {
     "load_model": "vitpose_fast.checkpoints",
     "load_pretrained": "vitpose_fast.checkpoints",
     "save_model": "vitpose_fast.checkpoints",
+    "freeze": "vitpose_fast.runtime",
+    "FrozenViTPose": "vitpose_fast.runtime",
     "PosePredictor": "vitpose_fast.predictor",
     "Poses": "vitpose_fast.poses",
     "KeypointSet": "vitpose_fast.keypoints",
@@ -70,3 +72,5 @@ if TYPE_CHECKING:
     from vitpose_fast.modules import use_impl as use_impl
     from vitpose_fast.poses import Poses as Poses
     from vitpose_fast.predictor import PosePredictor as PosePredictor
+    from vitpose_fast.runtime import FrozenViTPose as FrozenViTPose
+    from vitpose_fast.runtime import freeze as freeze

@@ -35,7 +35,7 @@ def run(command: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         text = " ".join(str(error).split())
         print(f"vitpose-fast: error: {text}", file=sys.stderr)
         return 1

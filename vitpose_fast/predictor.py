@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitpose_fast.codec import HeatmapCodec
+from vitpose_fast.frames import Frames
 from vitpose_fast.geometry import box_to_center_scale, boxes_outside, check_boxes
 from vitpose_fast.images import as_image
-from vitpose_fast.models.vitpose import ViTPose
+from vitpose_fast.models.vitpose import PoseModel
 from vitpose_fast.poses import Poses, person_scores
 
+_LOG = logging.getLogger(__name__)
 _MAX_WAITING_IMAGES = 64  # images held while a batch of people fills up
+_MAX_TRIES = 64  # with a single person out of memory: another process may be giving it back
 
 
 class PosePredictor:
     """Estimate the poses of people in images.
 
+    On a GPU everything happens there: images that are CUDA tensors stay where they are, of others only the rows that
+    are needed are uploaded, and the keypoints come back in one copy that is waited for once.
+
     Args:
-        model: a ViTPose model, on any device; it is used in evaluation mode.
+        model: a ViTPose model or a frozen one (`freeze`: faster), on any device; it is used in evaluation mode.
         flip_test: average with the mirrored crop (twice the work, a little better).
         task: which head, None: the only one.
-        batch_size: people per forward pass.
+        batch_size: people per forward pass; where memory runs out half as many, from then on.
         sampling: "float" or "exact-cv4", see `functional.crop`.
         blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 is for heatmaps of 64x48 and more.
 
@@ -36,7 +43,7 @@ class PosePredictor:
 
     def __init__(
         self,
-        model: ViTPose,
+        model: PoseModel,
         flip_test: bool = False,
         task: str | None = None,
         batch_size: int = 64,
@@ -46,6 +53,7 @@ class PosePredictor:
         if batch_size < 1:
             raise ValueError(f"got batch_size={batch_size}, expected at least 1")
         self.model, self.flip_test, self.batch_size, self.sampling = model, flip_test, batch_size, sampling
+        self._people_at_once = batch_size
         self.task = model.resolve_task(task)
         config = model.config
         self.codec = HeatmapCodec(
@@ -69,6 +77,7 @@ class PosePredictor:
 
         Raises:
             ValueError: one line that names the image or box at fault.
+            MemoryError: not even one person fits into memory.
         """
         single = not isinstance(image, (list, tuple))
         images = [image] if single else list(image)
@@ -86,7 +95,8 @@ class PosePredictor:
             items: (image, boxes, box_scores) as in `__call__`.
             on_error: called with index and error of an image that cannot be used, which is then left out; None: raise.
         """
-        waiting: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        waiting: list[_Item] = []
+        pending: _Pending | None = None  # on a GPU one group is computed while the next one is read
         for index, item in enumerate(items):
             try:
                 image, boxes, scores = self._check(*item)
@@ -95,11 +105,33 @@ class PosePredictor:
                     raise ValueError(str(error) if index == 0 else f"image {index}: {error}") from None
                 on_error(index, error)
                 continue
-            waiting.append((index, image, boxes, scores))
-            if sum(len(w[2]) for w in waiting) >= self.batch_size or len(waiting) >= _MAX_WAITING_IMAGES:
-                yield from self._run(waiting)
+            waiting.append(_Item(index, image, boxes, scores))
+            if sum(len(w.boxes) for w in waiting) >= self.batch_size or len(waiting) >= _MAX_WAITING_IMAGES:
+                started = self._start(waiting)
                 waiting = []
-        yield from self._run(waiting)
+                yield from self._finish(pending)
+                pending = started
+                if self.model.device.type == "cpu":
+                    yield from self._finish(pending)
+                    pending = None
+        started = self._start(waiting)
+        yield from self._finish(pending)
+        yield from self._finish(started)
+
+    def stream(self, frames_and_boxes: Iterable[tuple[Any, ...]]) -> Iterator[Poses]:
+        """Poses of frame after frame, in order: people of several frames share a batch.
+
+        Results come in groups: when `batch_size` people (or 64 frames) are together, on a GPU one group later, while
+        the next one is computed.
+
+        Args:
+            frames_and_boxes: (frame, boxes) or (frame, boxes, box_scores), as in `__call__`; read as they are needed.
+
+        Raises:
+            ValueError: one line that names the frame by its number.
+        """
+        for _, poses in self.predict_many((*item, None)[:3] for item in frames_and_boxes):
+            yield poses
 
     def _check(self, image: Any, boxes: Any, box_scores: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(image, boxes [P, 4] float64, scores [P]) or a ValueError that names the image where it has a name."""
@@ -124,56 +156,122 @@ class PosePredictor:
             )
         return pixels, boxes, scores
 
-    def _run(self, waiting: Sequence[tuple[int, Tensor, Tensor, Tensor]]) -> Iterator[tuple[int, Poses]]:
-        if not waiting:
-            return
-        boxes = torch.cat([w[2] for w in waiting])
-        counts = [len(w[2]) for w in waiting]
-        image_index = torch.repeat_interleave(torch.tensor(counts))
-        device = self.model.backbone.pos_embed.device
-        images = [w[1].to(device) for w in waiting]
+    def _start(self, items: list[_Item]) -> _Pending | None:
+        """Begin with the people of some images; on a GPU nothing waits for it here."""
+        if not items:
+            return None
+        boxes = torch.cat([item.boxes for item in items])
+        counts = torch.tensor([len(item.boxes) for item in items])
+        image_index = torch.repeat_interleave(counts)
+        images = Frames([item.image for item in items], [item.boxes for item in items], self.codec, self.model.device)
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                parts = [
-                    self._forward(images, boxes[i : i + self.batch_size], image_index[i : i + self.batch_size])
-                    for i in range(0, len(boxes), self.batch_size)
-                ]
+                parts: list[Tensor] = []
+                start = tries = 0
+                while start < len(boxes):
+                    people = slice(start, start + self._people_at_once)
+                    try:
+                        parts.append(self._forward(images, boxes[people], image_index[people]))
+                        start, tries = start + len(parts[-1]), 0
+                    except (RuntimeError, MemoryError) as error:
+                        if not _is_out_of_memory(error):
+                            raise
+                        tries += 1
+                        self._spare_memory(tries, images, len(boxes[people]))
+                found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoints.num_keypoints, 3)
+                if found.device.type != "cuda":
+                    return _Pending(items, found, None)
+                host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+                host.copy_(found, non_blocking=True)
+                return _Pending(items, host, torch.cuda.current_stream(found.device).record_event())
         finally:
             self.model.train(training)
-        k = self.codec.keypoints.num_keypoints
-        points = torch.cat([p[0] for p in parts]) if parts else torch.zeros(0, k, 2)
-        scores = torch.cat([p[1] for p in parts]) if parts else torch.zeros(0, k)
-        for (index, _, own, box_scores), own_points, own_scores in zip(
-            waiting, points.split(counts), scores.split(counts)
-        ):
+
+    def _spare_memory(self, tries: int, images: Frames, people: int) -> None:
+        """After running out of memory: fewer people at once from now on, or an error if not even one fits."""
+        images.uploaded.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if people > 1:
+            self._people_at_once = people // 2
+            _LOG.warning("out of memory with %d people at once; going on with %d", people, self._people_at_once)
+        elif tries >= _MAX_TRIES:
+            raise MemoryError(
+                f"out of memory on {self.model.device} with a single person, {tries} times in a row; free some memory, "
+                f"freeze the model to 16 bit, or take a smaller one"
+            )
+
+    def _finish(self, pending: _Pending | None) -> Iterator[tuple[int, Poses]]:
+        """Wait for a group, once, and hand out its poses."""
+        if pending is None:
+            return
+        if pending.done is not None:
+            pending.done.synchronize()
+        found = pending.found.split([len(item.boxes) for item in pending.items])
+        for item, own in zip(pending.items, found, strict=True):
+            points, scores = own[..., :2].contiguous(), own[..., 2].contiguous()
             yield (
-                index,
+                item.number,
                 Poses(
-                    keypoints=own_points,
-                    scores=own_scores,
-                    boxes=own.float(),
-                    box_scores=box_scores,
-                    person_scores=person_scores(own_scores, box_scores),
+                    keypoints=points,
+                    scores=scores,
+                    boxes=item.boxes.float(),
+                    box_scores=item.scores,
+                    person_scores=person_scores(scores, item.scores),
                     keypoint_set=self.codec.keypoints,
                 ),
             )
 
-    def _forward(self, images: list[Tensor], boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Keypoints [P, K, 2] in image pixels and scores [P, K] of one batch of people, float32 on the CPU."""
+    def _forward(self, images: Frames, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """(x, y, score) of the keypoints of one batch of people, [P, K, 3] float32 on the device of the model."""
         first, last = int(image_index[0]), int(image_index[-1])  # in order: the other images stay out of the crop
-        images, image_index = images[first : last + 1], image_index - first
-        dtype = self.model.backbone.pos_embed.dtype
-        crops = self.codec.crop(images, boxes, image_index, sampling=self.sampling, dtype=dtype)
-        if self.flip_test:
-            crops = torch.cat([crops, crops.flip(-1)])
-        heatmaps = self.model(crops, self.task)
+        device = self.model.device
+        crops = self.codec.crop(
+            images.on_device(first, last),
+            boxes,
+            image_index - first,
+            sampling=self.sampling,
+            dtype=self.model.dtype,
+            twin=self.flip_test,
+        )
+        center_scale = [x.to(device, non_blocking=True) for x in box_to_center_scale(boxes, self.codec.image_size)]
+        name = (
+            f"people: {self.task}, blur {self.codec.blur_kernel}, {'flip test' if self.flip_test else 'no flip test'}"
+        )
+        return self.model.run(name, self._keypoints, *center_scale, *crops.split(len(boxes)))
+
+    def _keypoints(self, center: Tensor, scale: Tensor, *crops: Tensor) -> Tensor:
+        """[P, K, 3] of crops [P, 3, H, W], for the flip test followed by their mirror images."""
+        heatmaps = self.model(torch.cat(crops) if len(crops) > 1 else crops[0], self.task)
         assert isinstance(heatmaps, Tensor)
-        heatmaps, flipped = heatmaps.split(len(boxes)) if self.flip_test else (heatmaps, None)
-        center, scale = box_to_center_scale(boxes, self.codec.image_size)
-        points, scores = self.codec.decode(heatmaps, center, scale, flipped)
-        return points.float().cpu(), scores.float().cpu()
+        maps = heatmaps.split(len(center))
+        points, scores = self.codec.decode(maps[0], center, scale, maps[1] if len(maps) > 1 else None)
+        return torch.cat([points, scores.unsqueeze(-1)], -1).float()
+
+
+class _Item(NamedTuple):
+    """One image and its people."""
+
+    number: int
+    image: Tensor
+    boxes: Tensor
+    scores: Tensor
+
+
+class _Pending(NamedTuple):
+    """A group of images whose people [P, K, 3] are on their way to the host, there when `done` has happened."""
+
+    items: list[_Item]
+    found: Tensor
+    done: Any
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host (which torch reports as a plain RuntimeError)."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error).lower() for w in words)
 
 
 def pick_device(name: str | None) -> torch.device:

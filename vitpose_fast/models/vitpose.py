@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,27 +16,30 @@ from vitpose_fast.models.heads import make_head
 from vitpose_fast.modules import SplitFFN
 
 
-class ViTPose(nn.Module):
-    """A ViTPose or ViTPose++ model.
+class PoseModel(nn.Module):
+    """A backbone, one head per task, and the way of a batch through them: what `ViTPose` and `FrozenViTPose` share.
 
     Attributes:
         config: the frozen options.
         backbone: images (and task ids) to features [B, C, rows, columns].
         heads: task name -> features to heatmaps [B, K, h, w].
-        load_report: what `load_model` found in the file, None for a model made here.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
-        reserved = [t for t in config.head_tasks if hasattr(nn.ModuleDict(), t) or not t.isidentifier()]
-        if reserved:
-            raise ValueError(
-                f"{reserved[0]!r} cannot be the name of a keypoint set in a model: use letters, digits and _"
-            )
-        self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
-        self.load_report: Any = None
+    config: ModelConfig
+    backbone: nn.Module
+    heads: nn.ModuleDict
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.backbone.parameters()).dtype
+
+    def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """function(*inputs); frozen models on a GPU replay it from a graph of that name, see `FrozenViTPose.run`."""
+        return function(*inputs)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,19 +84,45 @@ class ViTPose(nn.Module):
         """
         if task is None or isinstance(task, str):
             name = self.resolve_task(task)
-            ids = torch.full((images.shape[0],), self.tasks.index(name), dtype=torch.int64, device=images.device)
-            return self.heads[name](self.backbone(images, ids))
+
+            def heatmaps(images: Tensor) -> Tensor:
+                ids = torch.full((images.shape[0],), self.tasks.index(name), dtype=torch.int64, device=images.device)
+                return self.heads[name](self.backbone(images, ids))
+
+            return self.run(f"heatmaps of {name}", heatmaps, images)
         names = [self.resolve_task(t) for t in task]
         if len(names) != images.shape[0]:
             raise ValueError(f"got {len(names)} task names for {images.shape[0]} images, expected one each")
         ids = torch.tensor([self.tasks.index(n) for n in names], dtype=torch.int64, device=images.device)
-        features = self.backbone(images, ids)
+        features = self.run("features", self.backbone, images, ids)
         out = {}
         for name in self.heads:
             if name in names:
                 index = torch.tensor([i for i, n in enumerate(names) if n == name], device=images.device)
-                out[name] = (index, self.heads[name](features.index_select(0, index)))
+                out[name] = index, self.run(f"head of {name}", self.heads[name], features.index_select(0, index))
         return out
+
+
+class ViTPose(PoseModel):
+    """A ViTPose or ViTPose++ model.
+
+    Attributes, besides those of `PoseModel`:
+        load_report: what `load_model` found in the file, None for a model made here.
+    """
+
+    backbone: Backbone
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        reserved = [t for t in config.head_tasks if hasattr(nn.ModuleDict(), t) or not t.isidentifier()]
+        if reserved:
+            raise ValueError(
+                f"{reserved[0]!r} cannot be the name of a keypoint set in a model: use letters, digits and _"
+            )
+        self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
+        self.load_report: Any = None
 
     def for_task(self, task: str | None = None) -> ViTPose:
         """A plain single-task copy with the same outputs: experts merged, other heads left out (SPEC 1.4)."""

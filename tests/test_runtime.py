@@ -1,0 +1,255 @@
+"""freeze: same heatmaps, on PyTorch's operators and on the kernels; graphs by bucket."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import vitpose_fast as vp
+from vitpose_fast import graphs, runtime
+from vitpose_fast.graphs import Graphs
+from vitpose_fast.kernels._launch import HAS_TRITON
+
+IMPLS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def make(scramble):
+    def make(name="vitpose-tiny", tasks=("coco",), seed=0, **options):
+        options = dict(image_size=(64, 48), depth=2, width=32, heads=2, decoder_width=16) | options
+        return scramble(vp.create_model(name, tasks, **options), seed).eval().to(DEVICE)
+
+    return make
+
+
+def draw(batch, size=(64, 48), seed=1):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def check_close(ours, exact, tolerance):
+    assert ours.shape == exact.shape
+    error = (ours.double() - exact.double()).square().mean().sqrt() / exact.double().square().mean().sqrt()
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(decoder="simple"),
+        dict(decoder="minimal"),
+        dict(decoder="classic-fp", decoder_width=272, image_size=(32, 32)),  # wider than the kernel's fused predictor
+        dict(
+            attention="window+shift+pool", window=(4, 3), patch_stride=8, image_size=(32, 32)
+        ),  # one deconvolution, relative position
+        dict(attention="window+shift+pool", window=(2, 3), rel_pos=False),
+        dict(image_size=(48, 64)),
+    ],
+    ids=lambda options: " ".join(map(str, options.values())) or "plain",
+)
+def test_heatmaps_stay_what_they_are(make, impl, options):
+    model = make(**options, depth=2 if impl == "reference" else 1)
+    images = draw(1, options.get("image_size", (64, 48)))
+    exact = model(images)
+    for fold in (False, True) if impl == "triton" else (None,):
+        frozen = vp.freeze(model, dtype=torch.float32, impl=impl, fold_layer_norm=fold)
+        check_close(frozen(images), exact, 1e-5)
+    assert exact.std() > 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_task_is_merged_and_a_mixed_batch_is_kept(make, impl):
+    model = make("vitpose++-tiny", ("coco", "ap10k"), depth=1, image_size=(32, 32))
+    images, names = draw(3, (32, 32)), ["ap10k", "coco", "ap10k"]
+    exact = model(images, names)
+    mixed = vp.freeze(model, dtype=torch.float32, impl=impl)
+    found = mixed(images, names)
+    assert list(found) == list(exact)
+    for name, (index, heatmaps) in exact.items():
+        assert torch.equal(found[name][0], index)
+        check_close(found[name][1], heatmaps, 1e-5)
+    alone = vp.freeze(model, "ap10k", torch.float32, impl=impl)
+    check_close(alone(images), model(images, "ap10k"), 1e-5)
+    check_close(mixed(images, "ap10k"), model(images, "ap10k"), 1e-5)
+    assert "experts of the task" in alone.freeze_report.folded and not alone.config.part_features
+    assert "experts of the task" not in mixed.freeze_report.folded
+    assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in mixed.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_errs_no_more_than_the_plain_model_in_it(make, dtype):
+    model = make()
+    images = draw(4)
+    exact, plain = model(images), copy.deepcopy(model).to(dtype)(images.to(dtype))
+    frozen = vp.freeze(model, dtype=dtype)
+    assert frozen.dtype == dtype and frozen(images).dtype == dtype
+
+    def error(x):
+        return (x.double() - exact.double()).square().mean().sqrt()
+
+    assert error(frozen(images)) <= 2 * error(plain)
+    assert frozen.freeze_report.heatmap_error > 1e-4
+
+
+@torch.no_grad()
+def test_freezing_leaves_the_model_alone_and_the_frozen_stays_frozen(make):
+    model = make().train()
+    before = copy.deepcopy(model.state_dict())
+    frozen = vp.freeze(model)
+    assert model.training and not frozen.train().training
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    exact = frozen(draw(2))
+    torch.nn.init.zeros_(model.backbone.pos_embed)
+    assert torch.equal(frozen(draw(2)), exact)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_the_report_says_what_was_measured(make, capsys):
+    model = make()
+    frozen = vp.freeze(model, dtype=torch.bfloat16)
+    report = frozen.report()
+    printed = capsys.readouterr().out
+    assert "frozen to bfloat16" in printed and "folded: position, scale of q, BatchNorm" in printed
+    assert 1e-4 < report.heatmap_error < 0.1 and 0 <= report.keypoint_error[0] <= report.keypoint_error[1]
+    weights = sum(p.numel() for p in model.parameters())
+    assert 0.9 < report.weights_mib * 2**20 / (2 * weights) < 1.05
+    depth = model.config.depth
+    assert 6 * depth < report.launches < 40 * depth
+    exact = vp.freeze(model, dtype=torch.float32).freeze_report
+    assert exact.heatmap_error < 1e-5 and exact.keypoint_error[1] < 1e-2
+    windowed = make(attention="window", window=(2, 3))
+    assert "scale of q" not in vp.freeze(windowed).freeze_report.folded
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_layer_norm_is_folded_where_the_measured_error_allows_it(make, monkeypatch):
+    model = make(depth=1, image_size=(32, 32))
+    assert "LayerNorm" in vp.freeze(model, dtype=torch.float32, impl="triton").freeze_report.folded
+    errors = iter([1e-6, 1e-5])  # without, with
+    monkeypatch.setattr(runtime, "_relative_error", lambda ours, exact: next(errors))
+    assert "LayerNorm" not in vp.freeze(model, dtype=torch.float32, impl="triton").freeze_report.folded
+
+
+def test_wrong_use_is_named(make):
+    model = make("vitpose++-tiny", ("coco", "aic"))
+    with pytest.raises(ValueError, match=r"got dtype=torch.float64, expected float32, bfloat16 or float16"):
+        vp.freeze(model, dtype=torch.float64)
+    with pytest.raises(ValueError, match="unknown task 'hands'; heads: coco, aic"):
+        vp.freeze(model, "hands")
+    frozen = vp.freeze(model, dtype=torch.float32)
+    with pytest.raises(ValueError, match="got a FrozenViTPose, expected a ViTPose"):
+        vp.freeze(frozen)
+    with pytest.raises(ValueError, match="heads for coco, aic: say which"):
+        frozen(draw(1))
+    with pytest.raises(ValueError, match=r"images have shape \[1, 3, 32, 48\], expected \[B, 3, 64, 48\]"):
+        frozen(draw(1, (32, 48)), "coco")
+    for buckets in ((), (4, 2), (0, 1), (2, 2)):
+        with pytest.raises(ValueError, match="expected ascending batch sizes"):
+            Graphs(buckets)
+
+
+def test_bfloat16_where_the_processor_has_it(make, monkeypatch):
+    if DEVICE == "cuda":
+        pytest.skip("about processors")
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "_processor_has_bfloat16", lambda has=has: has)
+        assert vp.freeze(make()).dtype == dtype
+    assert "emulated" in str(vp.freeze(make(), dtype=torch.bfloat16).freeze_report)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Stands in for CUDA graphs: replaying runs the function on the recorded buffers, as the GPU would."""
+    recorded = []
+
+    def record(self, function, inputs):
+        self._recording = True
+        out = function(*inputs)
+        self._recording = False
+        out = tuple(out) if isinstance(out, tuple) else (out,)
+
+        class Graph:
+            def replay(_):
+                again = function(*inputs)
+                for buffer, value in zip(out, again if isinstance(again, tuple) else (again,), strict=True):
+                    buffer.copy_(value)
+
+        recorded.append(inputs[0].shape[0])
+        return graphs._Recorded(Graph(), inputs, out)
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    return recorded
+
+
+def test_batches_are_padded_to_buckets_and_cut(recorder):
+    replay = Graphs((1, 4))
+
+    seen = []
+
+    def function(x, y):
+        seen.append(x.shape[0])
+        return 2 * x + y, x.sum(1)
+
+    for batch in (1, 2, 3, 4, 5, 11, 0):
+        x, y = torch.randn(batch, 3), torch.randn(batch, 3)
+        a, b = replay("function", function, x, y)
+        assert torch.equal(a, 2 * x + y) and torch.equal(b, x.sum(1))
+    assert set(seen) == {0, 1, 4}
+    assert sorted(recorder) == [1, 4]  # once per bucket
+
+
+def test_an_output_survives_the_next_replay_and_names_are_kept_apart(recorder):
+    replay = Graphs((2,))
+    first = replay("plus", lambda x: x + 1, torch.zeros(2))
+    assert replay("plus", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2] and first.tolist() == [1, 1]
+    assert replay("minus", lambda x: x - 1, torch.zeros(2)).tolist() == [-1, -1]
+    assert replay("plus", lambda x: x + 1, torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+    inner = replay("outer", lambda x: replay("plus", lambda y: y + 1, x) * 2, torch.zeros(2))
+    assert inner.tolist() == [2, 2] and recorder == [2] * 4  # nothing is recorded inside a recording
+    with torch.inference_mode():
+        replay("both", lambda x: x + 1, torch.zeros(2))
+    assert replay("both", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2]
+    recorder.pop()
+    for other in (copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))):
+        assert other.buckets == (2,) and not other._recorded
+
+
+@torch.no_grad()
+def test_frozen_models_replay_every_way_through_them(make, recorder):
+    model = make("vitpose++-tiny", ("coco", "ap10k"))
+    frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
+    frozen.graphs = Graphs((2, 4))
+    images, names = draw(3), ["ap10k", "coco", "ap10k"]
+    check_close(frozen(images, "coco"), model(images, "coco"), 1e-5)
+    for name, (index, heatmaps) in model(images, names).items():
+        check_close(frozen(images, names)[name][1], heatmaps, 1e-5)
+        assert torch.equal(frozen(images, names)[name][0], index)
+    assert recorder == [4, 4, 2, 2]  # heatmaps; features, one head, the other
+    again = copy.deepcopy(frozen)
+    check_close(again(images, "coco"), model(images, "coco"), 1e-5)
+
+
+@pytest.mark.cuda
+@torch.no_grad()
+def test_a_replayed_graph_is_the_eager_model_bit_for_bit(make):
+    model = make()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        graphed, eager = vp.freeze(model, dtype=dtype), vp.freeze(model, dtype=dtype, buckets=None)
+        for batch in (1, 3, 8, 3, 130):
+            images = draw(batch, seed=batch)
+            size = graphed.graphs.bucket(batch)
+            whole = torch.cat([eager(graphs.padded(part, size)) for part in images.split(size)])
+            parts = [part.shape[0] for part in images.split(size)]
+            index = torch.cat([torch.arange(n) + i * size for i, n in enumerate(parts)])
+            if all(graphed.graphs.bucket(n) == size for n in parts):
+                assert torch.equal(graphed(images), whole[index.to(DEVICE)])
+            else:
+                check_close(graphed(images), whole[index.to(DEVICE)], 1e-2)

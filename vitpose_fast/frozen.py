@@ -1,0 +1,185 @@
+"""Backbone and classic decoder with everything folded that inference leaves constant; made by `runtime.freeze`.
+
+Two layouts of the same arithmetic: for the Triton kernels (deconvolution in phases, LayerNorm folded into the linear
+layer after it where that is asked for) and for PyTorch's own operators (channels-last convolutions).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from vitpose_fast import functional as F
+from vitpose_fast.kernels.deconv import pack_deconv
+from vitpose_fast.models.backbone import Backbone, Block
+from vitpose_fast.modules import ClassicDecoder, FastModule, SplitFFN
+
+
+def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """A weight that is never trained: contiguous, rounded once, from float64 where it was folded."""
+    return nn.Parameter(value.detach().to(dtype).contiguous(), requires_grad=False)
+
+
+class FrozenLinear(FastModule):
+    """Linear layer, with the LayerNorm before it folded in (`norm` given) or none.
+
+    Args:
+        weight, bias: [F, C] and [F], float64.
+        norm: the LayerNorm whose weight and bias become part of `weight` and `bias`; its statistics stay to be taken.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: nn.LayerNorm | None = None) -> None:
+        super().__init__()
+        self.eps = None if norm is None else norm.eps
+        if norm is not None:
+            bias = bias + weight @ norm.bias.double()
+            weight = weight * norm.weight.double()
+        self.weight, self.bias = constant(weight, dtype), constant(bias, dtype)
+        # Of the weight as it is stored: what the mean takes away again must be what it put in.
+        self.weight_sums = None if norm is None else constant(self.weight.double().sum(1), torch.float32)
+
+    def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, F]."""
+        norm = None
+        if self.eps is not None and self.weight_sums is not None:
+            norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
+        return F.linear(x, self.weight, self.bias, gelu, residual, norm, impl=self.impl)
+
+
+class FrozenNorm(FastModule):
+    """LayerNorm with constant weights."""
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = constant(norm.weight, dtype), constant(norm.bias, dtype), norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.layer_norm(x, self.weight, self.bias, self.eps, impl=self.impl)
+        assert isinstance(out, Tensor)
+        return out
+
+
+class FrozenBlock(FastModule):
+    """A transformer block: q scaled by its weights, one qkv product, residuals added where the products are written."""
+
+    def __init__(self, block: Block, dtype: torch.dtype, fold_norm: bool) -> None:
+        super().__init__()
+        attn = block.attn
+        self.heads = attn.heads
+        self.attention: dict[str, Any] = dict(window=attn.window, shift=attn.shift, pool=attn.pool)
+        self.grid = attn.grid
+        qkv_weight, qkv_bias = attn.qkv.weight.detach().double(), attn.qkv.bias.detach().double()
+        self.rel_pos = nn.ParameterList()
+        width = qkv_weight.shape[1]
+        self.scale = (width // attn.heads) ** -0.5
+        if attn.rel_pos_h is not None and attn.rel_pos_w is not None:  # they multiply the unscaled q
+            self.rel_pos.extend([constant(attn.rel_pos_h, dtype), constant(attn.rel_pos_w, dtype)])
+        else:
+            qkv_weight, qkv_bias = qkv_weight.clone(), qkv_bias.clone()
+            qkv_weight[:width] *= self.scale
+            qkv_bias[:width] *= self.scale
+            self.scale = 1.0
+        self.norm1 = nn.Identity() if fold_norm else FrozenNorm(block.norm1, dtype)
+        self.qkv = FrozenLinear(qkv_weight, qkv_bias, dtype, block.norm1 if fold_norm else None)
+        self.proj = _plain(attn.proj, dtype)
+        mlp = block.mlp
+        self.split = isinstance(mlp, SplitFFN)
+        fold_norm = fold_norm and not self.split
+        self.norm2 = nn.Identity() if fold_norm else FrozenNorm(block.norm2, dtype)
+        fc1 = mlp.fc1.weight.detach().double(), mlp.fc1.bias.detach().double()
+        self.fc1 = FrozenLinear(*fc1, dtype, block.norm2 if fold_norm else None)
+        self.fc2 = _plain(mlp.fc2, dtype)
+        self.expert_weight = constant(mlp.expert_weight, dtype) if isinstance(mlp, SplitFFN) else None
+        self.expert_bias = constant(mlp.expert_bias, dtype) if isinstance(mlp, SplitFFN) else None
+
+    def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        rel_pos = (self.rel_pos[0], self.rel_pos[1]) if len(self.rel_pos) else None
+        out = F.attention(qkv, self.grid, rel_pos=rel_pos, scale=self.scale, impl=self.impl, **self.attention)
+        x = self.proj(out, residual=x)
+        normed = self.norm2(x)
+        if not self.split:
+            return self.fc2(self.fc1(normed, gelu=True), residual=x)
+        assert task is not None and self.expert_weight is not None and self.expert_bias is not None
+        fc1, fc2 = self.fc1, self.fc2
+        experts = self.expert_weight, self.expert_bias
+        return F.split_ffn(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, x, impl=self.impl)
+
+
+def _plain(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
+    return FrozenLinear(linear.weight.detach().double(), linear.bias.detach().double(), dtype)
+
+
+class FrozenBackbone(FastModule):
+    """Images to features: patches and position in one step, then the blocks."""
+
+    def __init__(self, backbone: Backbone, dtype: torch.dtype, fold_norm: bool) -> None:
+        super().__init__()
+        self.config = backbone.config
+        proj: Any = backbone.patch_embed.proj
+        position = backbone.pos_embed[0].double()
+        self.weight, self.bias = constant(proj.weight, dtype), constant(proj.bias, dtype)
+        self.position = constant(position[1:] + position[:1], dtype)
+        blocks = [b for b in backbone.blocks if isinstance(b, Block)]
+        self.blocks = nn.ModuleList(FrozenBlock(b, dtype, fold_norm) for b in blocks)
+        self.last_norm = FrozenNorm(backbone.last_norm, dtype)
+
+    def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] normalised, task ids int64 [B] -> [B, C, rows, columns]."""
+        config = self.config
+        x = F.patch_embed(
+            images, self.weight, self.bias, self.position, config.patch_stride, config.patch_padding, impl=self.impl
+        )
+        for block in self.blocks:
+            x = block(x, task)
+        return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)
+
+
+class FrozenDecoder(FastModule):
+    """Classic decoder, BatchNorm folded into the deconvolutions; for the kernels or for PyTorch's convolutions."""
+
+    def __init__(self, head: ClassicDecoder, dtype: torch.dtype, kernels: bool) -> None:
+        super().__init__()
+        self.kernels = kernels
+        layers: list[Any] = list(head.deconv_layers)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for deconv, norm in zip(layers[0::3], layers[1::3], strict=True):
+            weight = deconv.weight.detach().double()
+            norm = deepcopy(norm).double().requires_grad_(False)
+            if kernels:
+                weight, bias = pack_deconv(
+                    weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+                )
+                weight = weight.to(dtype)
+            else:
+                weight, bias = fuse_conv_bn_weights(
+                    weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, transpose=True
+                )
+                weight = weight.to(dtype, memory_format=torch.channels_last)
+            self.weights.append(nn.Parameter(weight, requires_grad=False))
+            self.biases.append(constant(bias, dtype))
+        final: Any = head.final_layer
+        self.predictor_weight, self.predictor_bias = constant(final.weight, dtype), constant(final.bias, dtype)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, rows, columns] -> [B, K, h, w]."""
+        x, (rows, columns) = features, features.shape[2:]
+        if not self.kernels:
+            for weight, bias in zip(self.weights, self.biases, strict=True):
+                x = nn.functional.conv_transpose2d(x, weight, bias, stride=2, padding=1).relu_()
+            return nn.functional.conv2d(x, self.predictor_weight, self.predictor_bias)
+        predictor = self.predictor_weight.flatten(1), self.predictor_bias
+        fused = predictor[0].shape[1] <= 256  # the most that the kernel holds of one pixel
+        tokens, last = x.flatten(2).transpose(1, 2), len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            final = predictor if fused and i == last else None
+            tokens = F.deconv(tokens, weight, bias, (rows << i, columns << i), final, impl=self.impl)
+        if fused:
+            return tokens
+        tokens = F.linear(tokens, *predictor, impl=self.impl)
+        return tokens.transpose(1, 2).unflatten(2, (rows << last + 1, columns << last + 1))

@@ -1,0 +1,96 @@
+"""CUDA graphs of functions of tensors: recorded once per batch bucket, replayed without the cost of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Recorded(NamedTuple):
+    graph: Any
+    inputs: list[Tensor]
+    outputs: tuple[Tensor, ...]
+
+
+class Graphs:
+    """Replays functions from graphs; the first dimension of every input and output is the batch.
+
+    A batch is padded to the next bucket (padding repeats the first sample or holds what an earlier batch left: samples
+    must not depend on each other) and cut into pieces of the largest.
+
+    Args:
+        buckets: batch sizes to record, ascending.
+    """
+
+    def __init__(self, buckets: Sequence[int]) -> None:
+        self.buckets = tuple(buckets)
+        if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+            raise ValueError(f"got buckets={tuple(buckets)}, expected ascending batch sizes of at least 1")
+        self._recorded: dict[Any, _Recorded] = {}
+        self._pool: Any = None
+        self._recording = False
+
+    def bucket(self, batch: int) -> int:
+        """Smallest bucket that holds `batch`, else the largest."""
+        return next((b for b in self.buckets if b >= batch), self.buckets[-1])
+
+    def __call__(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """function(*inputs): a tensor or a tuple of them, copies that later calls leave alone.
+
+        `name` stands for the function: the same name must mean the same computation.
+        """
+        batch = inputs[0].shape[0]
+        if self._recording or batch == 0:
+            return function(*inputs)
+        parts = zip(*(x.split(self.buckets[-1]) for x in inputs), strict=True)
+        with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode could not be filled outside it
+            pieces = [self._replay(name, function, *part) for part in parts]
+            joined = pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
+        return joined if len(joined) > 1 else joined[0]
+
+    def _replay(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+        batch = inputs[0].shape[0]
+        size = self.bucket(batch)
+        key = (name, size, *((x.shape[1:], x.dtype) for x in inputs))
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            recorded = self._recorded[key] = self._record(function, [padded(x, size) for x in inputs])
+        for static, x in zip(recorded.inputs, inputs, strict=True):
+            static[:batch].copy_(x, non_blocking=True)
+        recorded.graph.replay()
+        return tuple(out[:batch].clone() for out in recorded.outputs)
+
+    def _record(self, function: Callable[..., Any], inputs: list[Tensor]) -> _Recorded:
+        device = inputs[0].device
+        self._recording = True
+        try:
+            with torch.cuda.device(device):
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):  # compile, allocate work space, choose algorithms
+                    for _ in range(2):
+                        function(*inputs)
+                torch.cuda.current_stream().wait_stream(stream)
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self._pool):
+                    outputs = function(*inputs)
+        finally:
+            self._recording = False
+        return _Recorded(graph, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
+
+    def __deepcopy__(self, memo: dict) -> Graphs:
+        return Graphs(self.buckets)  # graphs hold addresses: a copy records its own
+
+    def __reduce__(self) -> tuple:
+        return Graphs, (self.buckets,)
+
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """A contiguous copy with `size` samples, the missing ones repeating the first."""
+    index = torch.arange(size, device=x.device)
+    return x.index_select(0, torch.where(index < x.shape[0], index, 0)).contiguous()
