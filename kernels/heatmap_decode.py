@@ -45,10 +45,10 @@ def gaussian_taps(size: int) -> list[float]:
 
 def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
     """Average of [B, K, h, w] with the output for the mirrored image: channels swapped, width reversed, SPEC 5.1."""
-    back = flipped.flip(-1)[:, list(permutation)]
+    back = flipped[:, list(permutation)].flip(-1)
     if shift:
         back = torch.cat([back[..., :1], back[..., :-1]], -1)
-    return (heatmaps + back) * 0.5
+    return (heatmaps + back).mul_(0.5)
 
 
 def _reflect101(index: Tensor, size: int) -> Tensor:
@@ -60,17 +60,25 @@ def _reflect101(index: Tensor, size: int) -> Tensor:
 
 
 def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
-    """log(clip(blur)) at the 3x3 pixels around (x, y): maps [M, h, w], x, y [M] -> [M, 3 (row), 3 (column)] float64."""
+    """log(clip(blur)) at the 3x3 pixels around (x, y): maps [M, h, w], x, y [M] -> [M, 3 (row), 3 (column)] float64.
+
+    Only what the blur of those nine pixels touches is read: a patch of blur_kernel + 2 rows and columns.
+    """
     m, h, w = maps.shape
+    size = blur_kernel + 2
     taps = torch.tensor(gaussian_taps(blur_kernel), dtype=maps.dtype, device=maps.device)
-    reach = torch.arange(blur_kernel, device=maps.device) - blur_kernel // 2
+    reach = torch.arange(size, device=maps.device) - size // 2
+    rows, columns = _reflect101(y[:, None] + reach, h), _reflect101(x[:, None] + reach, w)
+    place = rows[:, :, None] * w + columns[:, None, :]
+    patch = maps.flatten(1).gather(1, place.flatten(1)).view(m, size, size)
     step = torch.arange(-1, 2, device=maps.device)
-    rows = _reflect101((y[:, None] + step).clamp(0, h - 1)[..., None] + reach, h)  # [M, 3, taps]
-    columns = _reflect101((x[:, None] + step).clamp(0, w - 1)[..., None] + reach, w)
-    strips = maps.gather(1, rows.flatten(1)[:, :, None].expand(-1, -1, w)).reshape(m, 3, blur_kernel, w)
-    strips = (strips * taps[:, None]).sum(2)  # [M, 3, w]: blurred down the columns
-    patch = strips.gather(2, columns.flatten(1)[:, None].expand(-1, 3, -1)).reshape(m, 3, 3, blur_kernel)
-    return (patch * taps).sum(-1).clamp(0.001, 50).log().double()
+    # The row above, at and below; beyond the border the row of the border stands. Columns alike. Each sum runs over
+    # numbers that lie side by side, so that all are rounded alike and a flat map stays flat.
+    above, left = ((p[:, None] + step).clamp(0, last - 1) - p[:, None] + 1 for p, last in ((y, h), (x, w)))
+    strips = (patch.unfold(1, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, size]
+    strips = strips.gather(1, above[:, :, None].expand(-1, -1, size))
+    blurred = (strips.unfold(2, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, 3]
+    return blurred.gather(2, left[:, None].expand(-1, 3, -1)).clamp(0.001, 50).log().double()
 
 
 def _newton(log: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +115,7 @@ def heatmap_decode_reference(
         heatmaps = merge_flipped(heatmaps, flipped.to(dtype), flip_permutation, shift=codec == "msra")
     b, k, h, w = heatmaps.shape
     maps = heatmaps.reshape(b * k, h, w)
-    best = maps.flatten(1).argmax(1)  # the first maximum in row-major order; NaN counts as the largest
+    best = maps.flatten(1).argmax(1)  # the first maximum in row-major order; a NaN counts as the largest
     scores = maps.flatten(1).gather(1, best[:, None])[:, 0]
     x, y = best % w, best // w
     points = torch.stack([x, y], -1).double()
@@ -135,11 +143,11 @@ def heatmap_decode_reference(
         points = points * factor + centers.double()[:, None] - scales / 2
         spread = spread * factor[..., None] * factor[..., None, :]
     points = torch.where((scores <= 0)[..., None], -1.0, points)
-    broken = maps.isnan().flatten(1).any(1).reshape(b, k)
+    broken = scores.isnan()
     points = torch.where(broken[..., None], math.nan, points)
     spread = torch.where((broken | (scores <= 0))[..., None, None], math.nan, spread)
     spread = spread.to(dtype) if covariance else points.new_empty(0, dtype=dtype)
-    return points.to(dtype), torch.where(broken, math.nan, scores), spread
+    return points.to(dtype), scores, spread
 
 
 @triton_op("vitpose_fast::heatmap_decode", mutates_args=())
