@@ -14,7 +14,7 @@ images). Source: SPEC 3.1 to 3.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -171,19 +171,69 @@ def crop_reference(
     # Where nothing turns, x depends on the column alone and y on the row: one row and one column stand for all.
     across = _taps(*source(inverse[:, 0], column, row[:1] if upright else row), width, one)
     down = _taps(*source(inverse[:, 1], column[:, :1] if upright else column, row), height, one)
-    out = torch.zeros(p, *size, 3, dtype=torch.int64 if exact else torch.float32, device=device)
-    for y, weight_y in down:
-        line = y * width + start
-        for x, weight_x in across:
-            tap = pixels.index_select(0, (line + x).flatten()).view_as(out)
-            out.addcmul_(tap.to(out.dtype), (weight_y * weight_x)[..., None])
-    if exact:  # weights sum to 1024 here, to 2^15 in OpenCV: the same rounding
-        out = ((out * 32 + 16384) >> 15).float()
-    mean, std = (torch.tensor(v, device=device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    out = torch.zeros(p, *size, 3, device=device)
+    for x, weight_x in across:
+        rows = torch.zeros_like(out)
+        for y, weight_y in down:
+            tap = pixels.index_select(0, (y * width + start + x).flatten()).view_as(out)
+            rows.addcmul_(tap.float(), weight_y[..., None].float())
+        out.addcmul_(rows, weight_x[..., None].float())
     broken = (inverse.sum((1, 2)) * 0).float()[:, None, None, None]  # NaN where a matrix is not finite, else 0
-    out.div_(255).sub_(mean + broken).div_(std)
-    out = out.permute(0, 3, 1, 2).to(dtype).contiguous()
+    out = _normalise(exact, broken)(out.permute(0, 3, 1, 2)).to(dtype).contiguous()
     return torch.cat([out, out.flip(-1)]) if twin else out
+
+
+def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor], Tensor]:
+    """Function from weighted sums [..., 3, H, W] of 0..255 to network input; `broken` is added: NaN or 0.
+
+    "exact-cv4": the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding); such sums
+    stay below 2^24, so that float32 holds them exactly.
+    """
+    mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    if exact:
+        mean = mean + broken
+        return lambda pixels: pixels.add(512).mul_(1 / 1024).floor_().div_(255).sub_(mean).div_(std)
+    offset, gain = broken - mean / std, 1 / (255 * std)
+    return lambda pixels: torch.addcmul(offset, pixels, gain)
+
+
+def _crop_upright(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    flip: Tensor | None,
+    exact: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`crop_reference` without rotation and twin, on a CPU: rows first, then columns of what is left.
+
+    Crop by crop, while it is in the cache: their regions differ in size.
+    """
+    p = matrices.shape[0]
+    row = torch.arange(size[0], dtype=torch.float64)
+    column = torch.arange(size[1], dtype=torch.float64).expand(p, -1)
+    if flip is not None:
+        column = torch.where(flip[:, None], size[1] - 1 - column, column)
+    inverse, order = _inverse(matrices), image_index.tolist()
+    height, width = (torch.tensor([images[i].shape[axis] for i in order])[:, None, None] for axis in (0, 1))
+    source, one = (_source_exact, 32) if exact else (_source_float, 1)
+    (x0, wx0), (x1, wx1) = _taps(*source(inverse[:, 0], column, row[:1]), width, one)  # [P, 1, columns]
+    (y0, wy0), (y1, wy1) = _taps(*source(inverse[:, 1], column[:, :1], row), height, one)  # [P, rows, 1]
+    weights = [w.float().flatten(1) for w in (wx0, wx1, wy0, wy1)]
+    first, last = torch.minimum(x0, x1).amin((1, 2)), torch.maximum(x0, x1).amax((1, 2))
+    x0, x1 = (x[:, 0] - first[:, None] for x in (x0, x1))
+    y0, y1 = y0[..., 0], y1[..., 0]
+    out, normalise = torch.empty(p, 3, *size, dtype=dtype), _normalise(exact, torch.zeros(()))
+    for i, (number, start, end) in enumerate(zip(order, first.tolist(), last.tolist(), strict=True)):
+        region = images[number][:, start : end + 1]
+        near_x, far_x, near_y, far_y = (w[i] for w in weights)
+        rows = region.index_select(0, y0[i]).float().mul_(near_y[:, None, None])
+        rows.addcmul_(region.index_select(0, y1[i]).float(), far_y[:, None, None])
+        pixels = rows.index_select(1, x0[i]).mul_(near_x[:, None])
+        pixels = pixels.addcmul_(rows.index_select(1, x1[i]), far_x[:, None]).permute(2, 0, 1)
+        out[i] = normalise(pixels)
+    return out
 
 
 @triton_op("vitpose_fast::crop", mutates_args=())
@@ -297,4 +347,7 @@ def crop(
         center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
         matrices = warp_matrix(center, scale, turn, size, codec).to(device, non_blocking=device.type == "cuda")
         upright, index = turn is None, index.to(device, non_blocking=device.type == "cuda")
+        if upright and not triton and may_look_at_values(matrices) and all(type(i) is Tensor for i in images):
+            out = _crop_upright(images, index, matrices, (size[0], size[1]), mirror, exact, dtype)
+            return torch.cat([out, out.flip(-1)]) if twin else out
         return _crop(images, index, matrices, list(size), mirror, upright, exact, dtype, twin, triton)
