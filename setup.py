@@ -46,6 +46,7 @@ setup(
             "mypy",
             "opencv-python-headless==4.11.0.86",
             "pytest",
+            "pytest-benchmark",
             "ruff",
             "scipy",
             "setuptools>=77",

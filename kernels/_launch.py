@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -152,7 +153,7 @@ def check_reach(op: str, **tensors: Tensor | None) -> None:
 
 def may_look_at_values(x: Tensor) -> bool:
     """Whether a check may read values of `x`: not while tracing, on CUDA (it waits) only with VITPOSE_FAST_DEBUG=1."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.is_meta:
         return False
     return not x.is_cuda or os.environ.get("VITPOSE_FAST_DEBUG") == "1"
 
@@ -162,14 +163,19 @@ def contiguous_like(x: Tensor, value: Tensor) -> Tensor:
     return value.to(x.dtype).contiguous()
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x` (the meta device has none)."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """All floating tensors in the autocast dtype where autocast is on, unchanged where it is off."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not is_autocast(x):
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, *others))
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> AbstractContextManager:
     """Context in which an op keeps the dtypes it was given: autocast is decided at its border, not inside."""
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

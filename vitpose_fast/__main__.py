@@ -16,6 +16,7 @@ COMMANDS = {  # name -> (function, what it does)
         "vitpose_fast.commands:convert",
         "read any checkpoint, write ours, the official or the Hugging Face one",
     ),
+    "bench": ("vitpose_fast.bench:main", "run the benchmarks of a checkout, leave a result file"),
     "kernels": (
         "vitpose_fast.kernel_report:main",
         "compile every kernel for any GPU: registers, spills, roofline floors",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpose_fast import functional as F
+from vitpose_fast.kernels._launch import is_autocast
 
 
 def use_impl(model: nn.Module, impl: str | None) -> nn.Module:
@@ -45,7 +46,7 @@ class PatchEmbed(FastModule):
 
         PyTorch's convolution where gradients are recorded, and under autocast, which adds the position in float32.
         """
-        if position is None or torch.is_grad_enabled() or torch.is_autocast_enabled(images.device.type):
+        if position is None or torch.is_grad_enabled() or is_autocast(images):
             tokens = self.proj(images).flatten(2).transpose(1, 2)
             return tokens if position is None else tokens + position
         proj = self.proj

@@ -212,3 +212,13 @@ def test_names_that_modules_cannot_have_are_refused(name):
     keypoints = vp.KeypointSet(name, ("tip",), (), (), (0.05,), ())
     with pytest.raises(ValueError, match="cannot be the name of a keypoint set in a model"):
         vp.create_model("vitpose-tiny", tasks=(keypoints,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["full", "window+shift+pool"])
+def test_a_model_without_memory_gives_shapes(attention):
+    with torch.device("meta"):
+        options = dict(attention=attention, patch_stride=8, image_size=(64, 64))
+        model = vp.create_model("vitpose++-tiny", ("coco", "mpii"), **options).eval()
+        heatmaps = model(torch.empty(2, 3, 64, 64), ["coco", "mpii"])["mpii"][1]
+    assert heatmaps.is_meta and heatmaps.shape == (1, 16, 16, 16)

@@ -103,14 +103,14 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
 
     def write(temporary: Path) -> None:
         save_file(formats.to_hf(official_state(model)), temporary / "model.safetensors", metadata={"format": "pt"})
-        for name, content in (("config.json", _hf_config(model)), ("preprocessor_config.json", _hf_processor(c))):
+        for name, content in (("config.json", hf_config(model)), ("preprocessor_config.json", _hf_processor(c))):
             (temporary / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
         _write_manifest(temporary)
 
     write_folder_atomic(folder, write, overwrite)
 
 
-def _hf_config(model: ViTPose) -> dict[str, Any]:
+def hf_config(model: ViTPose) -> dict[str, Any]:
     c = model.config
     keypoints = c.task(next(iter(model.heads)))
     return {

@@ -129,7 +129,9 @@ class ViTPose(PoseModel):
         name = self.resolve_task(task)
         index = self.tasks.index(name)
         config = replace(self.config, part_features=0, tasks=(self.config.task(name),), head_tasks=(name,))
-        plain = ViTPose(config).to(self.backbone.pos_embed)
+        with torch.device("meta"):  # nothing to initialise: every tensor is loaded
+            plain = ViTPose(config)
+        plain = plain.to_empty(device=self.device).to(self.dtype)
         state = {k: v for k, v in self.state_dict().items() if k in plain.state_dict()}
         for i, block in enumerate(self.backbone.blocks):
             if isinstance(block, Block) and isinstance(block.mlp, SplitFFN):

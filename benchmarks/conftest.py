@@ -1,0 +1,97 @@
+"""Options of `pytest benchmarks/`, and the file that the results go to."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness import Case, measure
+from benchmarks.machine import ROOT, Machine
+from vitpose_fast.files import write_atomic
+
+_STARTED = pytest.StashKey[float]()
+_RESULTS = pytest.StashKey["Results"]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("vitpose_fast")
+    group.addoption("--quick", action="store_true", help="small shapes, few rounds: minutes on two cores")
+    group.addoption("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
+    group.addoption("--minutes", type=float, default=math.inf, help="begin no new benchmark after that long")
+    group.addoption("--commit", help="commit to write into the results where there is no git")
+    group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+
+
+@pytest.fixture(autouse=True)
+def time_left(request):
+    """A run that is given a time ends with a file that says what it has not measured."""
+    started = request.config.stash.setdefault(_STARTED, time.monotonic())
+    if time.monotonic() - started > 60 * request.config.getoption("--minutes"):
+        pytest.skip("the time given with --minutes is over")
+
+
+class Results:
+    """The result file of a run, written anew after every case so that an interrupted run keeps what it has."""
+
+    def __init__(self, machine: Machine, path: Path | None, environment: dict) -> None:
+        self.machine, self.environment, self.records = machine, environment, []
+        self.path = path or _free_name(environment)
+
+    def add(self, records: list[dict]) -> None:
+        assert all(r["missing"] or math.isfinite(r["median_ms"]) for r in records)
+        self.records += records
+        text = json.dumps({"environment": self.environment, "records": self.records}, indent=1) + "\n"
+        write_atomic(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _free_name(environment: dict) -> Path:
+    """<device>-<date>.json, numbered where earlier results of the day have that name."""
+    device = "".join(c if c.isalnum() else "-" for c in environment["device"].lower()).strip("-")
+    while "--" in device:
+        device = device.replace("--", "-")
+    stem = f"{device}-{environment['date']}" + ("-quick" if environment["quick"] else "")
+    numbers = (f"-{i}" if i > 1 else "" for i in range(1, 1000))
+    return next(p for n in numbers if not (p := ROOT / "benchmarks" / "results" / f"{stem}{n}.json").exists())
+
+
+@pytest.fixture(scope="session")
+def quick(request) -> bool:
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture(scope="session")
+def machine(request, quick) -> Machine:
+    return Machine(request.config.getoption("--device"), quick)
+
+
+@pytest.fixture(scope="session")
+def results(request, machine, quick):
+    command = shlex.join(["pytest", *request.config.invocation_params.args])
+    environment = machine.environment(request.config.getoption("--commit"), command, quick)
+    found = Results(machine, request.config.getoption("--out"), environment)
+    request.config.stash[_RESULTS] = found
+    return found
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    results = config.stash.get(_RESULTS, None)
+    if results is not None and results.records:
+        terminalreporter.write_line(f"{len(results.records)} records in {results.path}")
+
+
+@pytest.fixture
+def compare(benchmark, machine, results, quick):
+    """compare(case): check, time and record its contenders; the records."""
+
+    def compare(case: Case, fewest: int = 3) -> list[dict]:
+        records = measure(case, machine, 0.5 if quick else 2.0, benchmark, fewest)
+        results.add(records)
+        return records
+
+    return compare

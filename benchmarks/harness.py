@@ -1,0 +1,260 @@
+"""Fair timings: same random inputs, outputs compared first, contenders in turns, medians and spread.
+
+A `Case` is one comparison: inputs, and contenders of which the first says what is right. `measure` checks that all of
+them compute the same, times them round by round in turns and gives one record each. On a GPU a contender is replayed
+from CUDA graphs, one per set of inputs, timed by events; the sets together are larger than the caches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import Machine
+from vitpose_fast.kernels._launch import HAS_TRITON
+
+LARGER_THAN_CACHES = 256 << 20  # bytes of all input sets together on a GPU
+MOST_SETS = 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a case.
+
+    Attributes:
+        name: who it is; says "eager" where it runs without graphs beside others that have them.
+        function: inputs -> outputs; None where it is `missing`, with the reason.
+        graph: replay it from a CUDA graph on a GPU. own_graph: it has graphs of its own (torch.compile, frozen models).
+        module: whose weights count in its memory. extra: goes into its record.
+    """
+
+    name: str
+    function: Callable[..., Any] | None
+    missing: str | None = None
+    graph: bool = True
+    own_graph: bool = False
+    module: Any = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        make: seed -> inputs, random and on the device. contenders: the first one's outputs are the right ones.
+        flops, bytes: what has to be done, from the declaration of the op; None: unknown.
+        agree: raises AssertionError where the outputs of another contender are not those of the first.
+        extra: goes into every record.
+        latency: wait for each call, as a user with one image would.
+    """
+
+    suite: str
+    name: str
+    dtype: torch.dtype
+    batch: int
+    make: Callable[[int], tuple[Any, ...]]
+    contenders: Sequence[Contender]
+    agree: Callable[[Any, Any], None]
+    flops: int | None = None
+    bytes: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    latency: bool = False
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order; anything else that is a result is refused."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        raise TypeError(f"a contender returned a {type(value).__name__}, expected tensors in tuples, lists or dicts")
+    return [t for part in value for t in tensors_of(part)]
+
+
+def close(tolerance: float) -> Callable[[Any, Any], None]:
+    """Agreement of all tensors: root mean square of the difference relative to that of the right values."""
+
+    def agree(right: Any, other: Any) -> None:
+        expected, found = tensors_of(right), tensors_of(other)
+        assert [t.shape for t in expected] == [t.shape for t in found], "outputs differ in shape"
+        for a, b in zip(expected, found, strict=True):
+            a, b = a.detach().double().cpu(), b.detach().double().cpu()
+            error = float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp(min=1e-30))
+            assert error <= tolerance, f"outputs differ by {error:.2e} (relative), {tolerance:.0e} allowed"
+
+    return agree
+
+
+def check_random(inputs: Iterable[Any]) -> None:
+    """Raise where a floating input is constant or not finite: power, and with it speed, depends on the data."""
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 1:
+            values = x.detach().float()
+            varies = bool(values.isfinite().all()) and float(values.std()) > 0
+            assert varies, f"input {i} is constant or not finite; timings are taken on random data only"
+
+
+def declared(op: str, *arguments: Any) -> tuple[int | None, int | None]:
+    """(flops, bytes) of the launches of an op, by its own declaration; (None, None) without triton.
+
+    Args:
+        arguments: those of `forward` in the op's file in kernels/gpu; tensors are only looked at for shape and dtype.
+    """
+    if not HAS_TRITON:
+        return None, None
+    forward = import_module(f"vitpose_fast.kernels.gpu.{op}").forward
+    launches = forward(*(_on_meta(a) for a in arguments))[1]
+    return sum(launch.flops for launch in launches), sum(launch.bytes for launch in launches)
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return type(value)(map(_on_meta, value)) if type(value) in (list, tuple) else value
+
+
+class _Runner:
+    """A contender ready to be timed on all input sets: eagerly, or from one graph per set."""
+
+    def __init__(self, contender: Contender, sets: list[tuple[Any, ...]], machine: Machine, latency: bool) -> None:
+        self.contender, self.machine, self.latency = contender, machine, latency
+        function = contender.function
+        assert function is not None
+        self.graphed = machine.cuda and (contender.graph or contender.own_graph)
+        self.calls: list[Callable[[], Any]] = [lambda s=s: function(*s) for s in sets]
+        self.outputs = self.calls[0]()
+        self.peak_mib = machine.extra_mib(self.calls[0])
+        if self.peak_mib is not None:
+            state = contender.module.state_dict().values() if contender.module is not None else ()
+            resident = [*state, *(x for x in sets[0] if isinstance(x, Tensor))]
+            self.peak_mib += sum(t.numel() * t.element_size() for t in resident) / 2**20
+        if machine.cuda and contender.graph and not contender.own_graph:
+            self.calls = [machine.record(call) for call in self.calls]
+            self.outputs = self.calls[0]()
+        self.milliseconds: list[float] = []
+
+    def round(self) -> None:
+        """Time every input set once; one number per call (latency) or one for all together."""
+        if self.latency:
+            self.milliseconds += [self.machine.time([call]) for call in self.calls]
+        else:
+            self.milliseconds.append(self.machine.time(self.calls) / len(self.calls))
+
+
+def measure(
+    case: Case, machine: Machine, seconds: float, benchmark: Any = None, fewest: int = 3
+) -> list[dict[str, Any]]:
+    """One record per contender.
+
+    Args:
+        seconds: about what each contender is timed for. fewest: rounds at least.
+        benchmark: the fixture of pytest-benchmark, which then runs the rounds.
+
+    Raises:
+        AssertionError: outputs that differ, constant inputs, a contender without graphs beside one with, or a time
+            that this machine cannot reach.
+    """
+    first = case.make(0)
+    check_random(first)
+    size = sum(t.numel() * t.element_size() for t in first if isinstance(t, Tensor))
+    count = min(MOST_SETS, LARGER_THAN_CACHES // max(size, 1) + 2) if machine.cuda else 1
+    sets = [first, *(case.make(seed) for seed in range(1, count))]
+    present = [c for c in case.contenders if c.function is not None]
+    runners = []
+    for contender in present:
+        runner = _Runner(contender, sets, machine, case.latency)
+        if runners:
+            try:
+                case.agree(runners[0].outputs, runner.outputs)
+            except AssertionError as error:
+                raise AssertionError(
+                    f"{case.name}: {runner.contender.name} is not {runners[0].contender.name}: {error}"
+                ) from None
+        runners.append(runner)
+    for runner in runners:
+        fair = runner.graphed or not any(r.graphed for r in runners) or "eager" in runner.contender.name
+        assert fair, f"{case.name}: {runner.contender.name} runs without graphs beside others with them; call it eager"
+
+    def one_round() -> None:
+        for runner in runners:
+            runner.round()
+
+    started = time.perf_counter()
+    one_round()  # warm, as the check of the outputs was
+    rounds = min(200, max(fewest, round(seconds * len(runners) / (time.perf_counter() - started))))
+    for runner in runners:
+        runner.milliseconds.clear()
+    if benchmark is None:
+        for _ in range(rounds):
+            one_round()
+    else:
+        benchmark.pedantic(one_round, rounds=rounds, iterations=1)
+    records = {r.contender.name: _record(case, r, machine) for r in runners}
+    if benchmark is not None:
+        benchmark.extra_info |= {name: record["median_ms"] for name, record in records.items()}
+    return [records.get(c.name) or missing(case, c) for c in case.contenders]
+
+
+def missing(case: Case, contender: Contender) -> dict[str, Any]:
+    """The record of a contender that is not there: no numbers."""
+    numbers = (
+        "flops",
+        "bytes",
+        "median_ms",
+        "p10_ms",
+        "p90_ms",
+        "p99_ms",
+        "per_second",
+        "peak_mib",
+        "roofline_fraction",
+    )
+    out = _head(case, contender, False) | dict.fromkeys(numbers)
+    return out | {"missing": contender.missing or "not available"}
+
+
+def _head(case: Case, contender: Contender, graphed: bool) -> dict[str, Any]:
+    return {
+        "suite": case.suite,
+        "name": case.name,
+        "implementation": contender.name,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "batch": case.batch,
+        "graphed": graphed,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "extra": case.extra | contender.extra,
+    }
+
+
+def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
+    samples = sorted(runner.milliseconds)
+    median = statistics.median(samples)
+    fraction = machine.roofline_fraction(case.flops, case.bytes, case.dtype, median / 1e3)
+    assert fraction is None or fraction <= machine.most_believable, (
+        f"{case.name}: {runner.contender.name} took {median:.3g} ms, {fraction:.1f} times what the machine can; "
+        "the timing did not wait for it, or the declared work is wrong"
+    )
+
+    def quantile(q: float) -> float:
+        return samples[min(len(samples) - 1, int(q * len(samples)))]
+
+    return _head(case, runner.contender, runner.graphed) | {
+        "median_ms": median,
+        "p10_ms": quantile(0.1),
+        "p90_ms": quantile(0.9),
+        "p99_ms": quantile(0.99),
+        "per_second": case.batch / median * 1e3,
+        "peak_mib": runner.peak_mib,
+        "roofline_fraction": fraction,
+        "rounds": len(samples),
+        "missing": None,
+    }

@@ -1,0 +1,90 @@
+"""Random models and inputs that benchmarks share: they vary as real ones do, nothing is zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import vitpose_fast as vp
+from benchmarks.rivals.count import macs, parameters
+from benchmarks.rivals.official_vitpose import OfficialViTPose
+from vitpose_fast.models.config import PLUS_TASKS, ModelConfig
+from vitpose_fast.models.vitpose import ViTPose
+
+TASKS = PLUS_TASKS
+
+
+def random_model(name: str, device: torch.device, seed: int = 0, **options: Any) -> ViTPose:
+    """An untrained model whose heatmaps vary as those of a trained one do; ++ models have six experts and one head."""
+    torch.manual_seed(seed)
+    if name.startswith("vitpose++"):
+        options = dict(tasks=TASKS, head_tasks=("coco",)) | options
+    model = vp.create_model(name, **options).eval()
+    for module in model.heads.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=(4 * module.in_channels) ** -0.5)  # a quarter of the taps meet
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.normal_(module.bias, std=0.1)
+    return model.to(device)
+
+
+def official_twin(model: ViTPose, dtype: torch.dtype) -> OfficialViTPose:
+    """The official way with the weights of `model`, in evaluation mode on its device."""
+    with torch.device("meta"):
+        official = OfficialViTPose(model.config)
+    official = official.to_empty(device=model.device)
+    official.load_state_dict(model.state_dict())
+    return official.to(dtype).eval()
+
+
+def randn(seed: int, *shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers, drawn on the device."""
+    draw = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=draw, device=device).to(dtype)
+
+
+def crops(seed: int, batch: int, model: ViTPose, dtype: torch.dtype) -> Tensor:
+    """Normalised network input with structure at several scales, like photographs: [B, 3, H, W]."""
+    height, width = model.config.image_size
+    out = torch.zeros(batch, 3, height, width, device=model.device)
+    for i, step in enumerate((64, 16, 4)):
+        coarse = randn(10 * seed + i, batch, 3, -(-height // step), -(-width // step), device=model.device)
+        out += nn.functional.interpolate(coarse, (height, width), mode="bilinear") * (0.7, 0.5, 0.3)[i]
+    return out.to(dtype)
+
+
+def frame(seed: int, size: tuple[int, int] = (720, 1280)) -> np.ndarray:
+    """uint8 [h, w, 3] with structure at several scales."""
+    noise = np.random.default_rng(seed)
+    out = np.zeros((*size, 3), dtype=np.float32)
+    for step, weight in ((80, 60), (20, 30), (4, 15)):
+        coarse = noise.standard_normal((-(-size[0] // step), -(-size[1] // step), 3), dtype=np.float32)
+        out += weight * np.repeat(np.repeat(coarse, step, 0), step, 1)[: size[0], : size[1]]
+    return np.clip(out + 128, 0, 255).astype(np.uint8)
+
+
+def people(seed: int, count: int, size: tuple[int, int] = (720, 1280)) -> list[list[float]]:
+    """xywh boxes of people inside a frame, a sixth to a half of its height."""
+    noise = np.random.default_rng(seed)
+    heights = noise.uniform(size[0] / 6, size[0] / 2, count)
+    widths = heights * noise.uniform(0.3, 0.6, count)
+    x, y = noise.uniform(0, size[1] - widths), noise.uniform(0, size[0] - heights)
+    return np.stack([x, y, widths, heights], 1).round(2).tolist()
+
+
+def network_work(config: ModelConfig, batch: int, element_size: int) -> dict[str, int]:
+    """`flops` and `bytes` of a forward pass with merged experts: every weight, image and heatmap moved once."""
+    with torch.device("meta"):
+        plain = OfficialViTPose(replace(config, part_features=0, head_tasks=config.head_tasks[:1]))
+    height, width = config.image_size
+    pixels = 3 * height * width + config.task(config.head_tasks[0]).num_keypoints * height * width // 16
+    moved = parameters(plain) + batch * pixels
+    return dict(flops=2 * batch * macs(plain, (height, width)), bytes=moved * element_size)

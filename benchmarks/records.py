@@ -1,0 +1,228 @@
+"""Result files of the benchmarks: what a record is, reading and checking, groups measured side by side."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+SUITES = ("table12", "model", "pipeline", "training", "ops")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement, or the reason why it is missing."""
+
+    suite: str
+    name: str
+    implementation: str
+    dtype: str
+    batch: int
+    graphed: bool
+    median_ms: float | None
+    p10_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    per_second: float | None
+    peak_mib: float | None
+    flops: float | None
+    bytes: float | None
+    roofline_fraction: float | None
+    missing: str | None
+    extra: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int, bool]:
+        return self.suite, self.name, self.implementation, self.dtype, self.batch, self.graphed
+
+    @property
+    def label(self) -> str:
+        return self.implementation + (", graphed" if self.graphed else "")
+
+    @property
+    def ours(self) -> bool:
+        return self.implementation == "ours" or self.implementation.startswith("vitpose_fast")
+
+    @property
+    def throughput(self) -> float | None:
+        """Per second, from the median where the harness gave none."""
+        return self.per_second or (1000 * self.batch / self.median_ms if self.median_ms else None)
+
+    @property
+    def spread(self) -> float:
+        return (self.p90_ms - self.p10_ms) / self.median_ms if self.median_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """One file."""
+
+    path: Path
+    environment: dict[str, Any]
+    records: tuple[Record, ...]
+
+    def suite(self, name: str) -> list[Record]:
+        return [r for r in self.records if r.suite == name]
+
+    @property
+    def on_gpu(self) -> bool:
+        """A CPU has no driver and does not say how much memory a call took; a GPU's driver can be unknown."""
+        return self.environment["driver"] is not None or any(r.peak_mib is not None for r in self.records)
+
+    @property
+    def versions(self) -> str:
+        e = self.environment
+        commit = (e["commit"] or "unknown")[:10] + (" (dirty)" if e["dirty"] else "")
+        return f"torch {e['torch']}, triton {e['triton'] or 'none'}, commit {commit}, {e['date']}"
+
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # neither NaN nor inf
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return datetime.date.fromisoformat(value).isoformat() == value
+    except (TypeError, ValueError):
+        return False
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check[0](value), f"{check[1]} or null"
+
+
+TEXT: Check = (lambda v: isinstance(v, str) and bool(v.strip()), "a text that is not empty")
+COUNT: Check = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number above 0")
+FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
+POSITIVE: Check = (lambda v: _number(v) and v > 0, "a finite number above 0")
+AMOUNT: Check = (lambda v: _number(v) and v >= 0, "a finite number, not negative,")
+NULL: Check = (lambda v: v is None, "null, because `missing` says why there is no number")
+LIST: Check = (lambda v: isinstance(v, list), "a list")
+OBJECT: Check = (lambda v: isinstance(v, dict), "an object")
+SUITE: Check = (lambda v: v in SUITES, f"one of {', '.join(SUITES)}")
+
+ENVIRONMENT = dict.fromkeys(("device", "torch", "command"), TEXT) | {
+    **{name: _or_null(TEXT) for name in ("driver", "triton", "commit")},
+    "dirty": _or_null(FLAG),  # unknown, as the commit is, without git
+    "quick": FLAG,
+    "matmul_tflops": _or_null(AMOUNT),
+    "copy_tb_s": _or_null(AMOUNT),
+    "date": (_is_date, "a date, YYYY-MM-DD"),
+}
+IDENTITY = {"suite": SUITE, "name": TEXT, "implementation": TEXT, "dtype": TEXT, "batch": COUNT, "graphed": FLAG}
+IDENTITY |= {"missing": _or_null(TEXT), "extra": OBJECT}
+NUMBERS = {"median_ms": POSITIVE, "p10_ms": POSITIVE, "p90_ms": POSITIVE}
+NUMBERS |= {n: _or_null(POSITIVE) for n in ("p99_ms", "per_second", "roofline_fraction")}
+NUMBERS |= {n: _or_null(AMOUNT) for n in ("peak_mib", "flops", "bytes")}
+LAYER = {"model": TEXT, "layer": TEXT, "calls": COUNT}
+EXTRA = {n: _or_null(POSITIVE) for n in ("params_m", "gmacs", "mfu", "people_per_frame")} | {
+    **{n: _or_null(POSITIVE) for n in ("paper_fps", "paper_memory_m", "paper_params_m", "paper_gflops", "paper_ap")},
+    **{n: _or_null(AMOUNT) for n in ("cpu_seconds_per_1000", "launches")},
+    "flip_test": _or_null(FLAG),
+}
+
+
+def _check(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
+    for name, (good, expected) in checks.items():
+        if name not in value:
+            raise ValueError(f"{where}{name}: expected {expected}, found no such field")
+        if not good(value[name]):
+            raise ValueError(f"{where}{name}: expected {expected}, found {json.dumps(value[name])[:60]}")
+
+
+def _record(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object, found {json.dumps(row)[:60]}")
+    _check(row, IDENTITY, f"{where}.")
+    _check(row, NUMBERS if row["missing"] is None else dict.fromkeys(NUMBERS, NULL), f"{where}.")
+    if row["missing"] is None and not row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]:
+        found = f"{row['p10_ms']}, {row['median_ms']}, {row['p90_ms']}"
+        raise ValueError(f"{where}.median_ms: expected p10_ms <= median_ms <= p90_ms, found {found}")
+    extra = row["extra"]
+    _check(extra, {name: check for name, check in EXTRA.items() if name in extra}, f"{where}.extra.")
+    if row["suite"] == "ops" and LAYER.keys() & extra.keys():
+        _check(extra, LAYER, f"{where}.extra.")
+    return Record(**{f.name: row[f.name] for f in fields(Record)})
+
+
+def load(path: str | Path) -> Results:
+    """A result file, checked.
+
+    Raises:
+        ValueError: it is malformed; names the file, the record, the field and what was expected.
+        OSError: it cannot be read.
+    """
+    try:
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"expected JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError("expected an object with `environment` and `records`")
+        _check(data, {"environment": OBJECT, "records": LIST}, "")
+        _check(data["environment"], ENVIRONMENT, "environment.")
+        seen: dict[tuple[Any, ...], int] = {}
+        records = tuple(_record(row, f"records[{i}]") for i, row in enumerate(data["records"]))
+        for i, record in enumerate(records):
+            if seen.setdefault(record.key, i) != i:
+                where = f"records[{i}].name: expected another suite, name, implementation, dtype, batch or graphed"
+                raise ValueError(f"{where} than records[{seen[record.key]}] has, found {record.name!r}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Results(Path(path), data["environment"], records)
+
+
+# --- groups measured side by side
+
+
+def gather(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Records by the values of these fields, in the order of the file."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(getattr(record, n) for n in names), []).append(record)
+    return groups
+
+
+def baseline(group: list[Record], graphed: bool) -> Record | None:
+    """The record of ours that rivals are held against: captured in a graph or not as they are, if there is one."""
+    ours = [r for r in group if r.ours and r.median_ms]
+    return min(ours, key=lambda r: (r.graphed != graphed, "frozen" not in r.implementation), default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured side by side, graphed or not; `base` is the record of ours, if any was measured."""
+
+    suite: str
+    name: str
+    dtype: str
+    batch: int
+    graphed: bool
+    records: list[Record]
+    base: Record | None
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """Groups, parted by `graphed`. What is missing was never captured: it stands with ours, or with the first."""
+    rows = []
+    for key, group in gather(records, "suite", "name", "dtype", "batch").items():
+        measured = [r for r in group if r.median_ms]
+        home = next((r.graphed for r in sorted(measured, key=lambda r: not r.ours)), False)
+        parts: dict[bool, list[Record]] = {}
+        for record in group:
+            parts.setdefault(record.graphed if record.median_ms else home, []).append(record)
+        rows += [Row(*key, graphed, part, baseline(group, graphed)) for graphed, part in parts.items()]
+    return rows
+
+
+def digits(value: float | None) -> str:
+    """Three significant digits, whole numbers whole, "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

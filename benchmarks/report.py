@@ -1,0 +1,309 @@
+"""Tables, pictures, comparisons and the README's speed section, from the result files of the benchmarks.
+
+`python benchmarks/report.py tables|figures|compare|readme FILE ...`; exit code 1 for a failure said in one line and for
+a regression, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as a script, the folder of this file stands first, and `benchmarks` is not found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.paper import PAPER_ROWS, verdicts
+from benchmarks.records import SUITES, Record, Results, baseline, digits, gather, load, rows_of
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- speed -->", "<!-- /speed -->"
+EXTRA_NAMES = {
+    "paper_memory_m": "the paper's A100 memory (M)",
+    "mfu": "MFU",
+    "cpu_seconds_per_1000": "CPU seconds per 1000",
+}
+
+
+# --- markdown
+
+
+def quotient(record: Record, base: Record | None) -> str:
+    """Rival / ours; says so where only one of the two was captured in a graph."""
+    if base is None or not record.median_ms or not base.median_ms or record.key == base.key:
+        return "-"
+    other = f" (ours {'' if base.graphed else 'not '}graphed)" if base.graphed != record.graphed else ""
+    return f"{record.median_ms / base.median_ms:.2f}{other}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def cell(text: Any) -> str:
+    """Text that cannot end its cell, its row or the README's speed section."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<!--", "&lt;!--")
+
+
+def markdown(head: list[str], rows: list[list[list[str]]]) -> str:
+    """A table; the lines of a cell stand below each other."""
+    lines = ["<br>".join(map(cell, lines)) for row in rows for lines in row]
+    cells = [lines[i : i + len(head)] for i in range(0, len(lines), len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
+
+
+def median(record: Record) -> str:
+    if record.median_ms is None:
+        return f"missing: {record.missing}"
+    return f"{digits(record.median_ms)} ({digits(record.p10_ms)}..{digits(record.p90_ms)})"
+
+
+def also(record: Record) -> str:
+    """The extra values of the suites that have no columns for them."""
+    known = {k: v for k, v in record.extra.items() if isinstance(v, str | int | float)}
+    texts = (
+        v if isinstance(v, str) else ("no", "yes")[v] if isinstance(v, bool) else digits(v) for v in known.values()
+    )
+    return ", ".join(f"{EXTRA_NAMES.get(k, k.replace('_', ' '))} {t}" for k, t in zip(known, texts)) or "-"
+
+
+HEAD = ["implementation", "median ms (p10..p90)", "per second", "peak MiB", "of the roofline", "rival / ours"]
+
+
+def measured(row: list[Record], base: Record | None, mixed: bool = False) -> list[list[str]]:
+    """The cells of HEAD; `mixed`: each says for itself whether it was captured in a graph."""
+    return [
+        [r.label if mixed else r.implementation for r in row],
+        [median(r) for r in row],
+        [digits(r.throughput) for r in row],
+        [digits(r.peak_mib) for r in row],
+        [percent(r.roofline_fraction) for r in row],
+        [quotient(r, base) for r in row],
+    ]
+
+
+def suite_table(records: list[Record]) -> str:
+    extra = any(also(r) != "-" for r in records if r.suite != "ops")  # there it says where layers.png adds it up
+    rows = []
+    for row in rows_of(records):
+        cells = [[row.name], [row.dtype], [str(row.batch)], ["yes" if row.graphed else "no"]]
+        cells += measured(row.records, row.base)
+        rows.append(cells + ([[also(r) for r in row.records]] if extra else []))
+    return markdown(["name", "dtype", "batch", "graphed", *HEAD, *(["also"] if extra else [])], rows)
+
+
+def head(results: Results) -> str:
+    e = results.environment
+    line = f"**{cell(e['device'])}**, driver {cell(e['driver'] or 'none')}, {cell(results.versions)}, matrix product "
+    line += f"{digits(e['matmul_tflops'])} TFLOP/s, copy {digits(e['copy_tb_s'])} TB/s, from `{cell(e['command'])}`"
+    return line + ("\n\n**Quick run: few repetitions, numbers not to be quoted.**" if e["quick"] else "")
+
+
+def tables(results: Results) -> str:
+    parts = [head(results)]
+    for suite in (s for s in SUITES if results.suite(s)):
+        parts += [f"## {suite}", table12(results) if suite == "table12" else suite_table(results.suite(suite))]
+        for title, lines in verdicts(results) if suite == "table12" else ():
+            parts.append("\n".join([cell(title), *(["", *(f"* {cell(line)}" for line in lines)] if lines else [])]))
+    return "\n\n".join(parts if len(parts) > 1 else [*parts, "The file has no records."])
+
+
+# --- Table 12
+
+
+def table12(results: Results) -> str:
+    """Rows in the paper's order; what the paper says stands in the last columns and is marked as the paper's."""
+    columns = {
+        "params M": "params_m",
+        "GMACs": "gmacs",
+        "paper: A100 fps": "paper_fps",
+        "paper: A100 memory M": "paper_memory_m",
+        "paper: params M, decoder left out": "paper_params_m",
+        "paper: GFLOPs": "paper_gflops",
+        "paper: AP": "paper_ap",
+    }
+    place = {name: i for i, name in enumerate(PAPER_ROWS)}
+    groups = gather(results.suite("table12"), "name", "dtype", "batch")
+    rows = []
+    for key in sorted(groups, key=lambda k: (k[1] != "float32", k[1], k[2], place.get(k[0], len(place)))):
+        group = groups[key]
+        facts = [next((r.extra[c] for r in group if r.extra.get(c) is not None), None) for c in columns.values()]
+        cells = [[str(part)] for part in key] + measured(group, baseline(group, True), mixed=True)
+        rows.append(cells + [["-" if f is None else f"{f:.4g}"] for f in facts])
+    return markdown(["name", "dtype", "batch", *HEAD, *columns], rows)
+
+
+# --- old against new
+
+
+def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bool]:
+    """(lines, whether something became slower by more than the threshold and by more than both spreads)."""
+    before, after = ({r.key: r for r in results.records} for results in (old, new))
+    reasons = {r.key[:-1]: r for r in new.records if r.missing}  # what is missing was not captured in a graph either
+    slower, gone, compared = [], [], 0
+    for key, a in before.items():
+        b = after.get(key) or reasons.get(key[:-1])
+        name = f"{a.suite} {a.name}, {a.label}, {a.dtype}, batch {a.batch}"
+        if a.median_ms is None:
+            continue
+        if b is None or b.median_ms is None:
+            gone.append(f"vanished: {name}: {'not in the new file' if b is None else f'missing: {b.missing}'}")
+            continue
+        compared += 1
+        growth = b.median_ms / a.median_ms - 1
+        if growth > max(threshold, a.spread, b.spread):
+            slower.append(f"slower: {name}: {digits(a.median_ms)} -> {digits(b.median_ms)} ms, +{100 * growth:.1f} %")
+    if not compared:
+        raise ValueError(f"{old.path} and {new.path} have no measured record in common")
+    quick = [f"quick run: {r.path}" for r in (old, new) if r.environment["quick"]]
+    summary = f"{compared} compared, {len(slower)} slower by more than {100 * threshold:g} % and the spread"
+    return [*quick, *slower, *gone, f"{summary}, {len(gone)} vanished"], bool(slower)
+
+
+# --- README
+
+
+def headlines(results: Results) -> str:
+    """A line per comparison of whole networks; of single ops how many are won, and the worst."""
+    rows = []
+    groups = gather((r for r in results.records if r.suite != "ops"), "suite", "name", "dtype", "batch")
+    for (_, name, dtype, batch), group in groups.items():
+        rivals, ours = [r for r in group if not r.ours], baseline(group, True)
+        reasons = [median(r) for r in group if r.ours and r.missing]
+        if rivals and (ours or reasons):
+            cells = [f"{ours.label}: {digits(ours.median_ms)} ms, {digits(ours.throughput)}/s"] if ours else reasons
+            ratios = [f"{r.label} {median(r) if r.missing else quotient(r, ours).split(' ')[0]}" for r in rivals]
+            rows.append([[name], [dtype], [str(batch)], cells, ratios])
+    duels = [
+        (r.median_ms / row.base.median_ms, r)
+        for row in rows_of(results.suite("ops"))
+        for r in row.records
+        if row.base and row.base.median_ms and r.median_ms and not r.ours
+    ]
+    text = [markdown(["name", "dtype", "batch", "ours", "rival / ours"], rows)] if rows else []
+    if duels:
+        worst, r = min(duels, key=lambda duel: duel[0])
+        won = sum(factor > 1 for factor, _ in duels)
+        where = cell(f"{r.name}, {r.dtype}, batch {r.batch}, against {r.label}")
+        text.append(f"Single ops: ours is faster in {won} of {len(duels)} comparisons; the least ratio is {worst:.2f}")
+        text[-1] += f" ({where})."
+    return "\n\n".join(text or ["No comparison in this file."])
+
+
+def speed_section(files: list[Results]) -> str:
+    parts = ["Ratios are rival / ours in time: above 1, ours is faster."]
+    for results in files:
+        e = results.environment
+        quick = "**Quick run, numbers not to be quoted.** " if e["quick"] else ""
+        parts.append(f"{quick}**{cell(e['device'])}**, {cell(results.versions)}, from `{cell(e['command'])}`:")
+        parts.append(headlines(results))
+    return "\n\n".join(parts)
+
+
+def rewrite(readme: Path, text: str) -> None:
+    """Put the text between the markers: readers see the old file or the new one, never half of it."""
+    readme = readme.resolve()
+    old = readme.read_bytes().decode("utf-8")
+    if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
+        raise ValueError(f"{readme}: expected {START} and after it {END}, once each")
+    new = old[: old.index(START)] + f"{START}\n{text}\n" + old[old.index(END) :]
+    handle, temporary = tempfile.mkstemp(dir=readme.parent, prefix=f".{readme.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(new.encode("utf-8"))
+        shutil.copymode(readme, temporary)
+        os.replace(temporary, readme)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# --- commands
+
+
+def show_tables(options: argparse.Namespace) -> int:
+    print(tables(load(options.file)))
+    return 0
+
+
+def write_figures(options: argparse.Namespace) -> int:
+    from benchmarks.figures import bubbles, layers, save
+
+    results = load(options.file)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, draw in (("fig1.png", bubbles), ("layers.png", layers)):
+        figure, reason = draw(results)
+        if figure is None:
+            print(f"{name}: skipped, {reason}")
+        else:
+            save(figure, options.out / name)
+            print(f"{name}: written to {options.out}")
+    return 0
+
+
+def show_comparison(options: argparse.Namespace) -> int:
+    old, new = load(options.old), load(options.new)
+    devices = [r.environment["device"] for r in (old, new)]
+    if devices[0] != devices[1] and not options.any_device:
+        raise ValueError(
+            f"{new.path} is of {devices[1]}, {old.path} of {devices[0]}; --any-device compares them anyway"
+        )
+    lines, slower = compare(old, new, options.threshold)
+    print("\n".join(lines))
+    return int(slower)
+
+
+def write_readme(options: argparse.Namespace) -> int:
+    rewrite(options.readme, speed_section([load(file) for file in options.files]))
+    return 0
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e6:
+        raise ValueError(text)
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="report.py", description=__doc__)
+    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | readme")
+    command = commands.add_parser("tables", help="print a file as markdown")
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.set_defaults(run=show_tables)
+    command = commands.add_parser("figures", help="draw fig1.png and layers.png")
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.set_defaults(run=write_figures)
+    command = commands.add_parser("compare", help="what became slower, and what vanished")
+    command.add_argument("old", type=Path, metavar="OLD")
+    command.add_argument("new", type=Path, metavar="NEW")
+    command.add_argument("--threshold", type=fraction, default=0.05, help="growth of the median that counts; 0.05")
+    command.add_argument("--any-device", action="store_true", help="also where the devices differ")
+    command.set_defaults(run=show_comparison)
+    command = commands.add_parser("readme", help=f"rewrite what stands between {START} and {END}")
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    command.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="PATH")
+    command.set_defaults(run=write_readme)
+    return root
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    try:
+        options = parser().parse_args(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"report: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""ResNet trunks, plain and with the squeeze-and-excitation of AlphaPose."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmarks.rivals.layers import conv_bn
+
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class SqueezeExcite(nn.Module):
+    """Channels gated by their mean over the image; AlphaPose does not narrow the hidden layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean((2, 3)))[:, :, None, None]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which strides) and 1x1 convolution around a shortcut: [B, C, h, w] -> [B, 4 * mid, h/s, w/s]."""
+
+    def __init__(self, inputs: int, mid: int, stride: int = 1, squeeze: bool = False) -> None:
+        super().__init__()
+        outputs = 4 * mid
+        self.body = nn.Sequential(conv_bn(inputs, mid), conv_bn(mid, mid, 3, stride), conv_bn(mid, outputs, relu=False))
+        if squeeze:
+            self.body.append(SqueezeExcite(outputs))
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride, relu=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x) + self.shortcut(x))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity: [B, C, h, w] -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_bn(channels, channels, 3), conv_bn(channels, channels, 3, relu=False))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x) + x)
+
+
+def bottlenecks(inputs: int, mid: int, count: int, stride: int = 1, squeeze: bool = False) -> nn.Module:
+    """A stage: only its first block strides, widens and, in AlphaPose, has squeeze-and-excitation."""
+    rest = [Bottleneck(4 * mid, mid) for _ in range(count - 1)]
+    return nn.Sequential(Bottleneck(inputs, mid, stride, squeeze), *rest)
+
+
+def resnet(depth: int, squeeze: bool = False) -> nn.Sequential:
+    """ResNet without its classifier: [B, 3, H, W] -> [B, 2048, H/32, W/32]."""
+    layers: list[nn.Module] = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    inputs = 64
+    for i, count in enumerate(DEPTHS[depth]):
+        mid = 64 * 2**i
+        layers.append(bottlenecks(inputs, mid, count, 1 if i == 0 else 2, squeeze))
+        inputs = 4 * mid
+    return nn.Sequential(*layers)

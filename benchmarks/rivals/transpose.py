@@ -1,0 +1,68 @@
+"""TransPose-H (Yang et al., ICCV 2021): HRNet features, every pixel at 1/4 a token of a small transformer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmarks.rivals.hrnet import three_stages
+from benchmarks.rivals.layers import Attend, sine_positions
+
+
+class Layer(nn.Module):
+    """Post-norm transformer layer of DETR, positions added to queries and keys only: [B, N, C] -> the same."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qk = nn.Linear(width, 2 * width)
+        self.v = nn.Linear(width, width)
+        self.attend = Attend()
+        self.proj = nn.Linear(width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        q, k = self.qk(x + positions).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        v = self.v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        branch = self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        x = self.norm1(x + self.dropout(branch))
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+
+class TransPoseH(nn.Module):
+    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+
+    The dropout of the attention weights is left out: it would forbid the fused attention while training.
+
+    Args:
+        image_size: (H, W). depth: layers, 6 in A6. hidden: channels inside a layer's MLP.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (256, 192),
+        num_keypoints: int = 17,
+        depth: int = 6,
+        trunk_width: int = 48,
+        width: int = 96,
+        heads: int = 1,
+        hidden: int = 192,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.trunk = three_stages(trunk_width)
+        self.reduce = nn.Conv2d(trunk_width, width, 1, bias=False)
+        positions = sine_positions(image_size[0] // 4, image_size[1] // 4, width)
+        self.positions = nn.Parameter(positions, requires_grad=False)  # a parameter there, too
+        self.layers = nn.ModuleList(Layer(width, heads, hidden, dropout) for _ in range(depth))
+        self.predictor = nn.Conv2d(width, num_keypoints, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.reduce(self.trunk(images))
+        x = features.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, self.positions)
+        return self.predictor(x.transpose(1, 2).unflatten(2, features.shape[2:]))

@@ -1,0 +1,516 @@
+"""Every op, forward and backward, at the shapes of the models, against what people use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+
+from benchmarks.harness import Case, Contender, close, declared
+from benchmarks.models import frame, people, randn
+from benchmarks.rivals import decoding, hugging_face, masked_experts
+from vitpose_fast import functional as F
+from vitpose_fast.kernels._windows import Windows
+from vitpose_fast.kernels.deconv import pack_deconv
+from vitpose_fast.kernels.gpu._shapes import MODELS, Model
+from vitpose_fast.kernels.heatmap_decode import flip_permutation
+from vitpose_fast.kernels.layer_norm import layer_norm_reference
+
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 products are allowed to rivals in float32
+ARCH = 90  # whose launches declare the work: it does not depend on the chip
+COCO_PAIRS = [(i, i + 1) for i in range(1, 17, 2)]
+
+
+@pytest.fixture(params=MODELS, ids=lambda m: m.name)
+def size(request, machine, quick) -> Model:
+    """The shapes of a model, at the batch of Table 12 on a GPU."""
+    if request.param.name != "B" and not machine.cuda:
+        pytest.skip("on a CPU the shapes of B stand for all")
+    return request.param._replace(batch=64 if machine.cuda else 2 if quick else 8)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request, machine, quick) -> torch.dtype:
+    if machine.cuda != (request.param == torch.bfloat16) and (machine.cuda or quick):
+        pytest.skip("bfloat16 on a GPU, float32 in a quick run on a CPU")
+    return request.param
+
+
+@pytest.fixture
+def on(machine):
+    return machine.device
+
+
+def compiled(function: Callable[..., Any], quick: bool, machine: Any, **options: Any) -> dict[str, Any]:
+    """Arguments of a contender for torch.compile; it takes long, and a compiler on a CPU, so not in a quick run."""
+    if quick or not machine.cuda:
+        return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs")
+    return dict(function=torch.compile(function, fullgraph=True, **options))
+
+
+def on_gpus_only(function: Callable[..., Any], machine: Any) -> dict[str, Any]:
+    """Arguments of a contender that runs the very code of ours on a CPU."""
+    return dict(function=function) if machine.cuda else dict(function=None, missing="on a CPU this is ours")
+
+
+def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The output and the gradients of all inputs that require one, for a random incoming gradient (the last input)."""
+
+    def both(*inputs: Tensor) -> Any:
+        *inputs, grad = inputs
+        out = function(*inputs)
+        wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+        return out, torch.autograd.grad(out, wanted, grad)
+
+    return both
+
+
+# grid, window, shift, pool, relative position
+VARIANTS = {
+    "whole map 1/16": ((16, 12), None, False, False, False),
+    "8x8 1/8": ((32, 24), (8, 8), False, False, False),
+    "8x8 shift 1/8": ((32, 24), (8, 8), True, False, False),
+    "8x8 shift+pool+position 1/8": ((32, 24), (8, 8), True, True, True),
+    "16x12 shift+pool+position 1/8": ((32, 24), (16, 12), True, True, True),
+    "whole map 1/8": ((32, 24), None, False, False, False),
+    "8x8 pool 512": ((64, 64), (8, 8), False, True, False),
+}
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
+    grid, window, shifted, pool, position = VARIANTS[variant]
+    if size.name != "B" and variant != "whole map 1/16":
+        pytest.skip("1/8 and 512 are measured for B")
+    if quick and (backward or variant not in ("whole map 1/16", "8x8 shift+pool+position 1/8")):
+        pytest.skip("not in a quick run")
+    batch = size.batch if "512" not in variant else max(1, size.batch // 8)
+    heads, width = size.heads, size.width // size.heads
+    h, w = window or grid
+    shift = (h // 2, w // 2) if shifted else (0, 0)
+    tokens = grid[0] * grid[1]
+
+    def make(seed):
+        qkv = randn(seed, batch, tokens, 3, heads, width, device=on, dtype=dtype).requires_grad_(backward)
+        tables = [randn(seed + i, 2 * s - 1, width, device=on, dtype=dtype) * 0.1 for i, s in enumerate((h, w))]
+        grad = randn(seed + 7, batch, tokens, size.width, device=on, dtype=dtype)
+        return (qkv, *(tables if position else ()), *((grad,) if backward else ()))
+
+    def attention(impl=None):
+        def run(qkv, *tables):
+            rel_pos = tables if position else None
+            return F.attention(qkv, grid, window, shift, pool, rel_pos, impl=impl)
+
+        return with_gradients(run) if backward else torch.no_grad()(run)
+
+    def softmax(qkv):  # as in the official code
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weights = ((q * width**-0.5) @ k.transpose(-2, -1)).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    contenders = [Contender("ours", attention())]
+    contenders.append(Contender("partition + SDPA", **on_gpus_only(attention("reference"), machine)))
+    contenders.append(
+        Contender("torch.compile of it", **compiled(attention("reference"), quick or backward, machine), graph=True)
+    )
+    if window is None:
+        contenders.append(Contender("softmax", with_gradients(softmax) if backward else torch.no_grad()(softmax)))
+        contenders.append(Contender("SDPA", attention("sdpa")))
+        for package in ("flash_attn", "xformers"):
+            there = machine.cuda and find_spec(package) is not None and dtype != torch.float32
+            missing = None if there else f"{package} is not installed here, or needs a GPU and 16 bit"
+            contenders.append(Contender(package, attention(package) if there else None, missing))
+    if window is not None and not pool and not position:
+        contenders.append(flex_attention(Windows(grid, window, shift), machine, quick or backward, batch, heads))
+    windows = Windows(grid, (h, w), shift)
+    tables = make(0)[1:3] if position else (None, None)
+    flops, moved = declared("attention", make(0)[0], windows, pool, *tables, width**-0.5, None, ARCH)
+    if backward and flops is not None:  # five products for two, and qkv, out and their gradients
+        flops, moved = flops * 7 // 2, 3 * moved
+    name = f"attention {size.name} {variant}{' forward+backward' if backward else ''}"
+    extra = dict(model=size.name, layer="attention", calls=_depth(size)) if variant == "whole map 1/16" else {}
+    agree = close(TOLERANCE[dtype] * (2 if backward else 1))
+    compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, {} if backward else extra))
+
+
+def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:
+    """FlexAttention over raster tokens with the windows as a block mask."""
+    if skip or not machine.cuda:
+        return Contender("FlexAttention", None, "compared on GPUs, forward")
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    (rows, columns), (h, w), (sy, sx) = windows.grid, windows.window, windows.shift
+
+    def window_of(token):
+        y, x = (token // columns - sy) % rows, (token % columns - sx) % columns
+        return y // h, x // w, y >= rows - sy, x >= columns - sx  # the last two: rolled around the border
+
+    def visible(_b, _h, q, k):
+        same = [a == b for a, b in zip(window_of(q), window_of(k), strict=True)]
+        return same[0] & same[1] & same[2] & same[3]
+
+    n = rows * columns
+    mask = create_block_mask(visible, None, None, n, n, device="cuda")
+    run = torch.compile(lambda q, k, v: flex(q, k, v, block_mask=mask))
+
+    @torch.no_grad()
+    def attention(qkv):
+        return run(*(x.transpose(1, 2) for x in qkv.unbind(2))).transpose(1, 2).flatten(2)
+
+    return Contender("FlexAttention", attention)
+
+
+def _depth(size: Model) -> int:
+    return {"S": 12, "B": 12, "L": 24, "H": 32}[size.name]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("mixed", [True, False], ids=["mixed tasks", "one task"])
+def test_split_ffn(compare, machine, quick, size, dtype, on, mixed, backward):
+    if quick and backward:
+        pytest.skip("not in a quick run")
+    c, p, t, b, n = size.width, size.part_features, size.tasks, size.batch, 192
+    f = 4 * c
+
+    def make(seed):
+        shapes = [(b, n, c), (f, c), (f,), (c - p, f), (c - p,), (t, p, f), (t, p)]
+        scales = [1, c**-0.5, 0.1, f**-0.5, 0.1, f**-0.5, 0.1]
+        tensors = [randn(seed + i, *s, device=on, dtype=dtype) * k for i, (s, k) in enumerate(zip(shapes, scales))]
+        tensors = [x.detach().requires_grad_(backward) for x in tensors]
+        task = torch.arange(b, device=on) % t if mixed else torch.full((b,), 3, device=on)
+        return (*tensors, task, *((randn(seed + 9, b, n, c, device=on, dtype=dtype),) if backward else ()))
+
+    def wrap(function):
+        return with_gradients(function) if backward else torch.no_grad()(function)
+
+    def dense(x, fc1_w, fc1_b, fc2_w, fc2_b, expert_w, expert_b, task):
+        weight, bias = torch.cat([fc2_w, expert_w[3]]), torch.cat([fc2_b, expert_b[3]])
+        return nnF.linear(nnF.gelu(nnF.linear(x, fc1_w, fc1_b)), weight, bias)
+
+    def impl(*inputs):
+        return F.split_ffn(*inputs, impl="reference")
+
+    contenders = [
+        Contender("ours", wrap(F.split_ffn)),
+        Contender("selected experts (reference)", **on_gpus_only(wrap(impl), machine)),
+        Contender("torch.compile of it", **compiled(wrap(impl), quick or backward, machine)),
+        Contender("masked experts (official)", wrap(masked_experts.official)),
+        Contender("masked experts (Hugging Face)", wrap(masked_experts.hugging_face)),
+    ]
+    if not mixed:
+        contenders.append(Contender("dense, merged by hand", wrap(dense)))
+    values = make(0)[:8]
+    flops, moved = declared("split_ffn", *values, None, False, ARCH)
+    if backward and flops is not None:
+        flops, moved = 3 * flops, 3 * moved
+    name = f"split_ffn {size.name} {'mixed tasks' if mixed else 'one task'}{' forward+backward' if backward else ''}"
+    compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype] * 2), flops, moved))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+def test_layer_norm(compare, machine, quick, size, dtype, on, backward):
+    b, n, c = size.batch, 192, size.width
+
+    def make(seed):
+        x, residual, grad = (randn(seed + i, b, n, c, device=on, dtype=dtype) for i in range(3))
+        weight, bias = (randn(seed + 5 + i, c, device=on, dtype=dtype) for i in range(2))
+        tensors = [t.requires_grad_(backward) for t in (x, weight, bias, residual)]
+        return (*tensors, *((grad,) if backward else ()))
+
+    def wrap(function):
+        return with_gradients(function) if backward else torch.no_grad()(function)
+
+    def ours(x, weight, bias, residual):
+        return F.layer_norm(x, weight, bias, residual=residual)[1]
+
+    def torch_native(x, weight, bias, residual):
+        return nnF.layer_norm(x + residual, (c,), weight, bias, 1e-6)
+
+    def reference(x, weight, bias, residual):
+        return layer_norm_reference(x.flatten(0, 1), residual.flatten(0, 1), weight, bias, 1e-6)[1].view(x.shape)
+
+    contenders = [
+        Contender("ours", wrap(ours)),
+        Contender("torch", wrap(torch_native)),
+        Contender("torch.compile of it", **compiled(wrap(torch_native), quick or backward, machine)),
+        Contender("reference", **on_gpus_only(wrap(reference), machine)),
+    ]
+    x, weight, bias, residual = make(0)[:4]
+    _, moved = declared("layer_norm", x.flatten(0, 1), residual.flatten(0, 1), weight, bias, 1e-6)
+    name = f"layer_norm {size.name} with residual{' forward+backward' if backward else ''}"
+    moved = moved if moved is None or not backward else 5 * moved // 2
+    compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype]), None, moved))
+
+
+@pytest.mark.parametrize("layer", ["qkv", "proj", "fc1", "fc2"])
+def test_linear(compare, machine, quick, size, dtype, on, layer):
+    """The four products of a block with what belongs to them; qkv and fc1 with LayerNorm, on a GPU folded in."""
+    c = size.width
+    inputs, outputs = {"qkv": (c, 3 * c), "proj": (c, c), "fc1": (c, 4 * c), "fc2": (4 * c, c)}[layer]
+    folded, gelu = layer in ("qkv", "fc1") and machine.cuda, layer == "fc1"
+    b, n = size.batch, 192
+
+    def make(seed):
+        x = randn(seed, b, n, inputs, device=on, dtype=dtype)
+        weight = randn(seed + 1, outputs, inputs, device=on, dtype=dtype) * inputs**-0.5
+        bias = randn(seed + 2, outputs, device=on, dtype=dtype)
+        return x, weight, bias, randn(seed + 3, b, n, outputs, device=on, dtype=dtype)
+
+    norm = layer in ("qkv", "fc1")
+
+    def ours(x, weight, bias, residual):
+        if folded:
+            statistics = (*F.layer_norm_statistics(x), weight.float().sum(1))
+            return F.linear(x, weight, bias, gelu, None, statistics)
+        x = F.layer_norm(x, torch.ones_like(x[0, 0]), torch.zeros_like(x[0, 0])) if norm else x
+        return F.linear(x, weight, bias, gelu, None if norm else residual)
+
+    def plain(x, weight, bias, residual):
+        x = nnF.layer_norm(x, (inputs,), eps=1e-6) if norm else x
+        y = nnF.linear(x, weight, bias)
+        y = nnF.gelu(y) if gelu else y
+        return y if norm else y + residual
+
+    contenders = [
+        Contender("ours", torch.no_grad()(ours)),
+        Contender("torch", torch.no_grad()(plain)),
+        Contender("torch.compile of it", **compiled(torch.no_grad()(plain), quick, machine)),
+    ]
+    x, weight, bias, residual = make(0)
+    rows, sums = x.flatten(0, 1), torch.empty(outputs, device="meta")
+    moments = torch.empty(b * n, device="meta")
+    norm_arguments = (moments, moments, sums) if norm else None
+    rest = None if norm else residual.flatten(0, 1)
+    flops, moved = declared("linear", rows, weight, bias, gelu, rest, norm_arguments, ARCH)
+    extra = dict(model=size.name, layer=layer, calls=_depth(size))
+    name = f"linear {size.name} {layer}"
+    compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype]), flops, moved, extra))
+
+
+def test_patch_embed(compare, machine, quick, size, dtype, on):
+    b, c = size.batch, size.width
+
+    def make(seed):
+        shapes = [(b, 3, 256, 192), (c, 3, 16, 16), (c,), (192, c)]
+        scales = [1, 768**-0.5, 1, 0.1]
+        return tuple(randn(seed + i, *s, device=on, dtype=dtype) * k for i, (s, k) in enumerate(zip(shapes, scales)))
+
+    def convolution(images, weight, bias, position):
+        return nnF.conv2d(images, weight, bias, 16, 2).flatten(2).transpose(1, 2) + position
+
+    contenders = [
+        Contender("ours", torch.no_grad()(F.patch_embed)),
+        Contender("convolution + position", torch.no_grad()(convolution)),
+        Contender("torch.compile of it", **compiled(torch.no_grad()(convolution), quick, machine)),
+    ]
+    flops, moved = declared("patch_embed", *make(0), (16, 12), 16, 2, ARCH)
+    extra = dict(model=size.name, layer="patch_embed", calls=1)
+    agree = close(TOLERANCE[dtype])
+    compare(Case("ops", f"patch_embed {size.name}", dtype, b, make, contenders, agree, flops, moved, extra))
+
+
+def test_deconv(compare, machine, quick, size, dtype, on):
+    """The whole classic decoder: two deconvolutions with BatchNorm and ReLU, and the predictor."""
+    b, c, d, k = size.batch, size.width, size.decoder_width, size.keypoints
+
+    def make(seed):
+        shapes = [(b, 192, c), (c, d, 4, 4), (d, d, 4, 4), (k, d), (k,), *[(d,)] * 8]
+        scales = [1, (4 * c) ** -0.5, (4 * d) ** -0.5, d**-0.5, 1, *[0.1] * 8]
+        return tuple(randn(seed + i, *s, device=on, dtype=dtype) * x for i, (s, x) in enumerate(zip(shapes, scales)))
+
+    def norms(values):
+        gain, bias, mean, spread = values
+        return 1 + gain, bias, mean, 1 + spread.abs()
+
+    packed: dict[int, Any] = {}
+
+    @torch.no_grad()
+    def ours(x, first, second, weight, bias, *values):
+        key = first.data_ptr()
+        if key not in packed:  # done once, when a model is frozen
+            packed[key] = [pack_deconv(first, *norms(values[:4])), pack_deconv(second, *norms(values[4:]))]
+        (w1, b1), (w2, b2) = packed[key]
+        x = F.deconv(x, w1, b1, (16, 12))
+        return F.deconv(x, w2, b2, (32, 24), (weight, bias))
+
+    @torch.no_grad()
+    def cudnn(x, first, second, weight, bias, *values, channels_last=False):
+        x = x.transpose(1, 2).unflatten(2, (16, 12))
+        x = x if channels_last else x.contiguous()
+        for kernel, part in ((first, values[:4]), (second, values[4:])):
+            gain, shift, mean, variance = norms(part)
+            x = nnF.conv_transpose2d(x, kernel, None, 2, 1)
+            x = nnF.batch_norm(x, mean, variance, gain, shift).relu()
+        return nnF.conv2d(x, weight[:, :, None, None], bias)
+
+    contenders = [
+        Contender("ours", ours),
+        Contender("convolutions NCHW", cudnn),
+        Contender("convolutions channels-last", lambda *inputs: cudnn(*inputs, channels_last=True)),
+        Contender("torch.compile of it", **compiled(lambda *i: cudnn(*i, channels_last=True), quick, machine)),
+    ]
+    values = make(0)
+    w1, w2 = (torch.empty(4, 4, s, d, device="meta", dtype=dtype) for s in (c, d))
+    between = torch.empty(b, 768, d, device="meta", dtype=dtype)
+    bias = values[5]
+    one = declared("deconv", values[0], w1, bias, (16, 12), None, None, ARCH)
+    two = declared("deconv", between, w2, bias, (32, 24), values[3], values[4], ARCH)
+    flops, moved = (None if a is None or b_ is None else a + b_ for a, b_ in zip(one, two, strict=True))
+    extra = dict(model=size.name, layer="decoder", calls=1)
+    agree = close(TOLERANCE[dtype] * 2)
+    compare(Case("ops", f"deconv {size.name} decoder", dtype, b, make, contenders, agree, flops, moved, extra))
+
+
+def bumps(seed: int, batch: int, device: torch.device, dtype: torch.dtype, keypoints: int = 17) -> Tensor:
+    """Heatmaps with one peak each, away from the border, and a little noise."""
+    draw = torch.Generator(device).manual_seed(seed)
+    x, y = (torch.rand(batch, keypoints, 1, 1, generator=draw, device=device) * (s - 20) + 10 for s in (48, 64))
+    rows, columns = (torch.arange(float(s), device=device) for s in (64, 48))
+    maps = torch.exp(-((columns - x) ** 2 + (rows[:, None] - y) ** 2) / 8)
+    return (maps + 0.003 * torch.rand(maps.shape, generator=draw, device=device)).to(dtype)
+
+
+def same_keypoints(pixels: float) -> Callable[[Any, Any], None]:
+    """Agreement of keypoints (first output): their distance, at the median; implementations blur differently."""
+
+    def agree(right: Any, other: Any) -> None:
+        distance = (right[0].double().cpu() - other[0].double().cpu()).norm(dim=-1)
+        assert right[0].shape == other[0].shape and float(distance.median()) <= pixels, f"median {distance.median()} px"
+
+    return agree
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["", "flip"])
+@pytest.mark.parametrize("people_count", [8, 64])
+def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
+    boxes = torch.tensor(people(1, people_count))
+    centers = (boxes[:, :2] + boxes[:, 2:] / 2).to(on)
+    scales = torch.stack([boxes[:, 3] * 0.75, boxes[:, 3]], 1).mul(1.25).to(on)
+
+    def make(seed):
+        maps = bumps(seed, people_count, on, dtype)
+        permuted = maps.flip(-1)[:, flip_permutation(17, COCO_PAIRS)].contiguous()
+        return (maps, permuted) if flip else (maps,)
+
+    def ours(maps, flipped=None, impl=None):
+        pairs = COCO_PAIRS if flip else None
+        return F.heatmap_decode(maps, "udp", 11, flipped, pairs, centers, scales, impl=impl)
+
+    def on_host(decode):
+        def run(maps, flipped=None):
+            if flipped is not None:
+                maps = (maps + flipped.flip(-1)[:, flip_permutation(17, COCO_PAIRS)]) / 2
+            return decode(maps.float().cpu())
+
+        return run
+
+    no_cv2, no_hf = decoding.why_missing(), hugging_face.why_missing()
+    process = None if no_hf else hugging_face.processor()
+    xywh = torch.cat([centers - scales / 2.5, scales / 1.25], 1).tolist()
+
+    def mmpose(maps):
+        return decoding.mmpose_udp(maps, centers.cpu(), scales.cpu())
+
+    def theirs(maps):
+        return hugging_face.decode(process, maps, [xywh])
+
+    contenders = [
+        Contender("ours", ours),
+        Contender("reference", **on_gpus_only(lambda *maps: ours(*maps, impl="reference"), machine)),
+        Contender("mmpose-style numpy (eager, CPU)", None if no_cv2 else on_host(mmpose), no_cv2, graph=False),
+        Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, graph=False),
+    ]
+    maps = make(0)
+    permutation = flip_permutation(17, COCO_PAIRS if flip else None)
+    flipped = maps[1] if flip else None
+    _, moved = declared("heatmap_decode", maps[0], "udp", 11, flipped, permutation, centers, scales, False)
+    name = f"heatmap_decode {people_count} people{' flip' if flip else ''}"
+    compare(Case("ops", name, dtype, people_count, make, contenders, same_keypoints(1.0), None, moved))
+
+
+@pytest.mark.parametrize("people_count", [8, 64])
+def test_crop(compare, machine, dtype, on, people_count):
+    boxes = people(2, people_count)
+    double = torch.tensor(boxes, dtype=torch.float64)
+
+    def make(seed):
+        return (torch.from_numpy(frame(seed)).to(on),)
+
+    no_cv2, no_hf = decoding.why_missing(), hugging_face.why_missing()
+    process = None if no_hf else hugging_face.processor()
+
+    def opencv(image):
+        return decoding.opencv_crop(image, double)
+
+    def theirs(image):
+        return process(images=[image.cpu().numpy()], boxes=[boxes], return_tensors="pt")["pixel_values"]
+
+    contenders = [
+        Contender("ours", lambda image: F.crop(image, double, dtype=dtype), graph=False),
+        Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False),
+        Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False),
+    ]
+    moved = people_count * 256 * 192 * (12 + 3 * dtype.itemsize)  # gathered pixels, and the crops
+    agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
+    compare(Case("ops", f"crop {people_count} people", dtype, people_count, make, contenders, agree, None, moved))
+
+
+def keypoints(seed: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B, 17, 2] in crop pixels, visibility [B, 17] of which a fifth is 0."""
+    draw = torch.Generator(device).manual_seed(seed)
+    points = torch.rand(batch, 17, 2, generator=draw, device=device) * torch.tensor([191.0, 255.0], device=device)
+    return points, (torch.rand(batch, 17, generator=draw, device=device) > 0.2).float()
+
+
+def test_heatmap_target(compare, machine, quick, on):
+    batch = 64 if machine.cuda else 8
+
+    def target(impl=None):
+        return lambda points, visible: F.heatmap_target(points, visible, (64, 48), impl=impl)
+
+    def mmpose(points, visible):
+        return decoding.mmpose_target(points.cpu(), visible.cpu())
+
+    contenders = [
+        Contender("ours", target()),
+        Contender("reference", **on_gpus_only(target("reference"), machine)),
+        Contender("torch.compile of it", **compiled(target("reference"), quick, machine)),
+        Contender(
+            "mmpose-style numpy (eager, CPU)", lambda p, v: decoding.mmpose_target(p.cpu(), v.cpu()), graph=False
+        ),
+    ]
+    moved = batch * 17 * 64 * 48 * 4
+    make = lambda seed: keypoints(seed, batch, on)
+    compare(Case("ops", "heatmap_target", torch.float32, batch, make, contenders, close(1e-2), None, moved))
+
+
+def test_heatmap_loss(compare, machine, quick, dtype, on):
+    """Forward and backward: the gradient of the heatmaps."""
+    batch = 64 if machine.cuda else 8
+
+    def make(seed):
+        return bumps(seed, batch, on, dtype).requires_grad_(), *keypoints(seed, batch, on), torch.rand((), device=on)
+
+    def materialised(maps, points, visible):
+        target, weight = F.heatmap_target(points, visible, (64, 48), impl="reference")
+        return ((maps.float() - target).square() * weight[..., None, None]).mean()
+
+    def loss(impl=None):
+        return with_gradients(lambda maps, points, visible: F.heatmap_loss(maps, points, visible, impl=impl))
+
+    contenders = [
+        Contender("ours", loss()),
+        Contender("reference", **on_gpus_only(loss("reference"), machine)),
+        Contender("target + weighted MSE", with_gradients(materialised)),
+        Contender("torch.compile of it", **compiled(with_gradients(materialised), True, machine)),
+    ]
+    moved = 3 * batch * 17 * 64 * 48 * dtype.itemsize
+    agree = close(TOLERANCE[dtype])
+    compare(Case("ops", "heatmap_loss forward+backward", dtype, batch, make, contenders, agree, None, moved))

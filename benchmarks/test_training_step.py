@@ -1,0 +1,84 @@
+"""One step of training: time, FLOP utilisation and memory, against eager PyTorch with automatic mixed precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vitpose_fast as vp
+from benchmarks.harness import Case, Contender, close
+from benchmarks.models import crops, network_work, official_twin, random_model
+from benchmarks.test_ops import keypoints
+from vitpose_fast import functional as F
+
+# Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).
+ROWS = {
+    "1/16": (16, "full", (8, 8), 14090),
+    "1/8 full": (8, "full", (8, 8), 36141),
+    "1/8 window 8x8": (8, "window", (8, 8), 21161),
+    "1/8 window+shift 8x8": (8, "window+shift", (8, 8), 21161),
+    "1/8 window+pool 8x8": (8, "window+pool", (8, 8), 22893),
+    "1/8 window+shift+pool 8x8": (8, "window+shift+pool", (8, 8), 22893),
+    "1/8 window+full 8x8": (8, "window+full", (8, 8), 28594),
+    "1/8 window+shift+pool 16x12": (8, "window+shift+pool", (16, 12), 26778),
+}
+
+
+class Step:
+    """A model with its optimizer; calling it trains one batch and returns loss and gradient norm."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], precision: torch.dtype) -> None:
+        self.model, self.loss, self.precision = model.train(), loss, precision
+        self.device = next(model.parameters()).device
+        # The rate is tiny: contenders stay equal, the arithmetic is that of any other.
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, weight_decay=0.1)
+
+    def __call__(self, images: Tensor, points: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            heatmaps = self.model(images)
+        loss = self.loss(heatmaps, points, visible)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.detach(), norm.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that stays in memory between steps."""
+        values = list(self.model.parameters()) + list(self.model.buffers())
+        values += [p.grad for p in self.model.parameters() if p.grad is not None]
+        values += [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        return {str(i): v for i, v in enumerate(values)}
+
+
+def materialised(heatmaps: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+    target, weight = F.heatmap_target(points, visible, heatmaps.shape[-2:], impl="reference")
+    return ((heatmaps.float() - target).square() * weight[..., None, None]).mean()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_training_step(compare, machine, quick, row):
+    if quick and row not in ("1/16", "1/8 window+shift+pool 8x8"):
+        pytest.skip("not in a quick run")
+    stride, attention, window, paper_memory = ROWS[row]
+    name, batch = ("vitpose-b", 64) if machine.cuda else ("vitpose-tiny", 2)
+    dtype = torch.bfloat16 if machine.cuda else torch.float32
+    options: dict[str, Any] = dict(patch_stride=stride, attention=attention, window=window, drop_path=0.0)
+    model = random_model(name, machine.device, **options)
+    official = official_twin(model, torch.float32)
+    steps = {"vitpose_fast": Step(model, vp.HeatmapLoss(), dtype)}
+    steps["eager PyTorch"] = Step(official, materialised, dtype)
+
+    def make(seed):
+        return (crops(seed, batch, model, torch.float32), *keypoints(seed, batch, machine.device))
+
+    contenders = [Contender(n, step, graph=False, module=step) for n, step in steps.items()]
+    work = network_work(model.config, batch, 4)
+    extra = {"paper_memory_m": paper_memory if machine.cuda else None, "mfu": None}
+    title = f"{name.replace('vitpose', 'ViTPose')} {row}"
+    flops = 3 * work["flops"]
+    compare(Case("training", title, dtype, batch, make, contenders, close(0.1), flops, None, extra))

@@ -1,0 +1,197 @@
+"""Fairness of the benchmarks: equal outputs, random data, a clock that waits, nobody missing silently."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from benchmarks import machine as machine_file
+from benchmarks.harness import Case, Contender, close, declared, measure, tensors_of
+from benchmarks.machine import Machine
+from vitpose_fast import bench
+from vitpose_fast.__main__ import run
+
+FIELDS = {
+    "suite", "name", "implementation", "dtype", "batch", "graphed", "median_ms", "p10_ms", "p90_ms", "p99_ms",
+    "per_second", "peak_mib", "flops", "bytes", "roofline_fraction", "missing", "extra",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return Machine("cpu", quick=True)
+
+
+def case(*contenders, make=None, **options):
+    make = make or (lambda seed: (torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)),))
+    options = dict(suite="ops", name="square", dtype=torch.float32, batch=4, agree=close(1e-5)) | options
+    return Case(make=make, contenders=contenders, **options)
+
+
+def square(x):
+    return x @ x
+
+
+def test_one_record_for_each_with_all_fields(machine):
+    ours, rival = Contender("ours", square), Contender("rival", lambda x: torch.mm(x, x))
+    absent = Contender("absent", None, "it is not installed")
+    records = measure(case(ours, rival, absent, flops=2 * 64**3, extra={"layer": "x"}), machine, 0.01)
+    assert [r["implementation"] for r in records] == ["ours", "rival", "absent"]
+    assert all(set(r) >= FIELDS for r in records) and all(r["extra"] == {"layer": "x"} for r in records)
+    for record in records[:2]:
+        assert 0 < record["p10_ms"] <= record["median_ms"] <= record["p90_ms"] <= record["p99_ms"]
+        assert record["per_second"] == pytest.approx(4e3 / record["median_ms"])
+        assert record["missing"] is None and 0 < record["roofline_fraction"] < 4
+    numbers = [
+        v for k, v in records[2].items() if k not in ("suite", "name", "implementation", "dtype", "batch", "extra")
+    ]
+    assert records[2]["missing"] == "it is not installed" and set(numbers) == {None, False, "it is not installed"}
+
+
+def test_a_rival_that_computes_something_else_fails(machine):
+    wrong = [lambda x: 1.01 * (x @ x), lambda x: (x @ x)[:32], lambda x: torch.full_like(x, float("nan"))]
+    for function in wrong:
+        with pytest.raises(AssertionError, match="square: rival is not ours: outputs differ"):
+            measure(case(Contender("ours", square), Contender("rival", function)), machine, 0.01)
+    for other in ("fast", None, 3):
+        with pytest.raises(TypeError, match="a contender returned a"):
+            tensors_of([torch.ones(1), other])
+
+
+def test_nothing_is_timed_on_zeros(machine):
+    for value in (torch.zeros(8, 8), torch.full((8, 8), 2.0), torch.full((8, 8), float("nan"))):
+        with pytest.raises(AssertionError, match="input 0 is constant or not finite"):
+            measure(case(Contender("ours", square), make=lambda seed, value=value: (value,)), machine, 0.01)
+
+
+def test_a_timing_that_does_not_wait_cannot_pass(machine):
+    """The work happens in a thread; the call comes back at once with memory that is filled later."""
+    threads = []
+
+    def later(x):
+        out = torch.empty_like(x)
+        threads.append(threading.Thread(target=lambda: (time.sleep(0.1), torch.mm(x, x, out=out))))
+        threads[-1].start()
+        if len(threads) == 1:  # the outputs that are compared are right
+            threads[0].join()
+        return out
+
+    def make(seed):
+        return (torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)),)
+
+    with pytest.raises(AssertionError, match="times what the machine can; the timing did not wait"):
+        measure(case(Contender("ours", later), make=make, flops=2 * 1024**3), machine, 0.01)
+    for thread in threads:
+        thread.join()
+
+
+def test_contenders_take_turns(machine):
+    order = []
+
+    def turn(name):
+        return lambda x: (order.append(name), x @ x)[1]
+
+    measure(case(Contender("a", turn("a")), Contender("b", turn("b")), Contender("c", turn("c"))), machine, 0.001)
+    timed = "".join(order)
+    assert timed.startswith("abc" * 4) and timed == "abc" * (len(timed) // 3)
+
+
+class Gpu(Machine):
+    """A machine that says it has graphs; they run here."""
+
+    def __init__(self):
+        self.device, self.cuda, self.most_believable = torch.device("cpu"), True, 1e9
+        self.tflops, self.copy_tb_s = {torch.float32: 1.0}, 1.0
+        self.recorded = 0
+
+    def record(self, call):
+        self.recorded += 1
+        return call
+
+    def time(self, calls):
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - started) * 1e3
+
+    def extra_mib(self, call):
+        return 2.0
+
+
+def test_graphs_on_both_sides_or_the_row_says_eager():
+    gpu = Gpu()
+    eager = Contender("rival", square, graph=False)
+    with pytest.raises(AssertionError, match="rival runs without graphs beside others with them; call it eager"):
+        measure(case(Contender("ours", square), eager), gpu, 0.001)
+    named = Contender("rival (eager)", square, graph=False, module=torch.nn.Linear(512, 512, bias=False))
+    own = Contender("compiled", square, own_graph=True)
+    records = measure(case(Contender("ours", square), named, own), gpu, 0.001)
+    assert [r["graphed"] for r in records] == [True, False, True]
+    inputs = 64 * 64 * 4 / 2**20
+    assert [r["peak_mib"] for r in records] == pytest.approx([2 + inputs, 3 + inputs, 2 + inputs])
+    assert gpu.recorded % 2 == 0 and gpu.recorded >= 32  # one graph per set of inputs, more sets than fit the caches
+
+
+def test_work_comes_from_the_declaration_of_the_op():
+    pytest.importorskip("triton")
+    x, weight, bias = torch.randn(6, 32), torch.randn(16, 32), torch.randn(16)
+    flops, moved = declared("linear", x, weight, bias, False, None, None, 90)
+    assert flops == 2 * 6 * 16 * 32 and moved == 4 * (6 * 32 + 16 * 32 + 16 + 6 * 16)
+
+
+def test_the_environment_is_stamped(machine, monkeypatch):
+    stamp = machine.environment(None, "pytest benchmarks/", True)
+    assert stamp["torch"] == torch.__version__ and stamp["device"] and stamp["quick"] is True
+    assert (
+        stamp["matmul_tflops"] > 0 and stamp["copy_tb_s"] > 0 and set(stamp) >= {"driver", "triton", "commit", "dirty"}
+    )
+    monkeypatch.setattr(machine_file, "_run", lambda *command: None)  # no git
+    assert machine.environment(None, "", True)["commit"] is None
+    given = machine.environment("abc123", "", True)
+    assert given["commit"] == "abc123" and given["dirty"] is None
+
+
+def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path):
+    """As a user calls it, in a process of its own, with few packages: opencv and transformers are hidden."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for package in ("tyro", "pycocotools", "simplejpeg"):
+        (hidden / f"{package}.py").write_text("raise ImportError('not here')\n")
+    environment = os.environ | {"PYTHONPATH": str(hidden), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "vitpose_fast", "bench", "--suites", "ops", "--quick", "--device", "cpu"]
+    command += ["--commit", "abc123", "--out", str(out), "-k", "layer_norm and forward and not backward"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert found["environment"]["commit"] == "abc123" and found["environment"]["quick"]
+    records = found["records"]
+    assert {r["implementation"] for r in records} >= {"ours", "torch", "torch.compile of it"}
+    absent = [r for r in records if r["missing"]]
+    assert absent and all(r["median_ms"] is None for r in absent)
+    assert all(set(r) >= FIELDS for r in records) and "records in" in done.stdout
+
+
+def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "vitpose_fast" / "bench.py"))
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: bench.main([])) == 1
+    assert "there are no benchmarks here; run it in a checkout" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert run(lambda: bench.main([])) == 1
+    assert "needs pytest and pytest_benchmark" in capsys.readouterr().err
+
+
+def test_time_over_means_no_new_benchmark(root, tmp_path):
+    command = [sys.executable, "-m", "vitpose_fast", "bench", "--quick", "--minutes", "0", "--device", "cpu"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "no.json")], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0 and " skipped" in done.stdout and " passed" not in done.stdout
+    assert not (tmp_path / "no.json").exists()
