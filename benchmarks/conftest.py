@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def machine(request, quick) -> Machine:
 
 @pytest.fixture(scope="session")
 def results(request, machine, quick):
-    command = shlex.join(["pytest", *request.config.invocation_params.args])
+    command = _command(request.config.invocation_params.args)
     environment = machine.environment(request.config.getoption("--commit"), command, quick)
     found = Results(machine, request.config.getoption("--out"), environment)
     request.config.stash[_RESULTS] = found
@@ -83,6 +84,16 @@ def pytest_terminal_summary(terminalreporter, config):
     results = config.stash.get(_RESULTS, None)
     if results is not None and results.records:
         terminalreporter.write_line(f"{len(results.records)} records in {results.path}")
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command for a reader: without the place of its result file, and files as seen from the checkout."""
+    out, skip = ["pytest"], False
+    for argument in arguments:
+        if not skip and argument != "--out" and not argument.startswith("--out="):
+            out.append(argument.removeprefix(f"{ROOT}/"))
+        skip = argument == "--out"
+    return shlex.join(out)
 
 
 @pytest.fixture

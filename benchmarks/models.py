@@ -38,9 +38,10 @@ def random_model(name: str, device: torch.device, seed: int = 0, **options: Any)
 
 def official_twin(model: ViTPose, dtype: torch.dtype) -> OfficialViTPose:
     """The official way with the weights of `model`, in evaluation mode on its device."""
-    with torch.device("meta"):
+    windows = model.config.attention != "full"  # their masks are computed when the model is made
+    with model.device if windows else torch.device("meta"):
         official = OfficialViTPose(model.config)
-    official = official.to_empty(device=model.device)
+    official = official if windows else official.to_empty(device=model.device)
     official.load_state_dict(model.state_dict())
     return official.to(dtype).eval()
 

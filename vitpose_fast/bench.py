@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
     names = list(SUITES) if options.all else options.suites
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable-gc"]
     command += ["--benchmark-columns=median,rounds", "--minutes", str(options.minutes)]
-    command += [str(folder / file) for suite, file in SUITES.items() if suite in names]
+    command += [f"benchmarks/{file}" for suite, file in SUITES.items() if suite in names]
     for flag in ("out", "device", "commit", "k"):
         if (value := getattr(options, flag)) is not None:
             value = value.absolute() if flag == "out" else value

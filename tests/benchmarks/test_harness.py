@@ -171,7 +171,10 @@ def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert found["environment"]["commit"] == "abc123" and found["environment"]["quick"]
+    stamp = found["environment"]
+    assert stamp["commit"] == "abc123" and stamp["quick"]
+    assert "benchmarks/test_ops.py" in stamp["command"] and str(root) not in stamp["command"]
+    assert "results.json" not in stamp["command"]  # the same command anywhere
     records = found["records"]
     assert {r["implementation"] for r in records} >= {"ours", "torch", "torch.compile of it"}
     absent = [r for r in records if r["missing"]]
