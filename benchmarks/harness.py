@@ -94,6 +94,22 @@ def close(tolerance: float) -> Callable[[Any, Any], None]:
     return agree
 
 
+def same_place(pixels: float) -> Callable[[Any, Any], None]:
+    """Agreement of keypoints, the first output: a quarter of them lie within some pixels of each other.
+
+    Maps of untrained networks have many nearly equal maxima, of which 16 bit and another blur may pick another one; by
+    chance, not even one keypoint in a hundred would lie so near.
+    """
+
+    def agree(right: Any, other: Any) -> None:
+        assert right[0].shape == other[0].shape, "outputs differ in shape"
+        distance = (right[0].double().cpu() - other[0].double().cpu()).norm(dim=-1).flatten()
+        quarter = float(distance.quantile(0.25))
+        assert quarter <= pixels, f"three quarters of the keypoints are {quarter:.1f} px apart or more"
+
+    return agree
+
+
 def check_random(inputs: Iterable[Any]) -> None:
     """Raise where a floating input is constant or not finite: power, and with it speed, depends on the data."""
     for i, x in enumerate(inputs):

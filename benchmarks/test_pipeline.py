@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vitpose_fast as vp
-from benchmarks.harness import Case, Contender
+from benchmarks.harness import Case, Contender, same_place
 from benchmarks.models import TASKS, frame, people, random_model
 from benchmarks.rivals import hugging_face
 from vitpose_fast.geometry import box_to_center_scale
@@ -39,11 +39,7 @@ def with_cpu_seconds(contender: Contender, values: tuple, count: int) -> Contend
     return replace(contender, extra={"cpu_seconds_per_1000": seconds})
 
 
-def near(right, other):
-    """Half of the keypoints within two hundredths of the frame: untrained maps have rivals for the maximum."""
-    distance = (right[0].double().cpu() - other[0].double().cpu()).norm(dim=-1)
-    assert right[0].shape == other[0].shape
-    assert float(distance.median()) <= 15, f"keypoints differ by {float(distance.median())} px at the median"
+NEAR = same_place(15.0)  # a fiftieth of the height of the frame
 
 
 def test_frames_to_keypoints(compare, machine, quick, size, dtype, count, flip):
@@ -82,7 +78,7 @@ def test_frames_to_keypoints(compare, machine, quick, size, dtype, count, flip):
     contenders = [with_cpu_seconds(c, make(0), count) for c in contenders]
     extra = {"people_per_frame": count, "flip_test": flip}
     name = f"ViTPose-{size.upper()} frame to keypoints, {count} people{', flip test' if flip else ''}"
-    compare(Case("pipeline", name, dtype, count, make, contenders, near, extra=extra, latency=count == 1), fewest=7)
+    compare(Case("pipeline", name, dtype, count, make, contenders, NEAR, extra=extra, latency=count == 1), fewest=7)
 
 
 def test_stream(compare, machine, quick, dtype):
@@ -111,7 +107,7 @@ def test_stream(compare, machine, quick, dtype):
     extra = {"people_per_frame": count / 8, "flip_test": False}
     frames = make(0)
     contenders = [with_cpu_seconds(c, frames, count) for c in contenders]
-    case = Case("pipeline", "stream of 8 frames", dtype, count, make, contenders, near, extra=extra)
+    case = Case("pipeline", "stream of 8 frames", dtype, count, make, contenders, NEAR, extra=extra)
     compare(case, fewest=7)
 
 
@@ -162,4 +158,4 @@ def test_mixed_tasks(compare, machine, quick, dtype, size):
         return (torch.from_numpy(frame(seed)),)
 
     contenders = [with_cpu_seconds(c, make(0), count) for c in contenders]
-    compare(Case("pipeline", name, dtype, count, make, contenders, near, extra=extra), fewest=3 if quick else 7)
+    compare(Case("pipeline", name, dtype, count, make, contenders, NEAR, extra=extra), fewest=3 if quick else 7)

@@ -50,8 +50,10 @@ def linear_reference(
         y = rstd[..., None] * (nnF.linear(x.to(exact), weight.to(exact)) - mean[..., None] * weight_sums)
         y = (y if bias is None else y + bias).to(x.dtype)
     if gelu:
-        y = nnF.gelu(y)
-    return y if residual is None else (y + residual).contiguous()
+        y = torch.ops.aten.gelu_(y)  # in place: `y` is ours, and fresh memory costs a CPU more than the GELU
+    if residual is None:
+        return y
+    return y.add_(residual) if y.dtype == residual.dtype else y + residual
 
 
 @triton_op("vitpose_fast::linear", mutates_args=())

@@ -16,6 +16,7 @@ what the wanted gradients need. Source: paper eq. 10 to 12 (ReLU there, GELU in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as nnF
@@ -71,6 +72,30 @@ def hidden_gradients_reference(
             per_sample = torch.bmm(d_expert.transpose(1, 2), hidden)  # [B, P, F]
             d_weight = torch.zeros_like(expert_weight).index_add(0, task, per_sample)
     return d_before, hidden, d_weight
+
+
+def _split_ffn_in_runs(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    shared_weight: Tensor,
+    shared_bias: Tensor,
+    expert_weight: Tensor,
+    expert_bias: Tensor,
+    task: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
+    """`split_ffn_reference` for inference on a CPU: neighbours of one task together, no expert's weights copied."""
+    hidden = torch.ops.aten.gelu_(nnF.linear(x, fc1_weight, fc1_bias))
+    out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
+    shared = shared_weight.shape[0]
+    out[..., :shared] = nnF.linear(hidden, shared_weight, shared_bias)
+    start = 0
+    for expert, same in groupby(task.tolist()):
+        end = start + len(list(same))
+        out[start:end, :, shared:] = nnF.linear(hidden[start:end], expert_weight[expert], expert_bias[expert])
+        start = end
+    return out if residual is None else out.add_(residual)
 
 
 @triton_op("vitpose_fast::split_ffn", mutates_args=())
@@ -247,6 +272,10 @@ def split_ffn(
     triton = choose_impl(op, impl, tensors[0]) == "triton"
     # What the FFN computes inside is needed again unless at most its last biases and the residual are trained.
     save = torch.is_grad_enabled() and any(tensors[i].requires_grad for i in (0, 1, 2, 3, 5))
+    watched = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, residual))
+    plain = may_look_at_values(task) and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
     with without_autocast(x):
+        if plain and not triton and not watched and not x.is_cuda:
+            return _split_ffn_in_runs(*tensors, task, residual)
         out, _ = _split_ffn(*tensors, task, residual, save, triton)
     return out

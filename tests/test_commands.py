@@ -70,6 +70,15 @@ def test_predict_boxes_by_image_id_and_file_name(folder, capsys):
     np.testing.assert_allclose(results[0]["keypoints"], expected.to_coco(1)[0]["keypoints"], atol=1e-3)
 
 
+def test_predict_frozen(folder, capsys):
+    assert run("predict", "photos", "--weights", "weights", "--out", "plain") == 0
+    assert run("predict", "photos", "--weights", "weights", "--freeze", "fp32", "--out", "frozen") == 0
+    assert "frozen to float32" in capsys.readouterr().out
+    plain, frozen = (json.loads(Path(f"{out}/results.json").read_text()) for out in ("plain", "frozen"))
+    scores = [[p["keypoints"][2::3] for p in people] for people in (plain, frozen)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
 def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
     Path("photos/2.png").write_bytes(b"broken")
     file = boxes(

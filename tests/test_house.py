@@ -75,6 +75,7 @@ def test_kernels_need_torch_and_triton_only(root):
         "__future__",
         "collections",
         "contextlib",
+        "itertools",
         "math",
         "os",
         "typing",

@@ -21,7 +21,9 @@ from vitpose_fast.draw import draw_poses, save_picture
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.images import SUFFIXES
 from vitpose_fast.models.config import PRESETS
+from vitpose_fast.models.vitpose import PoseModel
 from vitpose_fast.predictor import PosePredictor, pick_device
+from vitpose_fast.runtime import freeze
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class PredictConfig:
     min_keypoint_score: float = 0.2
     """Draw keypoints from this score on."""
     batch_size: int = 64
+    freeze: Literal["fp32", "bf16", "fp16"] | None = None
+    """Make the model ready for inference in this precision: takes seconds, pays for many images. None: as it is."""
     device: str | None = None
     """None: CUDA where there is one."""
 
@@ -61,7 +65,12 @@ def predict(args: list[str] | None = None) -> int:
     device = pick_device(config.device)
     out = make_folder(config.out)
     model = load_model(config.weights, task=config.task).to(device)
-    predictor = PosePredictor(model, config.flip_test, config.task, config.batch_size)
+    used: PoseModel = model
+    if config.freeze is not None:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.freeze]
+        used = frozen = freeze(model, model.resolve_task(config.task), dtype)
+        frozen.report()
+    predictor = PosePredictor(used, config.flip_test, config.task, config.batch_size)
     given: list[Path] = []
     decoded: dict[Path, Tensor] = {}  # until they are drawn: as many as the predictor holds
 

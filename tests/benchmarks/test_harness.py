@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import machine as machine_file
-from benchmarks.harness import Case, Contender, close, declared, measure, tensors_of
+from benchmarks.harness import Case, Contender, close, declared, measure, same_place, tensors_of
 from benchmarks.machine import Machine
 from vitpose_fast import bench
 from vitpose_fast.__main__ import run
@@ -63,6 +63,14 @@ def test_a_rival_that_computes_something_else_fails(machine):
     for other in ("fast", None, 3):
         with pytest.raises(TypeError, match="a contender returned a"):
             tensors_of([torch.ones(1), other])
+
+
+def test_keypoints_elsewhere_are_not_the_same():
+    points = torch.rand(8, 17, 2) * 200
+    same_place(4.0)((points,), (points + 2,))
+    for other in (points.flip(0), points + 5, points[:4], points * float("nan")):
+        with pytest.raises(AssertionError, match="px apart or more|differ in shape"):
+            same_place(4.0)((points,), (other,))
 
 
 def test_nothing_is_timed_on_zeros(machine):

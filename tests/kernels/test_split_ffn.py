@@ -49,6 +49,25 @@ def test_residual_is_added_and_its_gradient_is_the_incoming_one():
     assert torch.equal(torch.autograd.grad(out, residual, grad)[0], grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("task", [(0, 2, 2, 1), (1, 1, 1, 1), (2, 0, 2, 0), ()])
+@pytest.mark.parametrize("wide_residual", [None, False, True])
+def test_inference_on_the_cpu_gives_the_outputs_of_the_registered_op(dtype, task, wide_residual):
+    """It takes runs of one task at a time; the op selects every sample's weights."""
+    inputs = make(dtype, b=len(task), task=task)
+    inputs[7] = inputs[7].long()  # also without a sample
+    inputs[0] = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)
+    residual = None
+    if wide_residual is not None:
+        exact = torch.promote_types(dtype, torch.float32)
+        residual = torch.randn(inputs[0].shape).to(exact if wide_residual else dtype)
+    out = F.split_ffn(*inputs, residual=residual)
+    expected = OP(*inputs, residual, False, False)[0]
+    assert out.is_contiguous() and out.dtype == expected.dtype
+    tolerance = 16 * torch.finfo(dtype).eps * (1 + float(expected.abs().max() if len(task) else 0))
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
+
+
 def test_a_float32_residual_stays_float32_under_autocast():
     inputs = make(torch.float32)
     leaves = [t.requires_grad_() for t in (torch.randn(4, 3, 8), inputs[0])]
