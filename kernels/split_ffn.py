@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as nnF
@@ -276,6 +277,7 @@ def split_ffn(
     plain = may_look_at_values(task) and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
     with without_autocast(x):
         if plain and not triton and not watched and not x.is_cuda:
-            return _split_ffn_in_runs(*tensors, task, residual)
+            arguments: tuple[Any, ...] = (*tensors, task, residual)
+            return _split_ffn_in_runs(*arguments)
         out, _ = _split_ffn(*tensors, task, residual, save, triton)
     return out

@@ -165,6 +165,24 @@ def test_bfloat16_where_the_processor_has_it(make, monkeypatch):
     assert "emulated" in str(vp.freeze(make(), dtype=torch.bfloat16).freeze_report)
 
 
+@torch.no_grad()
+def test_large_batches_on_a_cpu_are_taken_in_pieces(make, monkeypatch):
+    model = make("vitpose++-tiny", ("coco", "ap10k"))
+    frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
+    images, names = draw(7), ["coco", "ap10k"] * 3 + ["coco"]
+    whole, mixed = frozen(images, "coco"), frozen(images, names)
+    sizes = []
+    monkeypatch.setattr(runtime, "_CPU_PIECE", 3 * 12 * 4 * 32 * 4)  # three samples of 12 tokens
+    monkeypatch.setattr(
+        frozen.backbone, "forward", lambda *a, f=frozen.backbone.forward: (sizes.append(len(a[0])), f(*a))[1]
+    )
+    check_close(frozen(images, "coco"), whole, 1e-6)
+    for name, (index, heatmaps) in frozen(images, names).items():
+        assert torch.equal(index, mixed[name][0])
+        check_close(heatmaps, mixed[name][1], 1e-6)
+    assert DEVICE == "cuda" or sizes == [3, 3, 1] * 2
+
+
 @pytest.fixture
 def recorder(monkeypatch):
     """Stands in for CUDA graphs: replaying runs the function on the recorded buffers, as the GPU would."""

@@ -45,13 +45,10 @@ class Graphs:
         batch = inputs[0].shape[0]
         if self._recording or batch == 0:
             return function(*inputs)
-        parts = zip(*(x.split(self.buckets[-1]) for x in inputs), strict=True)
         with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode could not be filled outside it
-            pieces = [self._replay(name, function, *part) for part in parts]
-            joined = pieces[0] if len(pieces) == 1 else tuple(map(torch.cat, zip(*pieces, strict=True)))
-        return joined if len(joined) > 1 else joined[0]
+            return in_pieces(lambda *piece: self._replay(name, function, *piece), inputs, self.buckets[-1])
 
-    def _replay(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _replay(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         batch = inputs[0].shape[0]
         size = self.bucket(batch)
         key = (name, size, *((x.shape[1:], x.dtype) for x in inputs))
@@ -61,7 +58,8 @@ class Graphs:
         for static, x in zip(recorded.inputs, inputs, strict=True):
             static[:batch].copy_(x, non_blocking=True)
         recorded.graph.replay()
-        return tuple(out[:batch].clone() for out in recorded.outputs)
+        outputs = tuple(out[:batch].clone() for out in recorded.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def _record(self, function: Callable[..., Any], inputs: list[Tensor]) -> _Recorded:
         device = inputs[0].device
@@ -88,6 +86,14 @@ class Graphs:
 
     def __reduce__(self) -> tuple:
         return Graphs, (self.buckets,)
+
+
+def in_pieces(function: Callable[..., Any], inputs: Sequence[Tensor], size: int) -> Any:
+    """function(*inputs) with at most `size` samples at a time; its tensor, or tuple of tensors, joined."""
+    parts = [function(*piece) for piece in zip(*(x.split(size) for x in inputs), strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def padded(x: Tensor, size: int) -> Tensor:

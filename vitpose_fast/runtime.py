@@ -13,12 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitpose_fast import functional as F
 from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder
-from vitpose_fast.graphs import Graphs
+from vitpose_fast.graphs import Graphs, in_pieces
 from vitpose_fast.kernels._launch import HAS_TRITON
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
 from vitpose_fast.modules import ClassicDecoder, use_impl
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_CPU_PIECE = 24 << 20  # bytes
 _SAMPLES = 2  # crops that the error is measured on
 
 
@@ -82,10 +83,20 @@ class FrozenViTPose(PoseModel):
         return super().forward(images, task)
 
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs), on a GPU from the graph of that name: the name must stand for the whole computation."""
-        if self.graphs is None or torch.compiler.is_compiling():
+        """function(*inputs), on a GPU from the graph of that name: the name must stand for the whole computation.
+
+        On a CPU in pieces whose largest activation stays below what malloc keeps: beyond it every layer gets fresh
+        pages, which cost several percent of the time.
+        """
+        if torch.compiler.is_compiling():
             return function(*inputs)
-        return self.graphs(f"{name}, {self.backbone.impl}", function, *inputs)
+        if self.graphs is not None:
+            return self.graphs(f"{name}, {self.backbone.impl}", function, *inputs)
+        if self.device.type != "cpu":
+            return function(*inputs)
+        rows, columns = self.config.grid
+        hidden = rows * columns * 4 * self.config.width * self.dtype.itemsize
+        return in_pieces(function, inputs, max(1, _CPU_PIECE // hidden))
 
     def report(self) -> FreezeReport:
         """Print what was folded and what it cost, and return it."""
