@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.machine import Machine
 from vitpose_fast.kernels._launch import HAS_TRITON
 
-LARGER_THAN_CACHES = 256 << 20  # bytes of all input sets together on a GPU
+LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets together on a GPU
 MOST_SETS = 16
 
 
@@ -32,6 +32,7 @@ class Contender:
         name: who it is; says "eager" where it runs without graphs beside others that have them.
         function: inputs -> outputs; None where it is `missing`, with the reason.
         graph: replay it from a CUDA graph on a GPU. own_graph: it has graphs of its own (torch.compile, frozen models).
+        eager: the same without them, whose memory can be measured; None with own graphs: its memory is not known.
         module: whose weights count in its memory. extra: goes into its record.
     """
 
@@ -40,6 +41,7 @@ class Contender:
     missing: str | None = None
     graph: bool = True
     own_graph: bool = False
+    eager: Callable[..., Any] | None = None
     module: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -138,6 +140,11 @@ def _on_meta(value: Any) -> Any:
     return type(value)(map(_on_meta, value)) if type(value) in (list, tuple) else value
 
 
+def _copy(outputs: Any) -> list[Tensor]:
+    """Copies of all tensors: a replay of a graph, ours or that of torch.compile, writes over what the last one gave."""
+    return [t.detach().clone() for t in tensors_of(outputs)]
+
+
 class _Runner:
     """A contender ready to be timed on all input sets: eagerly, or from one graph per set."""
 
@@ -147,15 +154,16 @@ class _Runner:
         assert function is not None
         self.graphed = machine.cuda and (contender.graph or contender.own_graph)
         self.calls: list[Callable[[], Any]] = [lambda s=s: function(*s) for s in sets]
-        self.outputs = self.calls[0]()
-        self.peak_mib = machine.extra_mib(self.calls[0])
+        self.outputs = _copy(self.calls[0]())
+        eager = function if not contender.own_graph else contender.eager
+        self.peak_mib = None if eager is None else machine.extra_mib(lambda: eager(*sets[0]))
         if self.peak_mib is not None:
             state = contender.module.state_dict().values() if contender.module is not None else ()
             resident = [*state, *(x for x in sets[0] if isinstance(x, Tensor))]
             self.peak_mib += sum(t.numel() * t.element_size() for t in resident) / 2**20
         if machine.cuda and contender.graph and not contender.own_graph:
             self.calls = [machine.record(call) for call in self.calls]
-            self.outputs = self.calls[0]()
+            self.outputs = _copy(self.calls[0]())
         self.milliseconds: list[float] = []
 
     def round(self) -> None:

@@ -33,6 +33,7 @@ class Machine:
     def __init__(self, device: str, quick: bool = False) -> None:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
+        self._pool = None
         self.most_believable = 1.2 if self.cuda else 4.0
         side = 8192 if self.cuda else (768 if quick else 1536)
         self.tflops = {d: self._matmul(side, d) for d in (torch.float32, torch.bfloat16, torch.float16)}
@@ -77,7 +78,10 @@ class Machine:
         return max(events, 1e-6)
 
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that replays `call` from a CUDA graph and returns its outputs, which stay in their place."""
+        """A function that replays `call` from a CUDA graph and returns its outputs, which stay in their place.
+
+        Graphs share the memory of their intermediate results: only the outputs of the last replay are to be read.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -85,7 +89,8 @@ class Machine:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
             outputs = call()
 
         def replay() -> Any:

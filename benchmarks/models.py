@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vitpose_fast as vp
+from benchmarks.harness import Contender
 from benchmarks.rivals.count import macs, parameters
 from benchmarks.rivals.official_vitpose import OfficialViTPose
 from vitpose_fast.models.config import PLUS_TASKS, ModelConfig
@@ -34,6 +36,19 @@ def random_model(name: str, device: torch.device, seed: int = 0, **options: Any)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.normal_(module.bias, std=0.1)
     return model.to(device)
+
+
+def frozen_contender(name: str, frozen: vp.FrozenViTPose, function: Callable[..., Any]) -> Contender:
+    """A contender around a frozen model, which has CUDA graphs of its own on a GPU."""
+
+    def eager(*inputs):
+        graphs, frozen.graphs = frozen.graphs, None
+        try:
+            return function(*inputs)
+        finally:
+            frozen.graphs = graphs
+
+    return Contender(name, function, own_graph=frozen.graphs is not None, eager=eager, module=frozen)
 
 
 def official_twin(model: ViTPose, dtype: torch.dtype) -> OfficialViTPose:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import vitpose_fast as vp
 from benchmarks.harness import Case, Contender, close
-from benchmarks.models import crops, official_twin, randn, random_model
+from benchmarks.models import crops, frozen_contender, official_twin, randn, random_model
 from benchmarks.rivals.count import macs, parameters
 from benchmarks.rivals.table import RIVALS, VITPOSE
 
@@ -46,7 +46,7 @@ def paper_cells(cells) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda r: r.name.replace(" ", "-"))
-def test_rival(compare, machine, rival, dtype, batch):
+def test_rival(compare, machine, quick, rival, dtype, batch):
     torch.manual_seed(0)
     model = rival.build()
     count, products = parameters(model), macs(model, rival.image_size)
@@ -60,7 +60,8 @@ def test_rival(compare, machine, rival, dtype, batch):
     model = calibrate(model.to(machine.device), make(1)[0].float()[:8]).to(dtype)
     eager = Contender("eager", torch.inference_mode()(model), graph=False, module=model)
     extra = {"params_m": count / 1e6, "gmacs": products / 1e9, **paper_cells(rival.paper)}
-    compare(Case("table12", rival.name, dtype, batch, make, [eager], close(0.1), 2 * batch * products, None, extra))
+    case = Case("table12", rival.name, dtype, batch, make, [eager], close(0.1), 2 * batch * products, None, extra)
+    compare(case, fewest=1 if quick else 3)
 
 
 @pytest.mark.parametrize("name", VITPOSE, ids=lambda name: name.replace(" ", "-"))
@@ -75,11 +76,11 @@ def test_vitpose(compare, machine, quick, name, dtype, batch):
         contenders.append(Contender("vitpose_fast frozen", None, "S and B only in a quick run"))
     else:
         frozen = vp.freeze(model, "coco", dtype)
-        graphs = frozen.graphs is not None
-        contenders.append(Contender("vitpose_fast frozen", frozen, own_graph=graphs, module=frozen))
+        contenders.append(frozen_contender("vitpose_fast frozen", frozen, frozen))
 
     def make(seed):
         return (crops(seed, batch, model, dtype),)
 
     extra = {"params_m": count / 1e6, "gmacs": products / 1e9, **paper_cells(VITPOSE[name])}
-    compare(Case("table12", name, dtype, batch, make, contenders, close(0.1), 2 * batch * products, None, extra))
+    case = Case("table12", name, dtype, batch, make, contenders, close(0.1), 2 * batch * products, None, extra)
+    compare(case, fewest=1 if quick else 3)

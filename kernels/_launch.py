@@ -139,7 +139,7 @@ def refuse_grad(op: str, **tensors: Tensor | None) -> None:
         check(
             value is None or not (torch.is_grad_enabled() and value.requires_grad),
             op,
-            f"{name} requires grad, but this op has no backward; call it under torch.no_grad() or detach it",
+            f"{name} requires grad, but there is no backward; call it under torch.no_grad() or detach it",
         )
 
 

@@ -140,11 +140,13 @@ def test_graphs_on_both_sides_or_the_row_says_eager():
         measure(case(Contender("ours", square), eager), gpu, 0.001)
     named = Contender("rival (eager)", square, graph=False, module=torch.nn.Linear(512, 512, bias=False))
     own = Contender("compiled", square, own_graph=True)
-    records = measure(case(Contender("ours", square), named, own), gpu, 0.001)
-    assert [r["graphed"] for r in records] == [True, False, True]
+    replayed = Contender("frozen", square, own_graph=True, eager=square)
+    records = measure(case(Contender("ours", square), named, own, replayed), gpu, 0.001)
+    assert [r["graphed"] for r in records] == [True, False, True, True]
     inputs = 64 * 64 * 4 / 2**20
+    assert records.pop(2)["peak_mib"] is None  # what is inside the graphs of others cannot be seen
     assert [r["peak_mib"] for r in records] == pytest.approx([2 + inputs, 3 + inputs, 2 + inputs])
-    assert gpu.recorded % 2 == 0 and gpu.recorded >= 32  # one graph per set of inputs, more sets than fit the caches
+    assert gpu.recorded % 2 == 0 and gpu.recorded >= 8  # one graph per set of inputs, more sets than fit the caches
 
 
 def test_work_comes_from_the_declaration_of_the_op():
