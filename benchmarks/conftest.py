@@ -71,6 +71,19 @@ def machine(request, quick) -> Machine:
     return Machine(request.config.getoption("--device"), quick)
 
 
+@pytest.fixture
+def on(machine) -> torch.device:
+    return machine.device
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request, machine, quick) -> torch.dtype:
+    """Of the ops: bfloat16 on a GPU; on a CPU both, in a quick run float32."""
+    if machine.cuda != (request.param == torch.bfloat16) and (machine.cuda or quick):
+        pytest.skip("bfloat16 on a GPU, float32 in a quick run on a CPU")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def results(request, machine, quick):
     command = _command(request.config.invocation_params.args)

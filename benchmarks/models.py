@@ -96,6 +96,22 @@ def people(seed: int, count: int, size: tuple[int, int] = (720, 1280)) -> list[l
     return np.stack([x, y, widths, heights], 1).round(2).tolist()
 
 
+def bumps(seed: int, batch: int, device: torch.device, dtype: torch.dtype, keypoints: int = 17) -> Tensor:
+    """Heatmaps with one peak each, away from the border, and a little noise."""
+    draw = torch.Generator(device).manual_seed(seed)
+    x, y = (torch.rand(batch, keypoints, 1, 1, generator=draw, device=device) * (s - 20) + 10 for s in (48, 64))
+    rows, columns = (torch.arange(float(s), device=device) for s in (64, 48))
+    maps = torch.exp(-((columns - x) ** 2 + (rows[:, None] - y) ** 2) / 8)
+    return (maps + 0.003 * torch.rand(maps.shape, generator=draw, device=device)).to(dtype)
+
+
+def keypoints(seed: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B, 17, 2] in crop pixels, visibility [B, 17] of which a fifth is 0."""
+    draw = torch.Generator(device).manual_seed(seed)
+    points = torch.rand(batch, 17, 2, generator=draw, device=device) * torch.tensor([191.0, 255.0], device=device)
+    return points, (torch.rand(batch, 17, generator=draw, device=device) > 0.2).float()
+
+
 def network_work(config: ModelConfig, batch: int, element_size: int) -> dict[str, int]:
     """`flops` and `bytes` of a forward pass with merged experts: every weight, image and heatmap moved once."""
     with torch.device("meta"):

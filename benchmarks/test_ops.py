@@ -1,29 +1,25 @@
-"""Every op, forward and backward, at the shapes of the models, against what people use instead."""
+"""The ops of the network, forward and backward, at the shapes of the models, against what people use instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as nnF
-from torch import Tensor
 
-from benchmarks.harness import Case, Contender, close, declared, same_place
-from benchmarks.models import frame, people, randn
-from benchmarks.rivals import decoding, hugging_face, masked_experts
+from benchmarks.contenders import TOLERANCE, compiled, on_gpus_only, with_gradients
+from benchmarks.harness import Case, Contender, close, declared
+from benchmarks.models import randn
+from benchmarks.rivals import masked_experts
 from vitpose_fast import functional as F
 from vitpose_fast.kernels._windows import Windows
 from vitpose_fast.kernels.deconv import pack_deconv
 from vitpose_fast.kernels.gpu._shapes import MODELS, Model
-from vitpose_fast.kernels.heatmap_decode import flip_permutation
 from vitpose_fast.kernels.layer_norm import layer_norm_reference
 
-TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 products are allowed to rivals in float32
 ARCH = 90  # whose launches declare the work: it does not depend on the chip
-COCO_PAIRS = [(i, i + 1) for i in range(1, 17, 2)]
 
 
 @pytest.fixture(params=MODELS, ids=lambda m: m.name)
@@ -32,42 +28,6 @@ def size(request, machine, quick) -> Model:
     if request.param.name != "B" and not machine.cuda:
         pytest.skip("on a CPU the shapes of B stand for all")
     return request.param._replace(batch=64 if machine.cuda else 2 if quick else 8)
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def dtype(request, machine, quick) -> torch.dtype:
-    if machine.cuda != (request.param == torch.bfloat16) and (machine.cuda or quick):
-        pytest.skip("bfloat16 on a GPU, float32 in a quick run on a CPU")
-    return request.param
-
-
-@pytest.fixture
-def on(machine):
-    return machine.device
-
-
-def compiled(function: Callable[..., Any], quick: bool, machine: Any, **options: Any) -> dict[str, Any]:
-    """Arguments of a contender for torch.compile; it takes long, and a compiler on a CPU, so not in a quick run."""
-    if quick or not machine.cuda:
-        return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs")
-    return dict(function=torch.compile(function, fullgraph=True, **options))
-
-
-def on_gpus_only(function: Callable[..., Any], machine: Any) -> dict[str, Any]:
-    """Arguments of a contender that runs the very code of ours on a CPU."""
-    return dict(function=function) if machine.cuda else dict(function=None, missing="on a CPU this is ours")
-
-
-def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The output and the gradients of all inputs that require one, for a random incoming gradient (the last input)."""
-
-    def both(*inputs: Tensor) -> Any:
-        *inputs, grad = inputs
-        out = function(*inputs)
-        wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-        return out, torch.autograd.grad(out, wanted, grad)
-
-    return both
 
 
 # grid, window, shift, pool, relative position
@@ -367,141 +327,3 @@ def test_deconv(compare, machine, quick, size, dtype, on):
     extra = dict(model=size.name, layer="decoder", calls=1)
     agree = close(TOLERANCE[dtype] * 2)
     compare(Case("ops", f"deconv {size.name} decoder", dtype, b, make, contenders, agree, flops, moved, extra))
-
-
-def bumps(seed: int, batch: int, device: torch.device, dtype: torch.dtype, keypoints: int = 17) -> Tensor:
-    """Heatmaps with one peak each, away from the border, and a little noise."""
-    draw = torch.Generator(device).manual_seed(seed)
-    x, y = (torch.rand(batch, keypoints, 1, 1, generator=draw, device=device) * (s - 20) + 10 for s in (48, 64))
-    rows, columns = (torch.arange(float(s), device=device) for s in (64, 48))
-    maps = torch.exp(-((columns - x) ** 2 + (rows[:, None] - y) ** 2) / 8)
-    return (maps + 0.003 * torch.rand(maps.shape, generator=draw, device=device)).to(dtype)
-
-
-@pytest.mark.parametrize("flip", [False, True], ids=["", "flip"])
-@pytest.mark.parametrize("people_count", [8, 64])
-def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
-    boxes = torch.tensor(people(1, people_count))
-    centers = (boxes[:, :2] + boxes[:, 2:] / 2).to(on)
-    scales = torch.stack([boxes[:, 3] * 0.75, boxes[:, 3]], 1).mul(1.25).to(on)
-
-    def make(seed):
-        maps = bumps(seed, people_count, on, dtype)
-        permuted = maps.flip(-1)[:, flip_permutation(17, COCO_PAIRS)].contiguous()
-        return (maps, permuted) if flip else (maps,)
-
-    def ours(maps, flipped=None, impl=None):
-        pairs = COCO_PAIRS if flip else None
-        return F.heatmap_decode(maps, "udp", 11, flipped, pairs, centers, scales, impl=impl)
-
-    def on_host(decode):
-        def run(maps, flipped=None):
-            if flipped is not None:
-                maps = (maps + flipped.flip(-1)[:, flip_permutation(17, COCO_PAIRS)]) / 2
-            return decode(maps.float().cpu())
-
-        return run
-
-    no_cv2, no_hf = decoding.why_missing(), hugging_face.why_missing()
-    process = None if no_hf else hugging_face.processor()
-    xywh = torch.cat([centers - scales / 2.5, scales / 1.25], 1).tolist()
-
-    def mmpose(maps):
-        return decoding.mmpose_udp(maps, centers.cpu(), scales.cpu())
-
-    def theirs(maps):
-        return hugging_face.decode(process, maps, [xywh])
-
-    contenders = [
-        Contender("ours", ours),
-        Contender("reference", **on_gpus_only(lambda *maps: ours(*maps, impl="reference"), machine)),
-        Contender("mmpose-style numpy (eager, CPU)", None if no_cv2 else on_host(mmpose), no_cv2, graph=False),
-        Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, graph=False),
-    ]
-    maps = make(0)
-    permutation = flip_permutation(17, COCO_PAIRS if flip else None)
-    flipped = maps[1] if flip else None
-    _, moved = declared("heatmap_decode", maps[0], "udp", 11, flipped, permutation, centers, scales, False)
-    name = f"heatmap_decode {people_count} people{' flip' if flip else ''}"
-    compare(Case("ops", name, dtype, people_count, make, contenders, same_place(1.0), None, moved))
-
-
-@pytest.mark.parametrize("people_count", [8, 64])
-def test_crop(compare, machine, dtype, on, people_count):
-    boxes = people(2, people_count)
-    double = torch.tensor(boxes, dtype=torch.float64)
-
-    def make(seed):
-        return (torch.from_numpy(frame(seed)).to(on),)
-
-    no_cv2, no_hf = decoding.why_missing(), hugging_face.why_missing()
-    process = None if no_hf else hugging_face.processor()
-
-    def opencv(image):
-        return decoding.opencv_crop(image, double)
-
-    def theirs(image):
-        return process(images=[image.cpu().numpy()], boxes=[boxes], return_tensors="pt")["pixel_values"]
-
-    contenders = [
-        Contender("ours", lambda image: F.crop(image, double, dtype=dtype), graph=False),
-        Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False),
-        Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False),
-    ]
-    moved = people_count * 256 * 192 * (12 + 3 * dtype.itemsize)  # gathered pixels, and the crops
-    agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
-    compare(Case("ops", f"crop {people_count} people", dtype, people_count, make, contenders, agree, None, moved))
-
-
-def keypoints(seed: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[B, 17, 2] in crop pixels, visibility [B, 17] of which a fifth is 0."""
-    draw = torch.Generator(device).manual_seed(seed)
-    points = torch.rand(batch, 17, 2, generator=draw, device=device) * torch.tensor([191.0, 255.0], device=device)
-    return points, (torch.rand(batch, 17, generator=draw, device=device) > 0.2).float()
-
-
-def test_heatmap_target(compare, machine, quick, on):
-    batch = 64 if machine.cuda else 8
-
-    def target(impl=None):
-        return lambda points, visible: F.heatmap_target(points, visible, (64, 48), impl=impl)
-
-    def mmpose(points, visible):
-        return decoding.mmpose_target(points.cpu(), visible.cpu())
-
-    contenders = [
-        Contender("ours", target()),
-        Contender("reference", **on_gpus_only(target("reference"), machine)),
-        Contender("torch.compile of it", **compiled(target("reference"), quick, machine)),
-        Contender(
-            "mmpose-style numpy (eager, CPU)", lambda p, v: decoding.mmpose_target(p.cpu(), v.cpu()), graph=False
-        ),
-    ]
-    moved = batch * 17 * 64 * 48 * 4
-    make = lambda seed: keypoints(seed, batch, on)
-    compare(Case("ops", "heatmap_target", torch.float32, batch, make, contenders, close(1e-2), None, moved))
-
-
-def test_heatmap_loss(compare, machine, quick, dtype, on):
-    """Forward and backward: the gradient of the heatmaps."""
-    batch = 64 if machine.cuda else 8
-
-    def make(seed):
-        return bumps(seed, batch, on, dtype).requires_grad_(), *keypoints(seed, batch, on), torch.rand((), device=on)
-
-    def materialised(maps, points, visible):
-        target, weight = F.heatmap_target(points, visible, (64, 48), impl="reference")
-        return ((maps.float() - target).square() * weight[..., None, None]).mean()
-
-    def loss(impl=None):
-        return with_gradients(lambda maps, points, visible: F.heatmap_loss(maps, points, visible, impl=impl))
-
-    contenders = [
-        Contender("ours", loss()),
-        Contender("reference", **on_gpus_only(loss("reference"), machine)),
-        Contender("target + weighted MSE", with_gradients(materialised)),
-        Contender("torch.compile of it", **compiled(with_gradients(materialised), True, machine)),
-    ]
-    moved = 3 * batch * 17 * 64 * 48 * dtype.itemsize
-    agree = close(TOLERANCE[dtype])
-    compare(Case("ops", "heatmap_loss forward+backward", dtype, batch, make, contenders, agree, None, moved))

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import vitpose_fast as vp
 from benchmarks.harness import Case, Contender, close
-from benchmarks.models import crops, network_work, official_twin, random_model
-from benchmarks.test_ops import keypoints
+from benchmarks.models import crops, keypoints, network_work, official_twin, random_model
 from vitpose_fast import functional as F
 
 # Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).

@@ -1,0 +1,35 @@
+"""What the contenders of single ops are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 products are allowed to rivals in float32
+
+
+def compiled(function: Callable[..., Any], quick: bool, machine: Any, **options: Any) -> dict[str, Any]:
+    """Arguments of a contender for torch.compile; it takes long, and a compiler on a CPU, so not in a quick run."""
+    if quick or not machine.cuda:
+        return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs")
+    return dict(function=torch.compile(function, fullgraph=True, **options))
+
+
+def on_gpus_only(function: Callable[..., Any], machine: Any) -> dict[str, Any]:
+    """Arguments of a contender that runs the very code of ours on a CPU."""
+    return dict(function=function) if machine.cuda else dict(function=None, missing="on a CPU this is ours")
+
+
+def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The output and the gradients of all inputs that require one, for a random incoming gradient (the last input)."""
+
+    def both(*inputs: Tensor) -> Any:
+        *inputs, grad = inputs
+        out = function(*inputs)
+        wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+        return out, torch.autograd.grad(out, wanted, grad)
+
+    return both
