@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from benchmarks.harness import Case, measure
+from benchmarks.lineup import Lineup
 from benchmarks.machine import ROOT, Machine
+from vitpose_fast.bench import free_path, result_name
 from vitpose_fast.files import write_atomic
 
 _STARTED = pytest.StashKey[float]()
@@ -24,6 +26,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("vitpose_fast")
     group.addoption("--quick", action="store_true", help="small shapes, few rounds: minutes on two cores")
     group.addoption("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
+    group.addoption("--append", action="store_true", help="keep the records that the file has")
     group.addoption("--minutes", type=float, default=math.inf, help="begin no new benchmark after that long")
     group.addoption("--commit", help="commit to write into the results where there is no git")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
@@ -40,25 +43,19 @@ def time_left(request):
 class Results:
     """The result file of a run, written anew after every case so that an interrupted run keeps what it has."""
 
-    def __init__(self, machine: Machine, path: Path | None, environment: dict) -> None:
-        self.machine, self.environment, self.records = machine, environment, []
-        self.path = path or _free_name(environment)
+    def __init__(self, path: Path, environment: dict, append: bool) -> None:
+        self.path, self.environment, self.records = path, environment, []
+        if append and path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            self.records = before["records"]
+            commands = [before["environment"]["command"], environment["command"]]
+            self.environment = environment | {"command": "; ".join(dict.fromkeys(commands))}
 
     def add(self, records: list[dict]) -> None:
         assert all(r["missing"] or math.isfinite(r["median_ms"]) for r in records)
         self.records += records
         text = json.dumps({"environment": self.environment, "records": self.records}, indent=1) + "\n"
         write_atomic(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _free_name(environment: dict) -> Path:
-    """<device>-<date>.json, numbered where earlier results of the day have that name."""
-    device = "".join(c if c.isalnum() else "-" for c in environment["device"].lower()).strip("-")
-    while "--" in device:
-        device = device.replace("--", "-")
-    stem = f"{device}-{environment['date']}" + ("-quick" if environment["quick"] else "")
-    numbers = (f"-{i}" if i > 1 else "" for i in range(1, 1000))
-    return next(p for n in numbers if not (p := ROOT / "benchmarks" / "results" / f"{stem}{n}.json").exists())
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +82,26 @@ def dtype(request, machine, quick) -> torch.dtype:
 
 
 @pytest.fixture(scope="session")
+def lineup(machine):
+    """lineup(name, dtype, ...): a model in all its forms; the last one is kept."""
+    last: dict = {}
+
+    def get(*key, **options):
+        if (key, *options.items()) not in last:
+            last.clear()
+            last[key, *options.items()] = Lineup(machine.device, *key, **options)
+        return last[key, *options.items()]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def results(request, machine, quick):
     command = _command(request.config.invocation_params.args)
     environment = machine.environment(request.config.getoption("--commit"), command, quick)
-    found = Results(machine, request.config.getoption("--out"), environment)
+    name = result_name(environment["device"], environment["date"], quick)
+    path = request.config.getoption("--out") or free_path(ROOT / "benchmarks" / "results", name)
+    found = Results(path, environment, request.config.getoption("--append"))
     request.config.stash[_RESULTS] = found
     return found
 
@@ -100,12 +113,13 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command for a reader: without the place of its result file, and files as seen from the checkout."""
+    """The command for a reader: what was measured, not where to and for how long."""
     out, skip = ["pytest"], False
     for argument in arguments:
-        if not skip and argument != "--out" and not argument.startswith("--out="):
+        uninteresting = argument.startswith(("--out", "--minutes", "--append", "--benchmark", "-q", "-p", "--commit"))
+        if not skip and not uninteresting:
             out.append(argument.removeprefix(f"{ROOT}/"))
-        skip = argument == "--out"
+        skip = argument in ("--out", "--minutes", "-p", "--commit")
     return shlex.join(out)
 
 
@@ -114,7 +128,8 @@ def compare(benchmark, machine, results, quick):
     """compare(case): check, time and record its contenders; the records."""
 
     def compare(case: Case, fewest: int = 3) -> list[dict]:
-        records = measure(case, machine, 0.5 if quick else 2.0, benchmark, fewest)
+        seconds = 0.5 if quick or machine.cuda else 2.0  # events on a GPU are exact
+        records = measure(case, machine, seconds, benchmark, fewest)
         results.add(records)
         return records
 

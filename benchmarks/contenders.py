@@ -11,11 +11,12 @@ from torch import Tensor
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 products are allowed to rivals in float32
 
 
-def compiled(function: Callable[..., Any], quick: bool, machine: Any, **options: Any) -> dict[str, Any]:
+def compiled(function: Callable[..., Any], quick: bool, machine: Any) -> dict[str, Any]:
     """Arguments of a contender for torch.compile; it takes long, and a compiler on a CPU, so not in a quick run."""
     if quick or not machine.cuda:
         return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs")
-    return dict(function=torch.compile(function, fullgraph=True, **options))
+    torch._dynamo.reset()  # else the shapes of earlier cases make those of this one dynamic
+    return dict(function=torch.compile(function, fullgraph=True, dynamic=False))
 
 
 def on_gpus_only(function: Callable[..., Any], machine: Any) -> dict[str, Any]:
@@ -30,6 +31,6 @@ def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Any]:
         *inputs, grad = inputs
         out = function(*inputs)
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-        return out, torch.autograd.grad(out, wanted, grad)
+        return out.detach(), torch.autograd.grad(out, wanted, grad)
 
     return both

@@ -89,7 +89,7 @@ def close(tolerance: float) -> Callable[[Any, Any], None]:
         expected, found = tensors_of(right), tensors_of(other)
         assert [t.shape for t in expected] == [t.shape for t in found], "outputs differ in shape"
         for a, b in zip(expected, found, strict=True):
-            a, b = a.detach().double().cpu(), b.detach().double().cpu()
+            a, b = a.detach().double(), b.detach().to(a.device).double()
             error = float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp(min=1e-30))
             assert error <= tolerance, f"outputs differ by {error:.2e} (relative), {tolerance:.0e} allowed"
 
@@ -189,13 +189,22 @@ def measure(
     """
     first = case.make(0)
     check_random(first)
-    size = sum(t.numel() * t.element_size() for t in first if isinstance(t, Tensor))
-    count = min(MOST_SETS, LARGER_THAN_CACHES // max(size, 1) + 2) if machine.cuda else 1
+    size = sum(
+        t.numel() * t.element_size() for t in first if isinstance(t, Tensor) and t.device.type == machine.device.type
+    )
+    count = min(MOST_SETS, LARGER_THAN_CACHES // size + 2) if machine.cuda and size else 1
     sets = [first, *(case.make(seed) for seed in range(1, count))]
     present = [c for c in case.contenders if c.function is not None]
     runners = []
+    broken: dict[str, str] = {}
     for contender in present:
-        runner = _Runner(contender, sets, machine, case.latency)
+        try:
+            runner = _Runner(contender, sets, machine, case.latency)
+        except (RuntimeError, ImportError) as error:  # what a rival or its compiler cannot do is no reason to lose ours
+            if not runners:
+                raise
+            broken[contender.name] = f"failed: {' '.join(str(error).split())[:200]}"
+            continue
         if runners:
             try:
                 case.agree(runners[0].outputs, runner.outputs)
@@ -225,11 +234,11 @@ def measure(
     records = {r.contender.name: _record(case, r, machine) for r in runners}
     if benchmark is not None:
         benchmark.extra_info |= {name: record["median_ms"] for name, record in records.items()}
-    return [records.get(c.name) or missing(case, c) for c in case.contenders]
+    return [records.get(c.name) or missing(case, c, broken.get(c.name)) for c in case.contenders]
 
 
-def missing(case: Case, contender: Contender) -> dict[str, Any]:
-    """The record of a contender that is not there: no numbers."""
+def missing(case: Case, contender: Contender, reason: str | None = None) -> dict[str, Any]:
+    """The record of a contender that is not there, or that failed for a reason: no numbers."""
     numbers = (
         "flops",
         "bytes",
@@ -242,7 +251,7 @@ def missing(case: Case, contender: Contender) -> dict[str, Any]:
         "roofline_fraction",
     )
     out = _head(case, contender, False) | dict.fromkeys(numbers)
-    return out | {"missing": contender.missing or "not available"}
+    return out | {"missing": reason or contender.missing or "not available"}
 
 
 def _head(case: Case, contender: Contender, graphed: bool) -> dict[str, Any]:

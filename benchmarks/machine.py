@@ -33,7 +33,7 @@ class Machine:
     def __init__(self, device: str, quick: bool = False) -> None:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
-        self._pool = None
+        self._stream: Any = None
         self.most_believable = 1.2 if self.cuda else 4.0
         side = 8192 if self.cuda else (768 if quick else 1536)
         self.tflops = {d: self._matmul(side, d) for d in (torch.float32, torch.bfloat16, torch.float16)}
@@ -80,17 +80,16 @@ class Machine:
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """A function that replays `call` from a CUDA graph and returns its outputs, which stay in their place.
 
-        Graphs share the memory of their intermediate results: only the outputs of the last replay are to be read.
+        One stream for all: libraries get their work space when it warms up, not inside the memory of a graph.
         """
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(3):
                 call()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, stream=self._stream):
             outputs = call()
 
         def replay() -> Any:

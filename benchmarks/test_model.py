@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-import vitpose_fast as vp
 from benchmarks.harness import Case, Contender, close, same_place
-from benchmarks.models import crops, frozen_contender, network_work, official_twin, random_model
+from benchmarks.lineup import HEAD
+from benchmarks.models import crops, frozen_contender, network_work
 from benchmarks.rivals import hugging_face
 from vitpose_fast import functional as F
 from vitpose_fast.runtime import count_launches
 
-HEAD = "coco"
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.1}  # float32: rivals and kernels round products differently
 
 
@@ -32,75 +30,9 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(name, values, ids=lambda v: str(v).removeprefix("torch."), scope="module")
 
 
-class Lineup:
-    """One random model in every form that takes part; all functions take (images, experts int64 [B]).
-
-    mixed: each sample goes through its own expert, else all through that of the head.
-    """
-
-    def __init__(self, name: str, dtype: torch.dtype, device: torch.device, mixed: bool) -> None:
-        self.model, self.mixed, self.cuda = random_model(name, device), mixed, device.type == "cuda"
-        self.frozen = vp.freeze(self.model, None if mixed else HEAD, dtype)
-        self.module = copy.deepcopy(self.model).to(dtype)
-        self.official = official_twin(self.model, dtype)
-        self.absent = hugging_face.why_missing()
-        self.theirs = None if self.absent else hugging_face.twin(self.model).to(dtype)
-
-    def ours(self, images, experts):
-        if not self.mixed:
-            return self.frozen(images, HEAD)
-
-        def heatmaps(images, experts):
-            return self.frozen.heads[HEAD](self.frozen.backbone(images, experts))
-
-        return self.frozen.run("mixed", heatmaps, images, experts)
-
-    def hugging_face(self, images, experts):
-        return hugging_face.heatmaps(self.theirs, images, experts if self.mixed else None)
-
-    def contenders(self, compiled: bool) -> list[Contender]:
-        """`compiled`: also Hugging Face under max-autotune, which takes minutes to make ready."""
-
-        def quiet(function):
-            return torch.inference_mode()(function)
-
-        def plain(used):
-            return quiet(lambda images, experts: used.heads[HEAD](used.backbone(images, experts)))
-
-        theirs = dict(module=self.theirs, missing=self.absent)
-        hf = None if self.absent else quiet(self.hugging_face)
-        out = [
-            frozen_contender("vitpose_fast frozen", self.frozen, self.ours),
-            Contender("vitpose_fast module", plain(self.module), module=self.module),
-            Contender("official, eager kernels", plain(self.official), module=self.official),
-            Contender("Hugging Face (SDPA)", hf, **theirs),
-        ]
-        if self.cuda:
-            out.append(Contender("Hugging Face, eager launches", hf, graph=False, **theirs))
-        if compiled and not self.absent:
-            best = torch.compile(self.hugging_face, mode="max-autotune")
-            out.append(Contender("Hugging Face, max-autotune", quiet(best), own_graph=True, **theirs))
-        return out
-
-
-@pytest.fixture(scope="module")
-def lineup(machine):
-    """lineup(name, dtype, mixed): the last one is kept."""
-    last: dict = {}
-
-    def get(name, dtype, mixed=False):
-        key = (name, dtype, mixed)
-        if key not in last:
-            last.clear()
-            last[key] = Lineup(name, dtype, machine.device, mixed)
-        return last[key]
-
-    return get
-
-
 def is_compiled(machine, quick, size, batch) -> bool:
-    """Where torch.compile takes part: the batch of Table 12, and the latency of the models that launches dominate."""
-    return machine.cuda and not quick and (batch == 64 or (batch == 1 and size in "sb"))
+    """Where torch.compile takes part: it needs minutes per model and batch, so for B, at latency and at full batch."""
+    return machine.cuda and not quick and size == "b" and batch in (1, 64)
 
 
 def inputs(model, batch, dtype, mixed):
@@ -118,7 +50,9 @@ def test_network(compare, machine, quick, lineup, size, dtype, batch):
     make = inputs(used.model, batch, dtype, False)
     values = make(0)
     with torch.inference_mode():
-        counts = {c.name: count_launches(lambda c=c: c.function(*values)) for c in contenders if c.function}
+        counts = {
+            c.name: count_launches(lambda c=c: c.function(*values), machine.device) for c in contenders if c.function
+        }
     contenders = [replace(c, extra={"launches": counts.get(c.name)}) for c in contenders]
     latency = batch == 1
     name = f"ViTPose-{size.upper()} network{' latency' if latency else ''}"
@@ -163,7 +97,7 @@ def test_mixed_tasks(compare, machine, quick, lineup, size, dtype, batch):
     if batch == 1:
         batch = 4 if quick else pytest.skip("one sample is not mixed")
     used = lineup(f"vitpose++-{size}", dtype, mixed=True)
-    contenders = used.contenders(batch == 64 and size == "b" and is_compiled(machine, quick, size, batch))
+    contenders = used.contenders(batch == 64 and is_compiled(machine, quick, size, batch))
     name = f"ViTPose++-{size.upper()} mixed tasks"
     work = network_work(used.model.config, batch, dtype.itemsize)
     make = inputs(used.model, batch, dtype, True)

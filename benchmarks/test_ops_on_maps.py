@@ -51,7 +51,9 @@ def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
 
     contenders = [
         Contender("ours", ours),
-        Contender("reference", **on_gpus_only(lambda *maps: ours(*maps, impl="reference"), machine)),
+        Contender(
+            "reference (eager)", **on_gpus_only(lambda *maps: ours(*maps, impl="reference"), machine), graph=False
+        ),
         Contender("mmpose-style numpy (eager, CPU)", None if no_cv2 else on_host(mmpose), no_cv2, graph=False),
         Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, graph=False),
     ]
@@ -85,7 +87,7 @@ def test_crop(compare, machine, dtype, on, people_count):
         Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False),
         Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False),
     ]
-    moved = people_count * 256 * 192 * (12 + 3 * dtype.itemsize)  # gathered pixels, and the crops
+    moved = people_count * 256 * 192 * 3 * dtype.itemsize  # the crops; pixels of the frame mostly come from caches
     agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
     compare(Case("ops", f"crop {people_count} people", dtype, people_count, make, contenders, agree, None, moved))
 
@@ -130,7 +132,7 @@ def test_heatmap_loss(compare, machine, quick, dtype, on):
         Contender("ours", loss()),
         Contender("reference", **on_gpus_only(loss("reference"), machine)),
         Contender("target + weighted MSE", with_gradients(materialised)),
-        Contender("torch.compile of it", **compiled(with_gradients(materialised), True, machine)),
+        Contender("torch.compile of it", **compiled(with_gradients(materialised), quick, machine)),
     ]
     moved = 3 * batch * 17 * 64 * 48 * dtype.itemsize
     agree = close(TOLERANCE[dtype])

@@ -42,10 +42,12 @@ def with_cpu_seconds(contender: Contender, values: tuple, count: int) -> Contend
 NEAR = same_place(15.0)  # a fiftieth of the height of the frame
 
 
-def test_frames_to_keypoints(compare, machine, quick, size, dtype, count, flip):
+def test_frames_to_keypoints(compare, machine, quick, lineup, size, dtype, count, flip):
     """On a CPU Hugging Face runs in float32 beside either of ours, as its documentation shows it."""
-    model = random_model(f"vitpose-{size}", machine.device)
-    frozen = vp.freeze(model, "coco", dtype)
+    theirs_dtype = dtype if machine.cuda else torch.float32
+    used = lineup(f"vitpose-{size}", dtype, theirs_dtype=theirs_dtype)
+    model, frozen, theirs, reason = used.model, used.frozen, used.theirs, used.absent
+    process = None if reason else hugging_face.processor()
     predictor = vp.PosePredictor(frozen, flip_test=flip)
     boxes = people(3, count)
 
@@ -57,14 +59,7 @@ def test_frames_to_keypoints(compare, machine, quick, size, dtype, count, flip):
         image = torch.from_numpy(frame(seed))
         return (image,)
 
-    reason = hugging_face.why_missing()
     rival = "Hugging Face" if machine.cuda else "Hugging Face float32"
-    theirs = process = None
-    if reason is None:
-        theirs, process = (
-            hugging_face.twin(model).to(dtype if machine.cuda else torch.float32),
-            hugging_face.processor(),
-        )
     pairs = torch.tensor(model.config.tasks[0].flip_pairs, device=machine.device) if flip else None
 
     @torch.inference_mode()
@@ -111,14 +106,16 @@ def test_stream(compare, machine, quick, dtype):
     compare(case, fewest=7)
 
 
-def test_mixed_tasks(compare, machine, quick, dtype, size):
+def test_mixed_tasks(compare, machine, quick, lineup, dtype, size):
     """ViTPose++: one frame, the expert of another task for every person, heatmaps of one head."""
     if quick and dtype == torch.bfloat16:
         pytest.skip("not in a quick run")
     count = 64 if machine.cuda else 8
-    model = random_model(f"vitpose++-{size}", machine.device)
-    frozen = vp.freeze(model, None, dtype)
-    codec = vp.HeatmapCodec(model.config.task("coco"))
+    theirs_dtype = dtype if machine.cuda else torch.float32
+    used = lineup(f"vitpose++-{size}", dtype, mixed=True, theirs_dtype=theirs_dtype)
+    frozen, theirs, reason = used.frozen, used.theirs, used.absent
+    process = None if reason else hugging_face.processor()
+    codec = vp.HeatmapCodec(used.model.config.task("coco"))
     boxes = people(4, count)
     double = torch.tensor(boxes, dtype=torch.float64)
     experts = torch.arange(count, device=machine.device) % len(TASKS)
@@ -133,14 +130,6 @@ def test_mixed_tasks(compare, machine, quick, dtype, size):
         crops = codec.crop([image], double, torch.zeros(count, dtype=torch.int64), dtype=dtype)
         points, scores = frozen.run("mixed people", step, crops, experts, center, scale)
         return points.cpu(), scores.cpu()
-
-    reason = hugging_face.why_missing()
-    theirs = process = None
-    if reason is None:
-        theirs, process = (
-            hugging_face.twin(model).to(dtype if machine.cuda else torch.float32),
-            hugging_face.processor(),
-        )
 
     @torch.inference_mode()
     def hf(image):

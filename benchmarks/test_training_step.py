@@ -77,7 +77,7 @@ def test_training_step(compare, machine, quick, row):
 
     contenders = [Contender(n, step, graph=False, module=step) for n, step in steps.items()]
     work = network_work(model.config, batch, 4)
-    extra = {"paper_memory_m": paper_memory if machine.cuda else None, "mfu": None}
+    extra = {"paper_memory_m": paper_memory if machine.cuda else None}  # the MFU is the fraction of the roofline
     title = f"{name.replace('vitpose', 'ViTPose')} {row}"
     flops = 3 * work["flops"]
     compare(Case("training", title, dtype, batch, make, contenders, close(0.1), flops, None, extra))

@@ -246,6 +246,22 @@ def test_a_thousand_times_out_of_memory_every_person_is_answered(model, monkeypa
     assert answered >= 3 * 50
 
 
+def test_an_error_on_top_of_running_out_of_memory_is_seen_through(model, monkeypatch):
+    """As when the end of a CUDA graph's recording fails because its inside ran out of memory."""
+    forward = model.forward
+
+    def failing(images, task=None):
+        if len(images) > 2:
+            try:
+                raise ERRORS[0]
+            except RuntimeError:
+                raise RuntimeError("capture_end failed")
+        return forward(images, task)
+
+    monkeypatch.setattr(model, "forward", failing)
+    assert len(vp.PosePredictor(model, task="coco")(photo(), BOXES)) == 3
+
+
 def test_a_person_that_never_fits_is_an_error_in_one_line(model, monkeypatch):
     monkeypatch.setattr(model, "forward", OutOfMemory(model, 0, 10**9, ERRORS[0]))
     with pytest.raises(

@@ -255,6 +255,19 @@ def test_frozen_models_replay_every_way_through_them(make, recorder):
     check_close(again(images, "coco"), model(images, "coco"), 1e-5)
 
 
+@torch.no_grad()
+def test_moved_weights_are_recorded_anew(make, recorder):
+    """Graphs hold addresses: after `.to(...)` the old ones would replay weights that are gone."""
+    model = make()
+    frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
+    frozen.graphs = Graphs((2,))
+    before = frozen(draw(2))
+    moved = frozen.to(torch.float64)
+    assert recorder == [2] and not moved.graphs._recorded
+    assert moved(draw(2).double()).dtype == torch.float64 and recorder == [2, 2]
+    check_close(moved(draw(2).double()), before, 1e-5)
+
+
 @pytest.mark.cuda
 @torch.no_grad()
 def test_a_replayed_graph_is_the_eager_model_bit_for_bit(make):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,8 +32,21 @@ def find_benchmarks() -> Path:
     raise ValueError("bench: there are no benchmarks here; run it in a checkout of the repository")
 
 
+def result_name(device: str, date: str, quick: bool) -> str:
+    """File name of a result file: <device>-<date>.json."""
+    words = "".join(c if c.isalnum() else " " for c in device.lower()).split()
+    return f"{'-'.join(words)}-{date}{'-quick' if quick else ''}.json"
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """`name` in the folder, numbered where earlier results of the day have it."""
+    stem = name.removesuffix(".json")
+    paths = (folder / f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in range(1, 1000))
+    return next(path for path in paths if not path.exists())
+
+
 def main(args: list[str]) -> int:
-    """The command: the exit code of pytest; 1 where a benchmark failed, all others are in the file."""
+    """The command: 0, or 1 where a benchmark failed; all others are in the file."""
     parser = argparse.ArgumentParser(prog="vitpose-fast bench", description=__doc__)
     parser.add_argument("--all", action="store_true", help="all suites (the same as naming none)")
     parser.add_argument(
@@ -45,19 +60,30 @@ def main(args: list[str]) -> int:
     parser.add_argument("-k", metavar="EXPRESSION", help="only the benchmarks whose names match, as in pytest")
     options = parser.parse_args(args)
     folder = find_benchmarks()
-    missing = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"bench: needs {' and '.join(missing)}; pip install pytest pytest-benchmark")
-    names = list(SUITES) if options.all else options.suites
+    absent = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
+    if absent:
+        raise ValueError(f"bench: needs {' and '.join(absent)}; pip install pytest pytest-benchmark")
+    out = (options.out or folder / "results" / f"partial-{os.getpid()}.json").absolute()
+    if options.out and out.exists():
+        raise ValueError(f"bench: {options.out} exists already; choose another name")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable-gc"]
-    command += ["--benchmark-columns=median,rounds", "--minutes", str(options.minutes)]
-    command += [f"benchmarks/{file}" for suite, files in SUITES.items() if suite in names for file in files]
-    for flag in ("out", "device", "commit", "k"):
+    command += ["--benchmark-columns=median,rounds", "--out", str(out), "--append"]
+    for flag in ("device", "commit", "k"):
         if (value := getattr(options, flag)) is not None:
-            value = value.absolute() if flag == "out" else value
-            command += ["-k" if flag == "k" else f"--{flag}", str(value)]
+            command += ["-k" if flag == "k" else f"--{flag}", value]
     command += ["--quick"] if options.quick else []
     paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    code = subprocess.run(command, cwd=folder.parent, env=environment).returncode
-    return 0 if code == 0 else 1
+    started, codes = time.monotonic(), []
+    for suite in SUITES if options.all else options.suites:  # a process each: one that breaks leaves the others whole
+        left = options.minutes - (time.monotonic() - started) / 60
+        files = [f"benchmarks/{file}" for file in SUITES[suite]]
+        codes.append(
+            subprocess.run([*command, "--minutes", f"{max(left, 0):.2f}", *files], cwd=folder.parent, env=environment)
+        )
+    if not options.out and out.exists():
+        stamp = json.loads(out.read_text(encoding="utf-8"))["environment"]
+        out = out.rename(free_path(folder / "results", result_name(stamp["device"], stamp["date"], stamp["quick"])))
+    print(f"results: {out}" if out.exists() else "nothing was measured, no file is written")
+    nothing = 5  # of pytest: no test was selected
+    return int(any(done.returncode not in (0, nothing) for done in codes))

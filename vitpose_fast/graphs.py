@@ -19,7 +19,7 @@ class Graphs:
     """Replays functions from graphs; the first dimension of every input and output is the batch.
 
     A batch is padded to the next bucket (padding repeats the first sample or holds what an earlier batch left: samples
-    must not depend on each other) and cut into pieces of the largest.
+    must not depend on each other) and cut into pieces of the largest. For one device and one thread only.
 
     Args:
         buckets: batch sizes to record, ascending.
@@ -31,6 +31,7 @@ class Graphs:
             raise ValueError(f"got buckets={tuple(buckets)}, expected ascending batch sizes of at least 1")
         self._recorded: dict[Any, _Recorded] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self._recording = False
 
     def bucket(self, batch: int) -> int:
@@ -66,16 +67,17 @@ class Graphs:
         self._recording = True
         try:
             with torch.cuda.device(device):
-                stream = torch.cuda.Stream()
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):  # compile, allocate work space, choose algorithms
+                # One stream of our own, for the device of the inputs: libraries get their work space when it warms up,
+                # not inside the memory of a graph.
+                self._stream = self._stream or torch.cuda.Stream()
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._stream):  # compile, allocate work space, choose algorithms
                     for _ in range(2):
                         function(*inputs)
-                torch.cuda.current_stream().wait_stream(stream)
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle()
+                torch.cuda.current_stream().wait_stream(self._stream)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                     outputs = function(*inputs)
         finally:
             self._recording = False

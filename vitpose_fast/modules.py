@@ -7,7 +7,7 @@ Every module here has an attribute `impl`, None at first: the op is chosen by de
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from vitpose_fast import functional as F
 from vitpose_fast.kernels._launch import is_autocast
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def use_impl(model: nn.Module, impl: str | None) -> nn.Module:
+
+def use_impl(model: Model, impl: str | None) -> Model:
     """Make every fast op of a model run as `impl`: None (by device), "triton" or "reference". Returns the model."""
     for module in model.modules():
         if isinstance(module, FastModule):

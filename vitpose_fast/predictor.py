@@ -165,7 +165,8 @@ class PosePredictor:
         image_index = torch.repeat_interleave(counts)
         images = Frames([item.image for item in items], [item.boxes for item in items], self.codec, self.model.device)
         training = self.model.training
-        self.model.eval()
+        if training:
+            self.model.eval()
         try:
             with torch.inference_mode():
                 parts: list[Tensor] = []
@@ -174,11 +175,13 @@ class PosePredictor:
                     people = slice(start, start + self._people_at_once)
                     try:
                         parts.append(self._forward(images, boxes[people], image_index[people]))
-                        start, tries = start + len(parts[-1]), 0
                     except (RuntimeError, MemoryError) as error:
                         if not _is_out_of_memory(error):
                             raise
                         tries += 1
+                    else:
+                        start, tries = start + len(parts[-1]), 0
+                    if tries:  # outside `except`, where the error still holds what was allocated
                         self._spare_memory(tries, images, len(boxes[people]))
                 found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoints.num_keypoints, 3)
                 if found.device.type != "cuda":
@@ -187,7 +190,8 @@ class PosePredictor:
                 host.copy_(found, non_blocking=True)
                 return _Pending(items, host, torch.cuda.current_stream(found.device).record_event())
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
     def _spare_memory(self, tries: int, images: Frames, people: int) -> None:
         """After running out of memory: fewer people at once from now on, or an error if not even one fits."""
@@ -270,8 +274,13 @@ class _Pending(NamedTuple):
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host (which torch reports as a plain RuntimeError)."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error).lower() for w in words)
+    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    found: BaseException | None = error
+    while found is not None:  # the end of a failed recording raises an error of its own on top
+        if isinstance(found, (MemoryError, torch.OutOfMemoryError)) or any(w in str(found).lower() for w in words):
+            return True
+        found = found.__context__
+    return False
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from vitpose_fast.kernels._launch import HAS_TRITON
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
 from vitpose_fast.modules import ClassicDecoder, use_impl
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 _CPU_PIECE = 24 << 20  # bytes
 _SAMPLES = 2  # crops that the error is measured on
 
@@ -33,7 +33,7 @@ class FreezeReport:
         heatmap_error: root mean square over all heads, relative to that of the heatmaps.
         keypoint_error: median and maximum distance of decoded keypoints, in crop pixels.
         weights_mib: memory of the weights.
-        launches: GPU kernels (on a CPU: operators that are not views) of one forward pass.
+        launches: GPU kernels (on a CPU: operators that are not views) of one forward pass, counted by `report()`.
         notes: what a user should know.
     """
 
@@ -43,7 +43,7 @@ class FreezeReport:
     heatmap_error: float
     keypoint_error: tuple[float, float]
     weights_mib: float
-    launches: int
+    launches: int | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -54,7 +54,8 @@ class FreezeReport:
                 f"folded: {', '.join(self.folded)}",
                 f"error against float32, on smooth random crops: heatmaps {self.heatmap_error:.2e} (relative), "
                 f"keypoints {median:.3f} px median, {worst:.3f} px at most",
-                f"weights {self.weights_mib:.1f} MiB, {self.launches} launches per forward pass",
+                f"weights {self.weights_mib:.1f} MiB"
+                + ("" if self.launches is None else f", {self.launches} launches per forward pass"),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
@@ -101,8 +102,17 @@ class FrozenViTPose(PoseModel):
     def report(self) -> FreezeReport:
         """Print what was folded and what it cost, and return it."""
         assert self.freeze_report is not None
+        if self.freeze_report.launches is None:
+            images, head = torch.zeros(1, 3, *self.config.image_size, device=self.device), next(iter(self.heads))
+            count = count_launches(lambda: self(images, head), self.device)
+            self.freeze_report = replace(self.freeze_report, launches=count)
         print(self.freeze_report)
         return self.freeze_report
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenViTPose:
+        if self.graphs is not None:  # they hold the addresses of the weights that are replaced here
+            self.graphs = Graphs(self.graphs.buckets)
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> FrozenViTPose:
         """Always in evaluation mode."""
@@ -155,7 +165,7 @@ def freeze(
     plain = model.for_task(task) if task is not None else model
 
     images = _smooth_images(plain)
-    exact = _heatmaps(deepcopy(plain).float().eval(), images)
+    exact = _heatmaps(use_impl(deepcopy(plain).float().eval(), "reference"), images)
     if not kernels:
         fold_layer_norm = False
 
@@ -180,8 +190,7 @@ def freeze(
         error,
         _keypoint_error(plain, found, exact),
         sum(sizes) / 2**20,
-        count_launches(lambda: frozen(images[:1], next(iter(frozen.heads)))),
-        tuple(notes),
+        notes=tuple(notes),
     )
     if device.type == "cuda" and buckets is not None:
         frozen.graphs = Graphs(buckets)
@@ -249,10 +258,11 @@ class _CountOperators(TorchDispatchMode):
         return out
 
 
-def count_launches(function: Callable[[], Any]) -> int:
-    """GPU kernels that `function` runs, memory operations included; without a GPU operators that are not views."""
-    if torch.cuda.is_available():
-        function()
+def count_launches(function: Callable[[], Any], device: torch.device) -> int:
+    """GPU kernels that `function` runs, memory operations included; on a CPU operators that are not views."""
+    if device.type == "cuda":
+        for _ in range(3):  # compile, warm up, record
+            function()
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             function()

@@ -1,4 +1,4 @@
-"""The ViTPose++ FFN as the official code and Hugging Face compute it: every expert on every token, then a mask."""
+"""The ViTPose++ FFN as the official code and Hugging Face compute it: every expert on every token, masked after it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def official(
+def masked_experts(
     x: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, expert_w: Tensor, expert_b: Tensor,
     task: Tensor,
 ) -> Tensor:  # fmt: skip
@@ -17,17 +17,4 @@ def official(
     for i, (weight, bias) in enumerate(zip(expert_w, expert_b, strict=True)):
         mask = (task == i).view(-1, 1, 1)
         chosen = chosen + F.linear(hidden, weight, bias) * mask
-    return torch.cat([F.linear(hidden, fc2_w, fc2_b), chosen], -1)
-
-
-def hugging_face(
-    x: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, expert_w: Tensor, expert_b: Tensor,
-    task: Tensor,
-) -> Tensor:  # fmt: skip
-    """Masks the input of every expert, and its output once more so that the bias counts once."""
-    hidden = F.gelu(F.linear(x, fc1_w, fc1_b))
-    chosen = torch.zeros_like(x[..., : expert_w.shape[1]])
-    for i, (weight, bias) in enumerate(zip(expert_w, expert_b, strict=True)):
-        mask = (task == i).view(-1, 1, 1)
-        chosen += F.linear(hidden * mask, weight, bias) * mask
     return torch.cat([F.linear(hidden, fc2_w, fc2_b), chosen], -1)

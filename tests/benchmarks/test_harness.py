@@ -65,6 +65,16 @@ def test_a_rival_that_computes_something_else_fails(machine):
             tensors_of([torch.ones(1), other])
 
 
+def test_a_rival_that_breaks_is_missing_with_its_reason(machine):
+    def broken(x):
+        raise RuntimeError("no kernel\nfor this")
+
+    records = measure(case(Contender("ours", square), Contender("rival", broken)), machine, 0.01)
+    assert records[0]["missing"] is None and records[1]["missing"] == "failed: no kernel for this"
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measure(case(Contender("ours", broken), Contender("rival", square)), machine, 0.01)
+
+
 def test_keypoints_elsewhere_are_not_the_same():
     points = torch.rand(8, 17, 2) * 200
     same_place(4.0)((points,), (points + 2,))
@@ -187,6 +197,8 @@ def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path):
     assert "results.json" not in stamp["command"]  # the same command anywhere
     records = found["records"]
     assert {r["implementation"] for r in records} >= {"ours", "torch", "torch.compile of it"}
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert again.returncode == 1 and "results.json exists already; choose another name" in again.stderr
     absent = [r for r in records if r["missing"]]
     assert absent and all(r["median_ms"] is None for r in absent)
     assert all(set(r) >= FIELDS for r in records) and "records in" in done.stdout
@@ -205,6 +217,17 @@ def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path, capsys):
 
 def test_time_over_means_no_new_benchmark(root, tmp_path):
     command = [sys.executable, "-m", "vitpose_fast", "bench", "--quick", "--minutes", "0", "--device", "cpu"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "no.json")], capture_output=True, text=True, cwd=root)
+    command += ["--suites", "ops", "training", "--out", str(tmp_path / "no.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0 and " skipped" in done.stdout and " passed" not in done.stdout
-    assert not (tmp_path / "no.json").exists()
+    assert "nothing was measured" in done.stdout and not (tmp_path / "no.json").exists()
+
+
+def test_result_files_have_names_of_their_own(tmp_path):
+    name = bench.result_name("NVIDIA H200", "2026-11-22", False)
+    assert name == "nvidia-h200-2026-11-22.json"
+    assert bench.result_name("AMD EPYC, 2 threads", "2026-11-22", True) == "amd-epyc-2-threads-2026-11-22-quick.json"
+    for expected in (name, "nvidia-h200-2026-11-22-2.json", "nvidia-h200-2026-11-22-3.json"):
+        path = bench.free_path(tmp_path, name)
+        assert path.name == expected
+        path.touch()

@@ -1,0 +1,73 @@
+"""One random model in every form that takes part: frozen, as a module, the official way, Hugging Face's."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import vitpose_fast as vp
+from benchmarks.harness import Contender
+from benchmarks.models import frozen_contender, official_twin, random_model
+from benchmarks.rivals import hugging_face
+
+HEAD = "coco"
+
+
+class Lineup:
+    """One random model in every form that takes part; all functions take (images, experts int64 [B]).
+
+    mixed: each sample goes through its own expert, else all through that of the head. theirs_dtype: of Hugging Face.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        name: str,
+        dtype: torch.dtype,
+        mixed: bool = False,
+        theirs_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.mixed, self.cuda = random_model(name, device), mixed, device.type == "cuda"
+        self.frozen = vp.freeze(self.model, None if mixed else HEAD, dtype)
+        self.module = copy.deepcopy(self.model).to(dtype)
+        self.official = official_twin(self.model, dtype)
+        self.absent = hugging_face.why_missing()
+        self.theirs = None if self.absent else hugging_face.twin(self.model).to(theirs_dtype or dtype)
+
+    def ours(self, images, experts):
+        if not self.mixed:
+            return self.frozen(images, HEAD)
+
+        def heatmaps(images, experts):
+            return self.frozen.heads[HEAD](self.frozen.backbone(images, experts))
+
+        return self.frozen.run("mixed", heatmaps, images, experts)
+
+    def hugging_face(self, images, experts):
+        return hugging_face.heatmaps(self.theirs, images, experts if self.mixed else None)
+
+    def contenders(self, compiled: bool) -> list[Contender]:
+        """`compiled`: also Hugging Face under max-autotune, which takes minutes to make ready."""
+
+        def quiet(function):
+            return torch.inference_mode()(function)
+
+        def plain(used):
+            return quiet(lambda images, experts: used.heads[HEAD](used.backbone(images, experts)))
+
+        theirs = dict(module=self.theirs, missing=self.absent)
+        hf = None if self.absent else quiet(self.hugging_face)
+        out = [
+            frozen_contender("vitpose_fast frozen", self.frozen, self.ours),
+            Contender("vitpose_fast module", plain(self.module), module=self.module),
+            Contender("official, eager kernels", plain(self.official), module=self.official),
+            Contender("Hugging Face (SDPA)", hf, **theirs),
+        ]
+        if self.cuda:
+            out.append(Contender("Hugging Face, eager launches", hf, graph=False, **theirs))
+        if compiled and not self.absent:
+            torch._dynamo.reset()  # else the shapes of the last model make those of this one dynamic
+            best = torch.compile(self.hugging_face, mode="max-autotune", dynamic=False)
+            out.append(Contender("Hugging Face, max-autotune", torch.no_grad()(best), own_graph=True, **theirs))
+        return out
