@@ -254,8 +254,8 @@ def test_an_error_on_top_of_running_out_of_memory_is_seen_through(model, monkeyp
         if len(images) > 2:
             try:
                 raise ERRORS[0]
-            except RuntimeError:
-                raise RuntimeError("capture_end failed")
+            except RuntimeError as error:
+                raise RuntimeError("capture_end failed") from error
         return forward(images, task)
 
     monkeypatch.setattr(model, "forward", failing)
