@@ -36,7 +36,7 @@ class Machine:
         self._stream: Any = None
         self.most_believable = 1.2 if self.cuda else 4.0
         side = 8192 if self.cuda else (768 if quick else 1536)
-        self.tflops = {d: self._matmul(side, d) for d in (torch.float32, torch.bfloat16, torch.float16)}
+        self.tflops = {d: self._matmul(side, d) for d in (torch.float32, torch.bfloat16)}
         self.copy_tb_s = self._copy((1 << 30) if self.cuda else (128 << 20))
 
     def _matmul(self, side: int, dtype: torch.dtype) -> float:
