@@ -179,12 +179,15 @@ def crop_reference(
             rows.addcmul_(tap.float(), weight_y[..., None].float())
         out.addcmul_(rows, weight_x[..., None].float())
     broken = (inverse.sum((1, 2)) * 0).float()[:, None, None, None]  # NaN where a matrix is not finite, else 0
-    out = _normalise(exact, broken)(out.permute(0, 3, 1, 2)).to(dtype).contiguous()
+    pixels = out.permute(0, 3, 1, 2)
+    out = torch.empty(pixels.shape, device=device)
+    _normalise(exact, broken)(pixels, out)
+    out = out.to(dtype)
     return torch.cat([out, out.flip(-1)]) if twin else out
 
 
-def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor], Tensor]:
-    """Function from weighted sums [..., 3, H, W] of 0..255 to network input; `broken` is added: NaN or 0.
+def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """Function (weighted sums [..., 3, H, W] of 0..255, float32 for the network input); `broken` is added: NaN or 0.
 
     "exact-cv4": the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding); such sums
     stay below 2^24, so that float32 holds them exactly.
@@ -192,9 +195,9 @@ def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor], Tensor]:
     mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     if exact:
         mean = mean + broken
-        return lambda pixels: pixels.add(512).mul_(1 / 1024).floor_().div_(255).sub_(mean).div_(std)
+        return lambda x, out: out.copy_(x.add(512).mul_(1 / 1024).floor_().div_(255).sub_(mean).div_(std))
     offset, gain = broken - mean / std, 1 / (255 * std)
-    return lambda pixels: torch.addcmul(offset, pixels, gain)
+    return lambda x, out: torch.addcmul(offset, x, gain, out=out)
 
 
 def _crop_upright(
@@ -225,14 +228,25 @@ def _crop_upright(
     x0, x1 = (x[:, 0] - first[:, None] for x in (x0, x1))
     y0, y1 = y0[..., 0], y1[..., 0]
     out, normalise = torch.empty(p, 3, *size, dtype=dtype), _normalise(exact, torch.zeros(()))
+    # Memory of all crops, taken once: fresh pages would cost more than the arithmetic.
+    widest = size[0] * 3 * (int((last - first).max()) + 1 if p else 0)
+    levels, near, far = torch.empty(widest, dtype=torch.uint8), torch.empty(widest), torch.empty(widest)
+    left, right, crop = torch.empty(*size, 3), torch.empty(*size, 3), torch.empty(3, *size)
     for i, (number, start, end) in enumerate(zip(order, first.tolist(), last.tolist(), strict=True)):
         region = images[number][:, start : end + 1]
+        shape = size[0], end + 1 - start, 3
+        taken, above, below = (x[: size[0] * shape[1] * 3].view(shape) for x in (levels, near, far))
         near_x, far_x, near_y, far_y = (w[i] for w in weights)
-        rows = region.index_select(0, y0[i]).float().mul_(near_y[:, None, None])
-        rows.addcmul_(region.index_select(0, y1[i]).float(), far_y[:, None, None])
-        pixels = rows.index_select(1, x0[i]).mul_(near_x[:, None])
-        pixels = pixels.addcmul_(rows.index_select(1, x1[i]), far_x[:, None]).permute(2, 0, 1)
-        out[i] = normalise(pixels)
+        above.copy_(torch.index_select(region, 0, y0[i], out=taken)).mul_(near_y[:, None, None])
+        below.copy_(torch.index_select(region, 0, y1[i], out=taken))
+        above.addcmul_(below, far_y[:, None, None])
+        torch.index_select(above, 1, x0[i], out=left).mul_(near_x[:, None])
+        left.addcmul_(torch.index_select(above, 1, x1[i], out=right), far_x[:, None])
+        if dtype == torch.float32:
+            normalise(left.permute(2, 0, 1), out[i])
+        else:
+            normalise(left.permute(2, 0, 1), crop)
+            out[i] = crop
     return out
 
 

@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_fast.kernels._launch import check, check_device, choose_impl, run, without_autocast
+from vitpose_fast.kernels._launch import (
+    check,
+    check_device,
+    choose_impl,
+    may_look_at_values,
+    run,
+    without_autocast,
+)
 
 EPSILON = 1.1920929e-07  # float32 machine epsilon, added to the diagonal of the Hessian by the official code
 _OPENCV_SMALL_KERNELS = {  # OpenCV uses these instead of its sigma formula
@@ -81,8 +88,8 @@ def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> 
     return blurred.gather(2, left[:, None].expand(-1, 3, -1)).clamp(0.001, 50).log().double()
 
 
-def _newton(log: Tensor) -> tuple[Tensor, Tensor]:
-    """(offset [M, 2], covariance [M, 2, 2]) from the 3x3 log neighbourhood; float64."""
+def _newton(log: Tensor, covariance: bool) -> tuple[Tensor, Tensor | None]:
+    """(offset [M, 2], covariance [M, 2, 2] if wanted) from the 3x3 log neighbourhood; float64."""
     dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
     dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
     dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + EPSILON
@@ -94,6 +101,8 @@ def _newton(log: Tensor) -> tuple[Tensor, Tensor]:
     inverse = torch.stack([dyy, -dxy, -dxy, dxx], -1).reshape(-1, 2, 2) / safe[:, None, None]
     offset = -(inverse @ torch.stack([dx, dy], -1)[..., None])[..., 0]
     offset = torch.where((determinant == 0)[:, None], 0.0, offset)
+    if not covariance:
+        return offset, None
     concave = (determinant > 0) & (dxx < 0)
     return offset, torch.where(concave[:, None, None], -inverse, math.nan)
 
@@ -119,9 +128,9 @@ def heatmap_decode_reference(
     scores = maps.flatten(1).gather(1, best[:, None])[:, 0]
     x, y = best % w, best // w
     points = torch.stack([x, y], -1).double()
-    spread = points.new_full((b * k, 2, 2), math.nan)
+    spread = None
     if codec == "udp" or covariance:
-        offset, spread = _newton(_log_neighbourhood(maps, x, y, blur_kernel))
+        offset, spread = _newton(_log_neighbourhood(maps, x, y, blur_kernel), covariance)
         if codec == "udp":
             points = points + offset
     if codec == "msra":
@@ -134,20 +143,22 @@ def heatmap_decode_reference(
         )
         inner = (x > 1) & (x < w - 1) & (y > 1) & (y < h - 1)
         points = points + 0.25 * torch.cat([right - left, below - above], -1).sign() * inner[:, None]
-    points, spread = points.reshape(b, k, 2), spread.reshape(b, k, 2, 2)
+    points = points.reshape(b, k, 2)
+    spread = None if spread is None else spread.reshape(b, k, 2, 2)
     scores = scores.reshape(b, k)
     if centers is not None and scales is not None:
         cells = (max(w - 1, 1), max(h - 1, 1)) if codec == "udp" else (w, h)
         scales = scales.double()[:, None]
         factor = scales / torch.tensor(cells, dtype=torch.float64, device=scales.device)
         points = points * factor + centers.double()[:, None] - scales / 2
-        spread = spread * factor[..., None] * factor[..., None, :]
+        spread = None if spread is None else spread * factor[..., None] * factor[..., None, :]
     points = torch.where((scores <= 0)[..., None], -1.0, points)
     broken = scores.isnan()
     points = torch.where(broken[..., None], math.nan, points)
+    if spread is None:
+        return points.to(dtype), scores, points.new_empty(0, dtype=dtype)
     spread = torch.where((broken | (scores <= 0))[..., None, None], math.nan, spread)
-    spread = spread.to(dtype) if covariance else points.new_empty(0, dtype=dtype)
-    return points.to(dtype), scores, spread
+    return points.to(dtype), scores, spread.to(dtype)
 
 
 @triton_op("vitpose_fast::heatmap_decode", mutates_args=())
@@ -249,6 +260,21 @@ def heatmap_decode(
             value = value.detach().to(heatmaps.device)
         boxes.append(value)
     permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
+    if not triton and type(heatmaps) is Tensor and not heatmaps.is_cuda and may_look_at_values(heatmaps):
+        # Nothing traces or differentiates it: the registered op would be a fifth of decoding a few people.
+        with torch.no_grad(), without_autocast(heatmaps):
+            arguments = (
+                heatmaps.detach(),
+                codec,
+                blur_kernel,
+                flipped,
+                permutation,
+                boxes[0],
+                boxes[1],
+                bool(covariance),
+            )
+            found = heatmap_decode_reference(*arguments)
+        return found if covariance else found[:2]
     with without_autocast(heatmaps):
         points, scores, spread = _heatmap_decode(
             heatmaps.detach(), codec, blur_kernel, flipped, permutation, *boxes, bool(covariance), triton
