@@ -88,7 +88,7 @@ def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> 
     return blurred.gather(2, left[:, None].expand(-1, 3, -1)).clamp(0.001, 50).log().double()
 
 
-def _newton(log: Tensor, covariance: bool) -> tuple[Tensor, Tensor | None]:
+def _newton(log: Tensor, covariance: bool = False) -> tuple[Tensor, Tensor | None]:
     """(offset [M, 2], covariance [M, 2, 2] if wanted) from the 3x3 log neighbourhood; float64."""
     dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
     dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
