@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitpose_fast import functional as F
+
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 products are allowed to rivals in float32
 
 
@@ -34,3 +36,9 @@ def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Any]:
         return out.detach(), torch.autograd.grad(out, wanted, grad)
 
     return both
+
+
+def materialised_loss(heatmaps: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+    """The loss as it is usually written: the target [B, K, h, w] first, then the weighted mean squared error."""
+    target, weight = F.heatmap_target(points, visible, heatmaps.shape[-2:], impl="reference")
+    return ((heatmaps.float() - target).square() * weight[..., None, None]).mean()

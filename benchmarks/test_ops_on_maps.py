@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.contenders import TOLERANCE, compiled, on_gpus_only, with_gradients
+from benchmarks.contenders import TOLERANCE, compiled, materialised_loss, on_gpus_only, with_gradients
 from benchmarks.harness import Case, Contender, close, declared, same_place
 from benchmarks.models import bumps, frame, keypoints, people
 from benchmarks.rivals import decoding, hugging_face
@@ -105,9 +105,7 @@ def test_heatmap_target(compare, machine, quick, on):
         Contender("ours", target()),
         Contender("reference", **on_gpus_only(target("reference"), machine)),
         Contender("torch.compile of it", **compiled(target("reference"), quick, machine)),
-        Contender(
-            "mmpose-style numpy (eager, CPU)", lambda p, v: decoding.mmpose_target(p.cpu(), v.cpu()), graph=False
-        ),
+        Contender("mmpose-style numpy (eager, CPU)", mmpose, graph=False),
     ]
     moved = batch * 17 * 64 * 48 * 4
     make = lambda seed: keypoints(seed, batch, on)
@@ -121,18 +119,14 @@ def test_heatmap_loss(compare, machine, quick, dtype, on):
     def make(seed):
         return bumps(seed, batch, on, dtype).requires_grad_(), *keypoints(seed, batch, on), torch.rand((), device=on)
 
-    def materialised(maps, points, visible):
-        target, weight = F.heatmap_target(points, visible, (64, 48), impl="reference")
-        return ((maps.float() - target).square() * weight[..., None, None]).mean()
-
     def loss(impl=None):
         return with_gradients(lambda maps, points, visible: F.heatmap_loss(maps, points, visible, impl=impl))
 
     contenders = [
         Contender("ours", loss()),
         Contender("reference", **on_gpus_only(loss("reference"), machine)),
-        Contender("target + weighted MSE", with_gradients(materialised)),
-        Contender("torch.compile of it", **compiled(with_gradients(materialised), quick, machine)),
+        Contender("target + weighted MSE", with_gradients(materialised_loss)),
+        Contender("torch.compile of it", **compiled(with_gradients(materialised_loss), quick, machine)),
     ]
     moved = 3 * batch * 17 * 64 * 48 * dtype.itemsize
     agree = close(TOLERANCE[dtype])

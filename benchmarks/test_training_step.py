@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import vitpose_fast as vp
+from benchmarks.contenders import materialised_loss
 from benchmarks.harness import Case, Contender, close
 from benchmarks.models import crops, keypoints, network_work, official_twin, random_model
-from vitpose_fast import functional as F
 
 # Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).
 ROWS = {
@@ -54,11 +54,6 @@ class Step:
         return {str(i): v for i, v in enumerate(values)}
 
 
-def materialised(heatmaps: Tensor, points: Tensor, visible: Tensor) -> Tensor:
-    target, weight = F.heatmap_target(points, visible, heatmaps.shape[-2:], impl="reference")
-    return ((heatmaps.float() - target).square() * weight[..., None, None]).mean()
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_training_step(compare, machine, quick, row):
     if quick and row not in ("1/16", "1/8 window+shift+pool 8x8"):
@@ -70,7 +65,7 @@ def test_training_step(compare, machine, quick, row):
     model = random_model(name, machine.device, **options)
     official = official_twin(model, torch.float32)
     steps = {"vitpose_fast": Step(model, vp.HeatmapLoss(), dtype)}
-    steps["eager PyTorch"] = Step(official, materialised, dtype)
+    steps["eager PyTorch"] = Step(official, materialised_loss, dtype)
 
     def make(seed):
         return (crops(seed, batch, model, torch.float32), *keypoints(seed, batch, machine.device))
