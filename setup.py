@@ -9,7 +9,7 @@ CORE = [
     "tyro>=1.0",
     "tqdm>=4.66",
 ]
-TRAIN = ["pycocotools>=2.0.8", "matplotlib>=3.8"]
+TRAIN = ["pycocotools>=2.0.8", "matplotlib>=3.8", "scipy>=1.11", "simplejpeg>=1.8"]
 HUB = ["huggingface_hub>=1.0"]
 
 setup(
@@ -38,6 +38,8 @@ setup(
     extras_require={
         "train": TRAIN,
         "hub": HUB,
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
         "test": [
             *TRAIN,
             *HUB,
@@ -48,9 +50,9 @@ setup(
             "pytest",
             "pytest-benchmark",
             "ruff",
-            "scipy",
             "setuptools>=77",
             "supervision>=0.27",
+            "tensorboard>=2.16",
             "transformers>=5",
         ],
     },

@@ -1,87 +1,164 @@
-"""The state of a run on disk: written atomically, resumed exactly."""
+"""The states of a run on disk: written atomically, checked when read, resumed exactly."""
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from vitpose_fast.files import write_atomic
-from vitpose_fast.models.vitpose import ViTPose
+from vitpose_fast.files import remove_leftovers, sha256, write_named_by_digest
 from vitpose_fast.training.config import TrainConfig
+from vitpose_fast.training.distributed import World, put, whole
+from vitpose_fast.training.optim import Ema
 
-# What may differ between a run and its continuation: none of it changes a step.
-_FREE = (
-    "out",
-    "resume",
-    "overwrite",
-    "workers",
-    "device",
-    "val",
-    "val_images",
-    "eval_every",
-    "flip_test",
-    "blur_kernel",
-)
+log = logging.getLogger("vitpose_fast")
+
+# What may differ between a run and its continuation: none of it changes an update.
+_FREE = {"out", "resume", "overwrite", "workers", "keep_images", "device", "dry_run", "track", "log_every", "init"}
+_FREE |= {"val", "val_images", "val_tasks", "boxes", "eval_every", "flip_test", "blur_kernel"}
+_FREE |= {"save_every", "keep", "max_bad_images", "recompute", "compile", "parallel", "micro_batch"}
 
 
-def save_state(
-    path: Path, config: TrainConfig, model: ViTPose, optimizer: torch.optim.Optimizer, step: int, seconds: float
-) -> None:
-    """Everything the next step depends on, after `step` steps and `seconds` of training."""
-    device = model.device
-    state = {
+class States:
+    """The last states of a run: `step-00000120-<first 16 digits of the sha256>.pt`.
+
+    A file gets its name, and with it its checksum, when it is whole and on disk: one that can be seen can be read. A
+    damaged one is named and the one before it is used.
+
+    Args:
+        folder: of the states. keep: how many of them stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def files(self) -> list[Path]:
+        """The states, the last one first."""
+        found = {
+            p: m for p in self.folder.glob("step-*.pt") if (m := re.fullmatch(r"step-(\d+)-[0-9a-f]{16}\.pt", p.name))
+        }
+        return sorted(found, key=lambda p: int(found[p][1]), reverse=True)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a state, then remove those that are too old.
+
+        Raises:
+            OSError: it cannot be written; the states before it stay.
+        """
+        remove_leftovers(self.folder)
+        new = write_named_by_digest(self.folder, f"step-{step:08d}-", ".pt", lambda p: torch.save(state, p))
+        same = [p for p in self.files() if p.name.startswith(f"step-{step:08d}-") and p != new]
+        for old in (*same, *[p for p in self.files() if p not in same][self.keep :]):
+            old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """The last whole state and its file; None if there is none.
+
+        Raises:
+            ValueError: there are states, and every one of them is damaged.
+        """
+        files = self.files()
+        for path in files:
+            if not sha256(path).startswith(path.stem.rsplit("-", 1)[1]):
+                log.warning("%s: damaged (its checksum differs); the state before it is used", path)
+                continue
+            try:
+                return path, torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # whole, but not ours
+                log.warning("%s: not a state (%s)", path, " ".join(str(error).split())[:200])
+        if files:
+            raise ValueError(f"{self.folder}: none of its {len(files)} states can be read; start with --overwrite")
+        return None
+
+
+def run_state(
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, step: int, seconds: float
+) -> dict[str, Any]:
+    """Everything the next update depends on, after `step` updates and `seconds` of training.
+
+    Tensors are whole and named by parameter, so that any number of processes can go on. Every process has to call it.
+    """
+    named = dict(model.named_parameters())
+    name_of: dict[Any, str] = {p: n for n, p in named.items()}
+    moments = {name_of[p]: {k: _host(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+    return {
         "config": config.to_dict(),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": {n: _host(v) for n, v in (*named.items(), *model.named_buffers())},
+        "optimizer": moments,
+        "ema": None
+        if ema is None
+        else {"updates": ema.updates, "average": {name_of[p]: _host(a) for p, a in zip(ema.parameters, ema.average)}},
         "step": step,
         "seconds": seconds,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-    write_atomic(path, lambda p: torch.save(state, p))
 
 
-def load_state(path: Path, config: TrainConfig, model: ViTPose, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Put a saved state back: (steps done, seconds spent).
+def _host(value: Any) -> Any:
+    return whole(value.detach()).cpu().clone() if isinstance(value, torch.Tensor) else value
+
+
+@torch.no_grad()
+def put_back(
+    found: tuple[Path, dict[str, Any]] | None,
+    folder: Path,
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+) -> tuple[int, float]:
+    """Continue from what `States.load` gave: (updates done, seconds spent).
 
     Raises:
-        ValueError: missing, damaged, or of a run with other options (named).
+        ValueError: there is none, or it is of a run with other options (named).
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: nothing to resume from; start without --resume")
+    if found is None:
+        raise ValueError(f"{folder}: nothing to resume from; start without --resume")
+    path, state = found
+    before, now = state["config"], config.to_dict()
+    for name in now:
+        if name not in _FREE and now[name] != before.get(name):
+            raise ValueError(f"{path}: cannot resume with another {name}: {before.get(name)} then, {now[name]} now")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before, now = state["config"], config.to_dict()
-        changed = [k for k in now if k not in _FREE and now[k] != before.get(k)]
-        if not changed:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])
-            device = model.device
-            if device.type == "cuda" and state["random_cuda"] is not None:
-                torch.cuda.set_rng_state(state["random_cuda"], device)
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if own.keys() != state["model"].keys():
+            raise ValueError(f"it holds other weights: {sorted(own.keys() ^ state['model'].keys())[0]}")
+        for name, value in state["model"].items():
+            put(own[name], value)
+        for name, moments in state["optimizer"].items():
+            parameter = own[name]
+            optimizer.state[parameter] = {
+                k: _like(parameter, v) if torch.is_tensor(v) and v.dim() else v for k, v in moments.items()
+            }
+        if ema is not None:
+            ema.updates = state["ema"]["updates"]
+            names = {p: n for n, p in model.named_parameters()}
+            for parameter, average in zip(ema.parameters, ema.average):
+                put(average, state["ema"]["average"][names[parameter]])
+        return state["step"], state["seconds"]
     except Exception as error:
         raise ValueError(f"{path}: cannot resume from it ({' '.join(str(error).split())[:200]})") from None
-    if changed:
-        name = changed[0]
-        raise ValueError(f"{path}: cannot resume with another {name}: {before.get(name)} then, {now[name]} now")
-    return state["step"], state["seconds"]
 
 
-class MetricsFile:
-    """`metrics.jsonl`: a line a row, flushed at once. A resumed run drops the rows that it will write again."""
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros_like(parameter)
+    put(out, value)
+    return out
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.best = -1.0  # highest AP so far
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if step else []
-        rows = [r for r in rows if r["step"] < step or (r["step"] == step and "AP" in r)]
-        write_atomic(path, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        self.best = max([r["AP"] for r in rows if "AP" in r], default=-1.0)
 
-    def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self.best = max(self.best, row.get("AP", -1.0))
+def check_free(out: Path, config: TrainConfig) -> None:
+    """Refuse a folder that holds a run already, unless it is to be continued or replaced.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if not (config.resume or config.overwrite) and (States(out / "states").files() or (out / "metrics.jsonl").exists()):
+        raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
+
+
+def only_first(world: World, states: States, step: int, state: dict[str, Any]) -> None:
+    """Save in the first process; the others wait and learn whether it worked."""
+    world.agree(lambda: states.save(step, state) if world.first else None)

@@ -1,173 +1,323 @@
-"""COCO-format annotations to samples: one person each, with the decoded image, box and keypoints in image pixels."""
+"""People to batches: workers decode, the device crops; which sample comes when depends on seed and step alone."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitpose_fast.coco import clipped_box, is_training_person, read_annotations, shortened
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
 from vitpose_fast.images import read_image
-from vitpose_fast.keypoints import KeypointSet
-from vitpose_fast.training.augment import Augmentation, no_augmentation
+from vitpose_fast.training.augment import ORDER, REPLACEMENT, Augmentation, View, draws, no_augmentation
+from vitpose_fast.training.people import Labels, Person
 
-log = logging.getLogger("vitpose_fast")
-
-
-@dataclass(frozen=True)
-class Person:
-    """One annotated person."""
-
-    image: Path
-    image_id: int | str
-    annotation_id: int | str
-    box: tuple[float, float, float, float]  # xywh in pixels, clipped to the image as the official loader does
-    keypoints: np.ndarray  # [K, 2] float32
-    visible: np.ndarray  # [K] float32, 1 for labelled keypoints (COCO's 1 and 2)
+_TRIES = 20  # unusable images in a row before a sample is given up
 
 
-def read_people(
-    annotations: Path, images: Path, keypoint_set: KeypointSet, problems: list[str] | None = None
-) -> list[Person]:
-    """The people with labelled keypoints of a COCO file; crowds are left out, damaged rows named and left out.
+class Key(NamedTuple):
+    """Which sample, when, and where in its step's batch."""
 
-    Args:
-        problems: damaged rows are named here; None: in the log.
-
-    Raises:
-        ValueError: an unusable file, or one in which no person is left.
-    """
-    data, damaged = read_annotations(annotations, keypoint_set)
-    if problems is not None:
-        problems += damaged
-    else:
-        for line in shortened(damaged):
-            log.warning("skipped %s", line)
-    by_id = {image["id"]: image for image in data["images"]}
-    people = [_person(a, by_id[a["image_id"]], images) for a in data["annotations"] if is_training_person(a)]
-    if not people:
-        first = f"; the first of {len(damaged)} problems: {damaged[0]}" if damaged else ""
-        raise ValueError(f"{annotations}: no person with labelled {keypoint_set.name} keypoints{first}")
-    return people
+    epoch: int
+    sample: int
+    position: int
 
 
-def _person(annotation: dict[str, Any], image: dict[str, Any], folder: Path) -> Person:
-    triples = np.asarray(annotation["keypoints"], dtype=np.float32).reshape(-1, 3)
-    visible = np.minimum(triples[:, 2], 1)
-    box = clipped_box(annotation["bbox"], image["width"], image["height"])
-    assert box is not None  # checked by the reader
-    points = triples[:, :2] * visible[:, None]
-    return Person(folder / image["file_name"], image["id"], annotation["id"], box, points, visible)
+@dataclass
+class Sample:
+    """One person with the decoded image and a view of it."""
+
+    person: Person
+    task: str
+    position: int
+    image: Tensor  # uint8 [h, w, 3]
+    view: View
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) of those that this one replaces
+
+    def pin_memory(self) -> Sample:
+        """Called by the loader where samples go to a GPU."""
+        return replace(self, image=self.image.pin_memory())
 
 
-class PeopleDataset(Dataset):
-    """People as training samples; sample `(epoch, index)` is the same whatever worker or order it is read in.
+class SampleSet(Dataset):
+    """The people of all annotation files as training samples.
+
+    A sample is the same in whatever process, order or run it is read. An image that cannot be used is replaced by
+    another of the same task, drawn by (seed, epoch, sample), and named in `Sample.bad`.
 
     Args:
-        people: as `read_people` gives them.
-        keypoint_set, seed: for the augmentation.
+        labels: annotation files, as `read_labels` gives them.
+        image_size: (H, W) of the network's input.
         augmentation: None: boxes as they are.
+        official_boxes, mpii_stretch: see `TrainConfig`.
         keep_images: keep decoded images in memory.
     """
 
     def __init__(
         self,
-        people: Sequence[Person],
-        keypoint_set: KeypointSet,
-        augmentation: Augmentation | None,
-        seed: int,
+        labels: Sequence[Labels],
         image_size: tuple[int, int],
-        keep_images: bool,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        official_boxes: bool = True,
+        mpii_stretch: bool = True,
+        keep_images: bool = False,
     ) -> None:
-        self.people, self.keypoint_set, self.augmentation = people, keypoint_set, augmentation
-        self.seed, self.image_size = seed, image_size
+        self.sets = {one.data_set.name: one.data_set for one in labels}
+        self.people = [_adjusted(p, official_boxes, mpii_stretch) for one in labels for p in one.people]
+        self.task_of = [one.data_set.name for one in labels for _ in one.people]
+        self.augmentations = {n: None if augmentation is None else augmentation.of(s) for n, s in self.sets.items()}
+        self.image_size, self.seed = image_size, seed
         self.read = lru_cache(maxsize=None)(read_image) if keep_images else read_image
+        self.same_task = {n: np.flatnonzero(np.array(self.task_of) == n) for n in self.sets}
 
     def __len__(self) -> int:
         return len(self.people)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | str:
-        """The sample `(epoch, index)`, or the reason why its image cannot be used."""
-        epoch, index = key
-        person = self.people[index]
-        try:
-            image = self.read(person.image)
-        except (ValueError, OSError) as error:
-            return str(error)
-        if self.augmentation is None:
-            view = no_augmentation(person, self.image_size)
-        else:
-            fixed = np.random.default_rng((self.seed, index))  # the centre jitter is drawn once per run
-            rng = np.random.default_rng((self.seed, 1 + epoch, index))
-            view = self.augmentation(person, self.keypoint_set, self.image_size, fixed, rng)
-        return {"image": image, "keypoints": person.keypoints, "visible": person.visible, **view}
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of a key.
+
+        Raises:
+            ValueError: neither its image nor any of those drawn in its place can be used.
+        """
+        key = Key(*key)
+        epoch, index, position = key
+        task, bad = self.task_of[index], []
+        for attempt in range(_TRIES):
+            if attempt:
+                index = int(
+                    draws(self.seed, REPLACEMENT, epoch, key.sample * _TRIES + attempt).choice(self.same_task[task])
+                )
+            person = self.people[index]
+            try:
+                image = self._image(person)
+            except (ValueError, OSError) as error:
+                bad.append((str(person.image), str(error)))
+                continue
+            augmentation = self.augmentations[task]
+            if augmentation is None:
+                view = no_augmentation(person, self.image_size)
+            else:
+                keypoints = self.sets[task].keypoints
+                view = augmentation(person, keypoints, self.image_size, self.seed, epoch, index)
+            return Sample(person, task, position, image, view, bad)
+        raise ValueError(f"{_TRIES} images of {task} in a row cannot be used; the first: {bad[0][1]}")
+
+    def _image(self, person: Person) -> Tensor:
+        image = self.read(person.image)
+        found = (image.shape[0], image.shape[1])
+        if person.image_size is not None and found != person.image_size:
+            (h, w), (height, width) = found, person.image_size
+            raise ValueError(f"{person.image}: is {w}x{h} pixels, {person.source} says {width}x{height}")
+        return image
+
+
+def _adjusted(person: Person, official_boxes: bool, mpii_stretch: bool) -> Person:
+    """A person with the oddities of the official loaders that are not wanted taken back."""
+    if not mpii_stretch and not person.fix_aspect:
+        person = replace(person, fix_aspect=True)
+    if not official_boxes and person.fix_aspect:
+        x, y, w, h = person.box
+        person = replace(person, box=(x, y, w + 1, h + 1))
+    return person
 
 
 @dataclass
-class Batch:
-    """Samples ready for the network: crops [B, 3, H, W], keypoints [B, K, 2] in crop pixels, visible [B, K]."""
+class Part:
+    """The samples of one task in a batch: keypoints [n, K, 2] in crop pixels, visible [n, K]."""
 
-    crops: Tensor
+    rows: slice
     keypoints: Tensor
     visible: Tensor
 
 
-def keep_usable(samples: list[dict[str, Any] | str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The collate function: (samples, reasons of those left out)."""
-    return [s for s in samples if isinstance(s, dict)], [s for s in samples if isinstance(s, str)]
+@dataclass
+class Batch:
+    """Samples ready for the network, those of a task side by side."""
+
+    crops: Tensor  # [B, 3, H, W]
+    parts: dict[str, Part]
+    people: list[Person]
+    positions: list[int]  # of each sample in its step's batch
 
 
-def make_batch(samples: list[dict[str, Any]], codec: HeatmapCodec, device: torch.device | str) -> Batch:
-    """Cut all people of a batch out of their images in one launch and move their keypoints along."""
-    stacked = {k: torch.as_tensor(np.stack([s[k] for s in samples])) for k in samples[0] if k != "image"}
-    images: list[Tensor] = []
-    place: dict[int, int] = {}  # several people share one decoded image
-    index = []
+def make_batch(samples: Sequence[Sample], codecs: Mapping[str, HeatmapCodec], device: torch.device | str) -> Batch:
+    """Cut the people of each task out of their images in one launch and move their keypoints along."""
+    order = {name: i for i, name in enumerate(codecs)}
+    samples = sorted(samples, key=lambda s: (order[s.task], s.position))
+    images: dict[int, Tensor] = {}  # several people share one decoded image
     for sample in samples:
-        key = id(sample["image"])
-        if key not in place:
-            place[key] = len(images)
-            images.append(sample["image"].to(device))
-        index.append(place[key])
-    center, scale, rotation, flip = (stacked[k] for k in ("center", "scale", "rotation", "flip"))
+        if id(sample.image) not in images:
+            images[id(sample.image)] = sample.image.to(device, non_blocking=True)
+    place = {key: i for i, key in enumerate(images)}
+    crops, parts, start = [], {}, 0
+    for name, codec in codecs.items():
+        own = [s for s in samples if s.task == name]
+        if own:
+            index = torch.tensor([place[id(s.image)] for s in own])
+            cut, points, visible = _cut(own, list(images.values()), index, codec)
+            crops.append(cut)
+            rows = slice(start, start + len(own))
+            parts[name] = Part(rows, points.to(device, non_blocking=True), visible.to(device, non_blocking=True))
+            start = rows.stop
+    return Batch(torch.cat(crops), parts, [s.person for s in samples], [s.position for s in samples])
+
+
+def _cut(
+    samples: list[Sample], images: list[Tensor], index: Tensor, codec: HeatmapCodec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops [n, 3, H, W], keypoints [n, K, 2] in crop pixels (on the host) and their visibilities [n, K]."""
+    view = {k: torch.as_tensor(np.stack([s.view[k] for s in samples])) for k in samples[0].view}
+    center, scale, rotation, flip = (view[k] for k in ("center", "scale", "rotation", "flip"))
     boxes = torch.cat([center - scale / 2, scale], 1)
     turned = rotation if bool(rotation.any()) else None  # upright crops are cheaper
-    crops = codec.crop(images, boxes, torch.tensor(index), rotation=turned, flip=flip, padding=1.0, fix_aspect=False)
+    crops = codec.crop(images, boxes, index, rotation=turned, flip=flip, padding=1.0, fix_aspect=False)
     matrix = warp_matrix(center, scale, rotation, codec.image_size, codec.kind)
-    points = transform_points(matrix, stacked["keypoints"].double())
-    mirrored, swapped = flip_keypoints(
-        points, stacked["visible"], codec.keypoints.flip_permutation, codec.image_size[1]
-    )
+    annotated = torch.from_numpy(np.stack([s.person.keypoints for s in samples]))
+    seen = torch.from_numpy(np.stack([s.person.visible for s in samples]))
+    points = transform_points(matrix, annotated.double())
+    mirrored, swapped = flip_keypoints(points, seen, codec.keypoints.flip_permutation, codec.image_size[1])
     points = torch.where(flip[:, None, None], mirrored, points).float()
-    visible = torch.where(flip[:, None], swapped, stacked["visible"])
-    return Batch(crops, points.to(device), visible.to(device))
+    return crops, points, torch.where(flip[:, None], swapped, seen)
 
 
-class EpochSampler(Sampler):
-    """(epoch, index) in an order that depends on seed and epoch alone, from a given step on."""
+class Order:
+    """Which samples make up each update: global batches, all full; the last of an epoch takes its first samples again.
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.epoch, self.first_batch = 0, 0
+    Args:
+        tasks: task name of every sample.
+        batch_size: samples of an update.
+        sampling: "proportional": an epoch is every sample once. "balanced": as many, of every task equally many.
+    """
 
-    def start(self, epoch: int, first_batch: int = 0) -> None:
-        """Which epoch the next iteration gives, and how many of its batches to leave out."""
-        self.epoch, self.first_batch = epoch, first_batch
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        batch_size: int,
+        seed: int,
+        sampling: Literal["proportional", "balanced"] = "proportional",
+    ) -> None:
+        self.tasks, self.batch_size, self.seed, self.sampling = np.array(tasks), batch_size, seed, sampling
+        self.steps = math.ceil(len(tasks) / batch_size)  # of an epoch
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        size, rng = len(self.tasks), draws(self.seed, ORDER, epoch)
+        chosen = np.arange(size)
+        if self.sampling == "balanced":
+            names = np.unique(self.tasks)
+            share = math.ceil(size / len(names))
+            chosen = np.concatenate([self._turns(np.flatnonzero(self.tasks == n), epoch, share) for n in names])
+        order = rng.permutation(chosen)[:size]
+        return np.resize(order, self.steps * self.batch_size)  # repeats from the start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
-        for batch in range(self.first_batch, len(self)):
-            yield [(self.epoch, i) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+    def _turns(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
+        """The `share` samples of a task in an epoch: it goes round its own, in a new order each time."""
+        places = np.arange(epoch * share, (epoch + 1) * share)
+        rounds = np.unique(places // len(own))
+        orders = np.stack([draws(self.seed, ORDER, int(r), 1 + int(own[0])).permutation(own) for r in rounds])
+        return orders[places // len(own) - rounds[0], places % len(own)]
+
+    def step(self, step: int) -> list[Key]:
+        """The samples of an update."""
+        epoch, place = divmod(step, self.steps)
+        chosen = self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return [Key(epoch, int(index), position) for position, index in enumerate(chosen)]
+
+
+class MicroBatches(Sampler):
+    """What one process computes, in order: its share of each update, in pieces of at most `micro` samples."""
+
+    def __init__(self, order: Order, steps: range, micro: int | None, rank: int = 0, processes: int = 1) -> None:
+        self.order, self.steps, self.micro, self.rank, self.processes = order, steps, micro, rank, processes
+
+    def pieces(self) -> int:
+        """Micro-batches of an update; the same for every process."""
+        largest_share = math.ceil(self.order.batch_size / self.processes)
+        return math.ceil(largest_share / (self.micro or largest_share))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        pieces = self.pieces()
+        for step in self.steps:
+            own = self.order.step(step)[self.rank :: self.processes]
+            for i in range(pieces):  # sizes differ by one at most
+                yield own[i * len(own) // pieces : (i + 1) * len(own) // pieces]
+
+
+class Feeder:
+    """Micro-batches on the device; `prepare` the next one while the device computes.
+
+    On a GPU uploads and crops run on a stream of their own. `waited` counts the seconds that `prepare` and `take` spent
+    waiting for the workers, or decoding where there are none.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        keys: Iterable[list[Key]],
+        codecs: Mapping[str, HeatmapCodec],
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.codecs, self.device, self.waited = codecs, device, 0.0
+        loader = DataLoader(
+            samples,
+            batch_sampler=keys,
+            collate_fn=list,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # its own: torch's is left alone
+        )
+        self._loader = iter(loader)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ready: tuple[Batch, list[tuple[str, str]]] | None = None
+
+    def prepare(self) -> None:
+        """Fetch the next micro-batch, if there is one and it is not there yet.
+
+        Raises:
+            ValueError: too many images that cannot be used, a worker that died.
+        """
+        if self._ready is not None:
+            return
+        started = time.perf_counter()
+        try:
+            samples = next(self._loader, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"a data worker died ({reason}); out of memory? lower --workers") from None
+        self.waited += time.perf_counter() - started
+        if not samples:
+            return
+        with torch.cuda.stream(self._stream):  # no-op for None
+            batch = make_batch(samples, self.codecs, self.device)
+        self._ready = batch, [bad for s in samples for bad in s.bad]
+
+    def take(self) -> tuple[Batch, list[tuple[str, str]]]:
+        """(micro-batch, images that had to be replaced, with the reason).
+
+        Raises:
+            StopIteration: there are no more.
+        """
+        self.prepare()
+        if self._ready is None:
+            raise StopIteration
+        ready, self._ready = self._ready, None
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(self._stream)
+            batch = ready[0]
+            for tensor in (batch.crops, *(t for p in batch.parts.values() for t in (p.keypoints, p.visible))):
+                tensor.record_stream(here)
+        return ready

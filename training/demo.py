@@ -24,7 +24,8 @@ from vitpose_fast.models.vitpose import ViTPose
 from vitpose_fast.poses import Poses
 from vitpose_fast.predictor import PosePredictor, pick_device
 from vitpose_fast.training.augment import Augmentation
-from vitpose_fast.training.config import PRESETS, TrainConfig
+from vitpose_fast.training.config import TrainConfig
+from vitpose_fast.training.presets import PRESETS
 from vitpose_fast.training.synthetic import write_dataset
 from vitpose_fast.training.train import train
 from vitpose_fast.training.validate import evaluate
@@ -70,7 +71,8 @@ def main(args: list[str] | None = None) -> int:
     run = demo_training(config, out, train_parts, held_out, seconds=max(left, 1.0))
     train(run)
     model = trained_model(run)
-    metrics, results, _ = evaluate(model, run.sources("val"), flip_test=True, blur_kernel=run.blur_kernel)
+    sources = [(held_out, held_out.parent / "images")]
+    metrics, results, _ = evaluate(model, sources, flip_test=True, blur_kernel=run.blur_kernel)
     draw_held_out(results, held_out, out / "poses.png")
     plot_training(run.out / "metrics.jsonl", out / "training.png")
     seconds = time.monotonic() - started

@@ -1,105 +1,295 @@
-"""COCO keypoint metrics: OKS non-maximum suppression, and AP / AR by pycocotools (SPEC 7.1)."""
+"""The metrics of all data sets (SPEC 7): OKS suppression, PCK, AUC, EPE, PCKh, AIC's score; COCO's AP is in `coco_ap`.
+
+Keypoints are arrays (or whatever numpy makes one of) [N, K, 2] in pixels.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
 from collections import defaultdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from vitpose_fast.coco import check_annotations, is_number
-from vitpose_fast.keypoints import KeypointSet
+from vitpose_fast.coco import Row, read_json
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.training.coco_ap import STATS, evaluate_coco, evaluate_crowdpose, evaluate_wholebody
 
-STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+__all__ = [
+    "STATS",
+    "aic_score",
+    "auc",
+    "epe",
+    "evaluate_coco",
+    "evaluate_crowdpose",
+    "evaluate_wholebody",
+    "oks_nms",
+    "pck",
+    "pck_by_keypoint",
+    "pckh",
+    "pckh_mpii",
+    "rescore",
+    "suppress",
+]
+
+_SOFT_MOST = 20  # people that the soft suppression keeps
+_HEAD = 0.6  # MPII's head size is this share of the head box's diagonal
 
 
-def oks_nms(keypoints: np.ndarray, scores: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, threshold: float = 0.9):
-    """Indices that stay, best first: one that has OKS > threshold with a better one is dropped.
+def oks_nms(
+    keypoints: Any,
+    scores: Any,
+    areas: Any,
+    sigmas: Any,
+    threshold: float,
+    visible_threshold: float | None = None,
+    soft: bool = False,
+) -> list[int]:
+    """Suppress people that are much like a better one (SPEC 7.1): indices of those that stay, in order.
 
-    keypoints [P, K, 2], scores [P], areas [P] px² (of the padded boxes), sigmas [K].
+    Args:
+        keypoints: [P, K, 3] x, y in pixels and score (the score only matters with `visible_threshold`).
+        scores: [P]. areas: [P] in px², of the padded boxes. sigmas: [K].
+        threshold: one whose OKS with a better one is above it is dropped.
+        visible_threshold: compare only keypoints that have a score above it in both; None: all.
+        soft: lower the scores of similar people by exp(-OKS² / threshold) instead, and keep the best 20.
     """
-    order = np.argsort(-scores, kind="stable")
-    distance = ((keypoints[:, None] - keypoints[None]) ** 2).sum(-1)  # [P, P, K]
-    area = (areas[:, None] + areas[None]) / 2 + np.spacing(1)
-    oks = np.exp(-distance / (2 * sigmas) ** 2 / area[..., None] / 2).mean(-1)
-    keep: list[int] = []
-    for i in order:
-        if not keep or oks[i, keep].max() <= threshold:
-            keep.append(int(i))
+    points, left, area = np.asarray(keypoints, float), np.array(scores, float), np.asarray(areas, float)
+    variances = (2 * np.asarray(sigmas, float)) ** 2
+    order = _best_first(left)
+    left, keep = left[order], []
+    while len(order) and not (soft and len(keep) >= _SOFT_MOST):
+        best, order, left = int(order[0]), order[1:], left[1:]
+        keep.append(best)
+        distance = ((points[best, :, :2] - points[order, :, :2]) ** 2).sum(-1)
+        mean_area = (area[best] + area[order]) / 2 + np.spacing(1)
+        similar = np.exp(-distance / variances / mean_area[:, None] / 2)
+        if visible_threshold is None:
+            oks = similar.mean(-1)
+        else:
+            both = (points[best, :, 2] > visible_threshold) & (points[order, :, 2] > visible_threshold)
+            oks = (similar * both).sum(-1) / np.maximum(both.sum(-1), 1)
+        if soft:
+            left = left * np.exp(-(oks**2) / threshold)
+            again = _best_first(left)
+            order, left = order[again], left[again]
+        else:
+            order, left = order[oks <= threshold], left[oks <= threshold]
     return keep
 
 
-def suppress(results: list[dict[str, Any]], keypoint_set: KeypointSet, threshold: float = 0.9) -> list[dict[str, Any]]:
-    """`oks_nms` within each image, on results of `Poses.to_coco` that also carry `area`."""
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    """Indices by falling score; of equal ones the later first, as in the code whose results are published."""
+    return np.argsort(scores, kind="stable")[::-1]
+
+
+def suppress(results: list[Row], keypoint_set: KeypointSet, threshold: float = 0.9, soft: bool = False) -> list[Row]:
+    """`oks_nms` within each image, on COCO keypoint results that also carry `area`.
+
+    Raises:
+        ValueError: a keypoint set without sigmas.
+    """
+    if keypoint_set.sigmas is None:
+        raise ValueError(f"{keypoint_set.name} has no OKS sigmas: poses cannot be compared")
     by_image = defaultdict(list)
     for result in results:
         by_image[result["image_id"]].append(result)
     kept = []
     for people in by_image.values():
-        points = np.array([p["keypoints"] for p in people]).reshape(len(people), -1, 3)[..., :2]
+        points = np.array([p["keypoints"] for p in people]).reshape(len(people), -1, 3)
         scores, areas = (np.array([p[k] for p in people]) for k in ("score", "area"))
-        kept += [people[i] for i in oks_nms(points, scores, areas, np.array(keypoint_set.sigmas), threshold)]
+        chosen = oks_nms(points, scores, areas, keypoint_set.sigmas, threshold, soft=soft)
+        kept += [people[i] for i in chosen]
     return kept
 
 
-def coco_keypoint_ap(
-    truth: dict[str, Any], results: list[dict[str, Any]], keypoint_set: KeypointSet
-) -> dict[str, float]:
-    """The ten COCO keypoint numbers; 0 where nothing was found, -1 where there is no ground truth of that size.
+def rescore(
+    box_scores: Any,
+    keypoint_scores: Any,
+    mode: Literal["bbox", "bbox_keypoint", "bbox_rle"] = "bbox_keypoint",
+    threshold: float = 0.2,
+) -> np.ndarray:
+    """Scores of people [P] from those of their boxes [P] and keypoints [P, K].
 
-    All categories count as one. Ids matter only in that results and ground truth agree on those of the images.
+    "bbox_keypoint": box times the mean of the keypoints above `threshold`, 0 if none (SPEC 7.1); "bbox_rle": box plus
+    mean plus maximum; "bbox": the box alone.
+    """
+    boxes, points = np.asarray(box_scores, float), np.asarray(keypoint_scores)
+    if mode == "bbox":
+        return boxes
+    if mode == "bbox_rle":
+        return boxes + points.mean(-1) + points.max(-1)
+    if mode != "bbox_keypoint":
+        raise ValueError(f"got mode={mode!r}, expected 'bbox', 'bbox_keypoint' or 'bbox_rle'")
+    counted = points > threshold
+    return boxes * (_sum(points * counted) / np.maximum(counted.sum(-1), 1))
+
+
+def _sum(values: np.ndarray) -> np.ndarray:
+    """One after another: numpy's own sum rounds so that scores which are equal on paper are not, and AP sees that."""
+    return np.add.accumulate(values, -1)[..., -1]
+
+
+def _distances(predicted: Any, truth: Any, mask: Any, normalizer: Any) -> np.ndarray:
+    """[N, K] normalised distances, NaN where they do not count: masked out, or no positive normalizer."""
+    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
+    if predicted.shape != truth.shape or predicted.ndim != 3 or np.shape(mask) != truth.shape[:2]:
+        shapes = f"{predicted.shape}, {truth.shape} and {np.shape(mask)}"
+        raise ValueError(f"predicted, truth and mask have shapes {shapes}, expected [N, K, 2] twice and [N, K]")
+    size = np.broadcast_to(np.asarray(normalizer, float), (len(truth), truth.shape[2]))
+    counts = np.asarray(mask, bool) & (size > 0).all(1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.linalg.norm((predicted - truth) / size[:, None], axis=-1)
+    distance[np.isnan(distance)] = np.inf  # a prediction that is not a number is no hit
+    return np.where(counts, distance, np.nan)
+
+
+def pck_by_keypoint(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> tuple[np.ndarray, int]:
+    """Share of samples within a distance, for each keypoint: (accuracies [K], -1 where nothing counts; how many count).
 
     Args:
-        truth: COCO annotations as a dict, see `vitpose_fast.coco.check_annotations`.
-        results: COCO keypoint results: `image_id`, `keypoints`, `score`.
+        predicted, truth: [N, K, 2] px. mask: bool [N, K], which are labelled.
+        threshold: a hit is nearer than this, strictly, after division by the normalizer.
+        normalizer: [N, 2] px, in x and y; samples without positive ones do not count.
 
     Raises:
-        ValueError: a keypoint set without sigmas, damaged ground truth, results that are not finite, or that name
-            unknown images.
+        ValueError: shapes that do not go together.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    if keypoint_set.sigmas is None:
-        raise ValueError(f"{keypoint_set.name} has no OKS sigmas: AP is not defined for it")
-    truth, problems = check_annotations(truth, keypoint_set, "ground truth")
-    if problems:
-        raise ValueError(f"{problems[0]} ({len(problems)} damaged in all)")
-    # pycocotools sorts by image (so equal scores count in the order of ids), and takes a match with id 0 for none
-    ordered = sorted((image["id"] for image in truth["images"]), key=lambda i: (isinstance(i, str), i))
-    number = {image_id: n for n, image_id in enumerate(ordered, 1)}
-    found = [_found(i, result, number, keypoint_set.num_keypoints) for i, result in enumerate(results)]
-    expected = [
-        {**a, "id": n, "image_id": number[a["image_id"]], "category_id": 1}
-        for n, a in enumerate(truth["annotations"], 1)
-    ]
-    images = [{"id": n} for n in number.values()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        for annotations in (expected, found):
-            sides.append(COCO())
-            sides[-1].dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
-            sides[-1].createIndex()
-        evaluation = COCOeval(*sides, "keypoints")
-        evaluation.params.kpt_oks_sigmas = np.array(keypoint_set.sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(STATS, evaluation.stats, strict=True)}
+    distance = _distances(predicted, truth, mask, normalizer)
+    counted = ~np.isnan(distance)
+    hits = (distance < threshold).sum(0)  # NaN is not
+    accuracy = np.where(counted.any(0), hits / np.maximum(counted.sum(0), 1), -1.0)
+    return accuracy, int((accuracy >= 0).sum())
 
 
-def _found(index: int, result: dict[str, Any], number: dict[Any, int], num_keypoints: int) -> dict[str, Any]:
-    """A result as `COCO.loadRes` makes it: its area and box are those of the keypoints."""
-    image_id, triples, score = (result.get(key) for key in ("image_id", "keypoints", "score"))
-    if not isinstance(image_id, (int, float, str)) or image_id not in number:
-        raise ValueError(f"result {index} is for image {image_id}, which is not in the annotations")
-    if not isinstance(triples, (list, tuple)) or len(triples) != 3 * num_keypoints:
-        raise ValueError(f"result {index} (image {image_id}): expected a list of {3 * num_keypoints} keypoint numbers")
-    if not all(is_number(v, float(np.finfo(np.float32).max)) for v in (score, *triples)):
-        raise ValueError(f"result {index} (image {image_id}) holds NaN or infinite numbers")
-    x, y = triples[0::3], triples[1::3]
-    box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-    own = {"id": index + 1, "image_id": number[image_id], "category_id": 1, "bbox": box, "area": box[2] * box[3]}
-    return {**own, "keypoints": triples, "score": score}
+def pck(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> float:
+    """Share of correct keypoints: the mean over keypoints that have a sample; see `pck_by_keypoint`."""
+    accuracy, count = pck_by_keypoint(predicted, truth, mask, threshold, normalizer)
+    return float(accuracy[accuracy >= 0].mean()) if count else 0.0
+
+
+def auc(predicted: Any, truth: Any, mask: Any, normalizer: Any, steps: int = 20) -> float:
+    """Area under the curve of PCK: the mean over thresholds i / steps, i = 0 .. steps - 1 (the first one adds 0).
+
+    Args:
+        normalizer: px that the threshold 1 stands for: a number, or [N, 2]. Others as in `pck_by_keypoint`.
+    """
+    return sum(pck(predicted, truth, mask, i / steps, normalizer) for i in range(steps)) / steps
+
+
+def epe(predicted: Any, truth: Any, mask: Any) -> float:
+    """End-point error: the mean distance in pixels over labelled keypoints, 0 if there are none."""
+    distance = _distances(predicted, truth, mask, 1.0)
+    counted = distance[~np.isnan(distance)]
+    return float(counted.mean()) if len(counted) else 0.0
+
+
+_MPII_GROUPS = {  # of the paper's table: mean of left and right
+    "Head": ("head_top",),
+    **{n: (f"left_{n.lower()}", f"right_{n.lower()}") for n in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle")},
+}
+
+
+def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str, float]:
+    """MPII's PCKh in per cent: hits within half a head size (SPEC 7.3).
+
+    Args:
+        predicted, truth: [N, 16, 2] px. visible: bool [N, 16]. head_sizes: [N] px.
+
+    Returns:
+        "PCKh" and "PCKh@0.1": means over the joints without pelvis and thorax, weighted by how often they are labelled;
+        "Head", "Shoulder", ... of the paper's table; one value for each of the 16 joints.
+    """
+    names = KEYPOINT_SETS["mpii"].names
+    visible = np.asarray(visible, bool)
+    error = np.linalg.norm(np.asarray(predicted, float) - np.asarray(truth, float), axis=-1)
+    error = np.where(np.isnan(error), np.inf, error) / np.asarray(head_sizes, float)[:, None]
+    counts = visible.sum(0)
+
+    def by_joint(threshold: float) -> np.ndarray:
+        return 100.0 * ((error <= threshold) & visible).sum(0) / np.maximum(counts, 1)
+
+    weights = np.array([0 if n in ("pelvis", "thorax") else c for n, c in zip(names, counts)], float)
+    weights /= max(weights.sum(), 1)
+    joint = dict(zip(names, by_joint(0.5)))
+    out = {"PCKh": float((by_joint(0.5) * weights).sum()), "PCKh@0.1": float((by_joint(0.1) * weights).sum())}
+    out |= {group: float(np.mean([joint[n] for n in own])) for group, own in _MPII_GROUPS.items()}
+    return {**out, **{n: float(v) for n, v in joint.items()}}
+
+
+def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[str, float]:
+    """`pckh` of predictions [N, 16, 2] in MPII's coordinates, which begin at 1, against its `mpii_gt_val.mat`.
+
+    Raises:
+        ValueError: another file, or another number of people; in one line.
+    """
+    from scipy.io import loadmat
+
+    try:
+        mat = loadmat(Path(mat_path))
+        truth, missing, boxes = (mat[k] for k in ("pos_gt_src", "jnt_missing", "headboxes_src"))
+    except FileNotFoundError:
+        raise ValueError(f"{mat_path}: no such file, expected MPII's ground truth (mpii_gt_val.mat)") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{mat_path}: not MPII's ground truth ({type(error).__name__}: {reason})") from None
+    count = truth.shape[-1]
+    if truth.shape != (16, 2, count) or missing.shape != (16, count) or boxes.shape != (2, 2, count):
+        raise ValueError(f"{mat_path}: pos_gt_src, jnt_missing, headboxes_src have other shapes than MPII's")
+    predicted = np.asarray(predictions_one_based, float)
+    if predicted.shape != (count, 16, 2):
+        raise ValueError(
+            f"got predictions of shape {predicted.shape}, expected {(count, 16, 2)}, one for each in {mat_path}"
+        )
+    sizes = _HEAD * np.linalg.norm(boxes[1].astype(float) - boxes[0].astype(float), axis=0)
+    return pckh(predicted, truth.transpose(2, 0, 1), missing.T == 0, sizes)
+
+
+def aic_score(annotations_json: Any, predictions_json: Any) -> float:
+    """AI Challenger's official score, on files (or lists) in its original format (SPEC 7.3).
+
+    The mean over OKS thresholds .50:.05:.95 of the predictions that match a person better than that, divided by the
+    larger number of people and predictions of each image. Only visible keypoints (v = 1) count.
+
+    Raises:
+        ValueError: a file that does not have this format, in one line that names the entry.
+    """
+    truth, found = _aic_people(annotations_json, "annotations"), _aic_people(predictions_json, "predictions")
+    sigmas = np.array(KEYPOINT_SETS["aic"].sigmas)
+    thresholds = np.arange(0.5, 1.0, 0.05)
+    matched, total = np.zeros(len(thresholds)), 0
+    for image_id, (points, boxes) in truth.items():
+        predicted = found[image_id][0] if image_id in found else np.zeros((0, 14, 3))
+        total += max(len(points), len(predicted))
+        if len(points) and len(predicted):
+            counts = points[:, :, 2] == 1
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) + 1
+            distance = ((points[:, None, :, :2] - predicted[None, :, :, :2]) ** 2).sum(-1)  # [truths, predictions, K]
+            similar = np.exp(-distance / (2 * (2 * sigmas) ** 2) / area[:, None, None]) * counts[:, None]
+            best = (similar.sum(-1) / np.maximum(counts.sum(-1), 1)[:, None]).max(0)
+            matched += (best[:, None] > thresholds).sum(0)
+    return float((matched / max(total, 1)).mean())
+
+
+def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """image id -> (keypoints [P, 14, 3], boxes x1, y1, x2, y2 [P, 4]; 0 where there are none)."""
+    rows = read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given
+    name = str(given) if isinstance(given, (str, os.PathLike)) else what
+    if not isinstance(rows, list):
+        raise ValueError(f"{name}: expected a list of images, AI Challenger's original format")
+    out = {}
+    for index, row in enumerate(rows):
+        try:
+            people, boxes = row["keypoint_annotations"], row.get("human_annotations", {})
+            points = np.array([people[human] for human in people], float).reshape(-1, 14, 3)
+            corners = np.array([boxes.get(human, (0, 0, 0, 0)) for human in people], float).reshape(-1, 4)
+            if not (np.isfinite(points).all() and np.isfinite(corners).all()):
+                raise ValueError("a number is not finite")
+            out[str(row["image_id"])] = points, corners
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{name}: entry {index}: expected image_id and keypoint_annotations of 14 x, y, v each ({reason})"
+            ) from None
+    return out

@@ -54,3 +54,31 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, factor: float)
     """Set the rate of every group: base rate x factor x layer scale."""
     for group in optimizer.param_groups:
         group["lr"] = config.lr * factor * group["lr_scale"]
+
+
+class Ema:
+    """A moving average of parameters, float32, shared out as they are.
+
+    Args:
+        parameters: those that are trained.
+        decay: share of the old average; in the first updates less, (1 + n) / (10 + n), so that it forgets the start.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count the present parameters in."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange parameters and average; done twice, nothing has changed."""
+        for parameter, average in zip(self.parameters, self.average):
+            now = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(now)

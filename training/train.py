@@ -1,30 +1,43 @@
-"""Train a ViTPose model on COCO-format data: `python training/train.py PRESET`, `vitpose-fast train PRESET`."""
+"""Train ViTPose and ViTPose++: `python training/train.py PRESET`, `vitpose-fast train PRESET`, or under torchrun."""
 
 from __future__ import annotations
 
 import json
-import math
+import logging
+import shutil
+import signal
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitpose_fast.checkpoints import load_model, load_pretrained, save_model
 from vitpose_fast.coco import print_problems
 from vitpose_fast.codec import HeatmapCodec
-from vitpose_fast.files import make_folder, write_atomic
-from vitpose_fast.keypoints import keypoint_set
-from vitpose_fast.models.vitpose import ViTPose, create_model
-from vitpose_fast.predictor import pick_device
-from vitpose_fast.training.checkpoint import MetricsFile, load_state, save_state
-from vitpose_fast.training.config import PRESETS, TrainConfig
-from vitpose_fast.training.data import EpochSampler, PeopleDataset, keep_usable, make_batch, read_people
+from vitpose_fast.files import make_folder, remove_leftovers, write_atomic
+from vitpose_fast.models.vitpose import ViTPose
+from vitpose_fast.training.checkpoint import States, check_free, only_first, put_back, run_state
+from vitpose_fast.training.config import TrainConfig
+from vitpose_fast.training.data import Feeder, MicroBatches, Order, SampleSet
+from vitpose_fast.training.distributed import World, join, leave, restarted, share, whole
 from vitpose_fast.training.optim import lr_factor, make_optimizer, set_lr
-from vitpose_fast.training.validate import check_can_evaluate, evaluate
+from vitpose_fast.training.people import Labels
+from vitpose_fast.training.presets import PRESETS
+from vitpose_fast.training.readers import read_labels
+from vitpose_fast.training.recompute import set_recompute
+from vitpose_fast.training.scores import SCORE, check_can_evaluate
+from vitpose_fast.training.speed import forward_flops, peak_flops
+from vitpose_fast.training.step import PoseLoss, Update, Updater
+from vitpose_fast.training.tracking import TRACKERS, Meter, MetricsFile, Quarantine, Tracker
+from vitpose_fast.training.validate import evaluate_labels
+
+log = logging.getLogger("vitpose_fast")
+_MAX_SKIPPED = 10  # updates in a row that were not finite
 
 
 def build_model(config: TrainConfig) -> ViTPose:
@@ -34,12 +47,11 @@ def build_model(config: TrainConfig) -> ViTPose:
         ValueError: a checkpoint that does not fit the model, in one line.
     """
     torch.manual_seed(config.seed)
-    options: dict[str, Any] = {} if config.drop_path is None else {"drop_path": config.drop_path}
-    model = create_model(config.model, (config.task,), config.decoder, config.image_size, **options)
+    model = ViTPose(config.model_config())
     if config.init is None:
         return model
     source = load_model(config.init, image_size=config.image_size)
-    if source.load_report.family == "mae" or model.config.part_features:
+    if source.load_report.family == "mae" or model.config.has_experts or len(model.tasks) > 1:
         print(load_pretrained(model, config.init))
         return model
     for name in ("width", "depth", "heads", "decoder", "decoder_width", "patch_stride", "attention"):
@@ -48,149 +60,307 @@ def build_model(config: TrainConfig) -> ViTPose:
             raise ValueError(f"{config.init}: has {name} {found}, {config.model} has {wanted}; choose --model to match")
     target = model.config.tasks[0]
     start = target.name if target.name in source.heads else next(iter(source.heads))
-    return source.with_keypoints(target, start, drop_path=model.config.drop_path)
+    training = {n: getattr(model.config, n) for n in ("drop_path", "freeze_attn", "freeze_ffn", "frozen_stages")}
+    return source.with_keypoints(target, start, **training)
+
+
+class Run:
+    """A training: what it is made of, and the loop over it. `train` is the way to use it.
+
+    Raises:
+        ValueError, OSError: bad options, data or folders, in one line, before anything is written.
+    """
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world, self.out = config, world, Path(config.out)
+        if config.batch_size < world.size:
+            raise ValueError(
+                f"got batch_size={config.batch_size} for {world.size} processes, expected a sample for each"
+            )
+        if config.parallel == "fsdp" and world.size == 1:
+            raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
+        if world.first:
+            check_free(self.out, config)
+        self.labels = [read_labels(*source) for source in config.sources("train")]
+        self.val = [read_labels(*source) for source in config.sources("val")]
+        check_can_evaluate(self.val)
+        self.problems = list(dict.fromkeys(p for one in (*self.labels, *self.val) for p in one.problems))
+        empty = next((one for one in self.labels if not one.people), None)
+        if not self.labels or empty:
+            raise ValueError(f"nothing to train on: {empty.summary() if empty else 'give --data, or --train files'}")
+        self.model = build_model(config).to(world.device).train()
+        model = self.model.config
+        self.codecs = {t.name: HeatmapCodec(t, model.image_size, model.heatmap_size, config.sigma) for t in model.tasks}
+        self.loss = PoseLoss(self.model, self.codecs, config.batchnorm, config.precision == "bf16")
+        set_recompute(self.model.backbone, config.recompute)
+        self.module = share(self.loss, list(self.model.backbone.blocks), world, config.parallel)
+        if config.compile:
+            self.model.backbone.compile()
+        self.optimizer = make_optimizer(self.model, config)
+        self.updater = Updater(self.module, self.loss, self.optimizer, config, world)
+        self.states = States(self.out / "states", config.keep)
+        self.step, self.seconds = 0, 0.0
+        if config.resume or (restarted() and self.states.files()):
+            found = self.states.load()
+            ema = self.updater.ema
+            self.step, self.seconds = put_back(found, self.states.folder, config, self.model, self.optimizer, ema)
+        self.samples = SampleSet(
+            self.labels,
+            model.image_size,
+            config.augmentation if config.augment else None,
+            config.seed,
+            config.official_boxes,
+            config.mpii_stretch,
+            config.keep_images,
+        )
+        self.order = Order(self.samples.task_of, config.batch_size, config.seed, config.sampling)
+        self.total = 2 if config.dry_run else config.epochs * self.order.steps
+        self.stopping = False
+
+    def start_files(self) -> None:
+        """Make the folder, and in it everything that is written from the beginning."""
+        config, out, world = self.config, self.out, self.world
+        trackers: list[Tracker] = []
+        if world.first:
+            make_folder(out)
+            remove_leftovers(out)
+            if self.step == 0 and config.overwrite:
+                (out / "quarantine.jsonl").unlink(missing_ok=True)
+                for old in self.states.files():
+                    old.unlink()
+            write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
+            trackers = [TRACKERS[name](out, config) for name in config.track]
+            self.metrics_file = MetricsFile(out / "metrics.jsonl", self.step, trackers)
+        suffix = "" if world.first else f"-rank{world.rank}"
+        self.quarantine = Quarantine(out / f"quarantine{suffix}.jsonl", config.max_bad_images)
+        peak = peak_flops(world.device, config.precision)
+        flops = 3 * forward_flops(self.model.config)
+        self.meter = Meter(world.device, flops, peak and peak * world.size)
+
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._started
+
+    def progress(self) -> float:
+        """Share of the run that is over; by the clock where that is further."""
+        limit = self.config.max_seconds
+        by_clock = 0.0 if limit is None else self.elapsed() / limit
+        return max(self.step / self.total, self.world.gather(by_clock)[0] if limit is not None else 0.0)
+
+    def loop(self) -> dict[str, float]:
+        """Train to the end, or until SIGTERM: the last metrics."""
+        config, world = self.config, self.world
+        keys = MicroBatches(self.order, range(self.step, self.total), config.micro_batch, world.rank, world.size)
+        feeder = Feeder(self.samples, keys, self.codecs, world.device, config.workers)
+        clock = config.max_seconds is not None  # then the bar counts seconds, which end the run, and not steps
+        limit = round(config.max_seconds) if config.max_seconds is not None else self.total
+        unit = "s" if clock else "step"
+        bar = tqdm(total=limit, initial=0 if clock else self.step, unit=unit, mininterval=2, disable=not world.first)
+        self._started = time.monotonic()
+        skipped, saved, metrics = 0, self.step, {}
+        progress = self.progress()
+        while progress < 1:
+            set_lr(self.optimizer, config, lr_factor(config, self.step, progress))
+            update, bad_images = self.updater(self.step, feeder, keys.pieces())
+            self._note_bad_images(bad_images)
+            skipped = 0 if update.taken else skipped + 1
+            self._note(update, feeder.waited, skipped, bar)
+            self.step += 1
+            bar.update(int(self.elapsed() if clock else self.step) - bar.n)
+            progress = self.progress()
+            stop = self._stop_asked()
+            epoch_over = self.step % self.order.steps == 0
+            every = config.save_every
+            if stop or progress >= 1 or (epoch_over if every is None else self.step % every == 0):
+                self.save()
+                saved = self.step
+            if stop:
+                bar.close()
+                raise InterruptedError(f"stopped by a signal after update {saved}; --resume goes on from there")
+            epochs = self.step // self.order.steps
+            due = config.eval_every and epoch_over and epochs % config.eval_every == 0 and progress < 1
+            if self.val and due:
+                metrics = self.validate()
+        bar.close()
+        with self.averaged():
+            self._save_model("model")
+        return self.validate() if self.val else metrics
+
+    def _note(self, update: Update, waited: float, skipped: int, bar: tqdm) -> None:
+        """Write a row, name what was not finite, and stop after too many of those."""
+        self.meter.images += update.images
+        everybody = self.world.gather([str(p) for p in update.bad]) if not update.taken else []
+        if not self.world.first:
+            return
+        row: dict[str, Any] = {"step": self.step, "loss": update.loss, "norm": update.norm}
+        if not update.taken:
+            names = [name for own in everybody for name in own]
+            reason = f"loss {update.loss}, gradient norm {update.norm}: the update was not taken"
+            self.quarantine.add_step(self.step, names, reason)
+            self.metrics_file.write({"step": self.step, "skipped": True, "samples": names[:8]})
+            log.warning("update %d: %s; %s", self.step, reason, ", ".join(names[:4]))
+            if skipped >= _MAX_SKIPPED:
+                raise ValueError(
+                    f"{skipped} updates in a row were not finite (the last: {reason}); lower --lr, or look "
+                    f"at the samples in {self.quarantine.path}"
+                )
+        elif self.step % self.config.log_every == 0:
+            row |= {"lr": self.optimizer.param_groups[-1]["lr"], **self.meter.row(waited)}
+            if len(update.losses) > 1:
+                row |= {f"{name} loss": value for name, value in update.losses.items()}
+            self.metrics_file.write({**row, "seconds": round(self.elapsed(), 2)})
+            best = f"{self.metrics_file.best:.3f}" if self.metrics_file.best >= 0 else "-"
+            shown = {"loss": f"{update.loss:.2e}", "lr": f"{row['lr']:.1e}", "img/s": f"{row['images_per_s']:.0f}"}
+            shown |= {"wait": f"{row['data_wait']:.0%}", "MiB": row["memory_mib"], "best": best}
+            bar.set_postfix(shown, refresh=False)
+
+    def _note_bad_images(self, bad: list[tuple[str, str]]) -> None:
+        self.quarantine.add_images(self.step, bad)
+        self.problems += [reason for _, reason in bad if reason not in self.problems]
+
+    def _stop_asked(self) -> bool:
+        if self.world.size == 1:
+            return self.stopping
+        return bool(self.world.sum(torch.tensor(int(self.stopping), device=self.world.device)).item())
+
+    def save(self) -> None:
+        """The state of now, by the first process; all processes help to put it together.
+
+        Raises:
+            OSError: it cannot be written; the one before stays.
+        """
+        state = run_state(self.config, self.model, self.optimizer, self.updater.ema, self.step, self.elapsed())
+        only_first(self.world, self.states, self.step, state)
+
+    def averaged(self) -> Any:
+        """A context in which the model has its averaged weights, where there are any."""
+        return _Swapped(self.updater.ema)
+
+    def _plain_model(self) -> ViTPose:
+        """The model in one piece; where it is shared out (FSDP) a copy, in every process."""
+        if self.config.parallel != "fsdp" or self.world.size == 1:
+            return self.model
+        copy = ViTPose(self.model.config).to(self.world.device)
+        own = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+        with torch.no_grad():
+            for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+                own[name].copy_(whole(value.detach()))
+        return copy
+
+    def _save_model(self, name: str) -> None:
+        model = self._plain_model()
+        if self.world.first:
+            save_model(model, self.out / name, overwrite=True)
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of every task that has something to be evaluated on; the best model so far is kept."""
+        config = self.config
+        by_task: dict[str, list[Labels]] = {}
+        for one in self.val:
+            by_task.setdefault(one.data_set.name, []).append(one)
+        out: dict[str, float] = {}
+        with self.averaged():
+            model = self._plain_model()
+            for i, (task, labels) in enumerate(by_task.items()):
+                found, _, left_out = evaluate_labels(
+                    model,
+                    labels,
+                    detections=config.boxes if i == 0 else None,
+                    flip_test=config.flip_test,
+                    blur_kernel=config.blur_kernel,
+                    world=self.world,
+                    limit=32 if config.dry_run else None,
+                )
+                self.problems += [p for p in left_out if p not in self.problems]
+                if i == 0:
+                    score = found[SCORE[labels[0].data_set.metric]]
+                out |= {name if len(by_task) == 1 else f"{task} {name}": value for name, value in found.items()}
+            if self.world.first:
+                best = score > self.metrics_file.best
+                row = {"step": self.step, "score": score, **out, "seconds": round(self.elapsed(), 2)}
+                self.metrics_file.write(row)
+                if best:
+                    save_model(model, self.out / "best", overwrite=True)
+        return out
+
+
+class _Swapped:
+    def __init__(self, ema: Any) -> None:
+        self.ema = ema
+
+    def __enter__(self) -> None:
+        if self.ema is not None:
+            self.ema.swap()
+
+    def __exit__(self, *_: object) -> None:
+        if self.ema is not None:
+            self.ema.swap()
 
 
 def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
-    """Run a training.
+    """Run a training, alone or as one of the processes that torchrun started.
 
-    Writes into `config.out`: `config.json`, `metrics.jsonl` (a line per logged step and per evaluation), `last.pt`
-    after every epoch, `model/` at the end, `best/` at the highest AP.
+    Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (what could not be used), `states/`
+    (to resume), `model/` at the end, `best/` at the highest score (AP, PCKh or AUC of the first task).
 
     Returns:
-        The last validation metrics (empty without validation data), and what was left out: damaged annotations and
-        images, by name.
+        The last validation metrics (empty without validation data; names begin with the task where there are several),
+        and what was left out: damaged annotations and images, by name.
 
     Raises:
-        ValueError, OSError: bad options, data or folders, in one line, before anything is written; later a loss that is
-            not finite, with the last epoch's state kept.
+        ValueError, OSError: bad options, data or folders, in one line, before anything is written; later ten updates
+            in a row that were not finite, too many unusable images, a full disk; the last state is kept.
+        InterruptedError: stopped by SIGTERM, with the state saved.
     """
-    if not config.train:
-        raise ValueError("nothing to train on: give --train FILE.json and --train-images FOLDER")
-    out = Path(config.out)
-    if (out / "last.pt").exists() and not (config.resume or config.overwrite):
-        raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
-    keypoints = keypoint_set(config.task)
-    problems: list[str] = []
-    people = [p for file, images in config.sources("train") for p in read_people(file, images, keypoints, problems)]
-    if config.val:
-        check_can_evaluate(keypoints, config.sources("val"))
-    device = pick_device(config.device)
-    model = build_model(config).to(device).train()
-    codec = HeatmapCodec(keypoints, model.config.image_size, model.config.heatmap_size, config.sigma)
-    optimizer = make_optimizer(model, config)
-    step, before = load_state(out / "last.pt", config, model, optimizer) if config.resume else (0, 0.0)
-
-    make_folder(out)
-    write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
-    log_file = MetricsFile(out / "metrics.jsonl", step)
-    dataset = PeopleDataset(
-        people,
-        keypoints,
-        config.augmentation if config.augment else None,
-        config.seed,
-        model.config.image_size,
-        keep_images=config.workers == 0,
-    )
-    sampler = EpochSampler(len(dataset), config.batch_size, config.seed)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=keep_usable,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        generator=torch.Generator(),  # its own, so that the order of epochs does not move drop path's draws
-    )
-    per_epoch, total = len(sampler), config.epochs * len(sampler)
-    print(f"{config.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(people)} people, {device}")
-    clock = config.max_seconds is not None  # then the bar counts seconds, which end the run, and not steps
-    bar = tqdm(total=round(config.max_seconds or total), unit="s" if clock else "step", mininterval=2)
-    started = time.monotonic()
-
-    def elapsed() -> float:
-        return before + time.monotonic() - started
-
-    def progress() -> float:
-        by_clock = 0.0 if config.max_seconds is None else elapsed() / config.max_seconds
-        return max(step / total, by_clock)
-
-    def validate() -> dict[str, float]:
-        metrics, _, left_out = evaluate(
-            model, config.sources("val"), flip_test=config.flip_test, blur_kernel=config.blur_kernel
-        )
-        problems.extend(p for p in left_out if p not in problems)
-        best = metrics["AP"] > log_file.best
-        log_file.write({"step": step, **metrics, "seconds": round(elapsed(), 2)})
-        if best:
-            save_model(model, out / "best", overwrite=True)
-        return metrics
-
-    metrics: dict[str, float] = {}
-    unusable: set[str] = set()
-    while progress() < 1:
-        sampler.start(step // per_epoch, step % per_epoch)
-        for samples, reasons in loader:
-            unusable.update(reasons)
-            if samples:
-                set_lr(optimizer, config, lr_factor(config, step, progress()))
-                loss, norm = _train_step(model, optimizer, codec, samples, config, device)
-                if step % 20 == 0:
-                    row = {"step": step, "loss": loss, "norm": norm, "lr": optimizer.param_groups[-1]["lr"]}
-                    log_file.write({**row, "seconds": round(elapsed(), 2)})
-                    best = f"{log_file.best:.3f}" if log_file.best >= 0 else "-"
-                    bar.set_postfix(loss=f"{loss:.2e}", AP=best, refresh=False)
-            step += 1
-            bar.update(int(elapsed() if clock else step) - bar.n)
-            if progress() >= 1:
-                break
-        if len(unusable) >= len({p.image for p in people}):
-            raise ValueError(f"none of the images can be used; the first: {min(unusable)}")
-        save_state(out / "last.pt", config, model, optimizer, step, elapsed())
-        epochs, rest = divmod(step, per_epoch)
-        if config.val and config.eval_every and rest == 0 and epochs % config.eval_every == 0 and progress() < 1:
-            metrics = validate()
-    bar.close()
-    save_model(model, out / "model", overwrite=True)
-    if config.val:
-        metrics = validate()
-    problems.extend(r for r in sorted(unusable) if r not in problems)
-    return metrics, problems
+    if not config.dry_run:
+        return _train(config)
+    parent = make_folder(Path(config.out).parent)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix="dry-run-"))
+    try:
+        return _train(replace(config, out=folder, overwrite=True, resume=False, log_every=1))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train_step(
-    model: ViTPose,
-    optimizer: torch.optim.Optimizer,
-    codec: HeatmapCodec,
-    samples: list[dict[str, Any]],
-    config: TrainConfig,
-    device: torch.device,
-) -> tuple[float, float]:
-    """One update; returns loss and gradient norm.
+def _train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
+    world = join(config.device)
+    run = world.agree(lambda: Run(config, world))
+    world.agree(run.start_files)
+    if world.first:
+        count = sum(p.numel() for p in run.model.parameters())
+        print(f"{config.model}: {count:,} parameters, {len(run.samples)} people, {world.size} x {world.device}")
+        for one in (*run.labels, *run.val):
+            print(one.summary())
 
-    Raises:
-        ValueError: a loss that is not finite; nothing has been updated.
-    """
-    batch = make_batch(samples, codec, device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        heatmaps = model(batch.crops)
-    loss = codec.loss(heatmaps, batch.keypoints, batch.visible)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-        raise ValueError(f"loss {loss.item()} or gradient norm {norm.item()} is not finite; lower --lr")
-    optimizer.step()
-    return loss.item(), norm.item()
+    def stop(*_: object) -> None:
+        run.stopping = True
+
+    before = signal.signal(signal.SIGTERM, stop) if _in_main_thread() else None
+    try:
+        return run.loop(), run.problems
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        if world.first:
+            run.metrics_file.close()
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
 
 
 def main(args: list[str] | None = None) -> int:
     import tyro
 
     config = tyro.extras.overridable_config_cli(PRESETS, prog="vitpose-fast train", args=args, description=__doc__)
-    metrics, problems = train(config)
+    try:
+        metrics, problems = train(config)
+    finally:
+        leave()
     code = print_problems(problems)
     print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    print(f"model in {config.out / 'model'}")
+    print(f"model in {config.out / 'model'}" if not config.dry_run else "dry run: everything fits together")
     return code
 
 

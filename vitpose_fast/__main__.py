@@ -21,7 +21,10 @@ COMMANDS = {  # name -> (function, what it does)
         "vitpose_fast.kernel_report:main",
         "compile every kernel for any GPU: registers, spills, roofline floors",
     ),
-    "info": ("vitpose_fast.commands:info", "versions, devices and presets, or what is in a checkpoint"),
+    "info": (
+        "vitpose_fast.training.survey:info",
+        "versions, devices and presets; what is in a checkpoint; or check a data set",
+    ),
 }
 
 

@@ -21,7 +21,7 @@ from vitpose_fast.images import read_image
 from vitpose_fast.keypoints import KeypointSet
 
 Row = dict[str, Any]
-_LIMIT = 1e6  # pixels: larger numbers are damage, long before they are infinite in float32
+LIMIT = 1e6  # pixels: larger numbers are damage, long before they are infinite in float32
 
 
 def read_json(path: Path) -> Any:
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file, expected COCO JSON") from None
+        raise ValueError(f"{path}: no such file, expected a JSON file") from None
     except RecursionError:
         raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from None
     except (OSError, ValueError) as error:
@@ -46,14 +46,21 @@ def read_annotations(path: Path, keypoint_set: KeypointSet) -> tuple[dict[str, A
 
 
 def check_annotations(
-    data: Any, keypoint_set: KeypointSet, name: str = "annotations"
+    data: Any,
+    keypoint_set: KeypointSet,
+    name: str = "annotations",
+    keypoints_of: Callable[[Row], Sequence[float]] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """COCO annotations as a dict, made complete: (annotations, problems). `data` is not changed.
 
-    Optional in an annotation: `area` (then 0.53 * w * h of the box), `iscrowd` (0), `num_keypoints` (those with
-    v > 0), `keypoints` (none labelled). A person with labelled keypoints needs a box that is not empty inside its
-    image; crowds and people without labelled keypoints stay, COCO ignores what is found on them. Categories that are
-    not listed are added. Rows keep their other fields.
+    Optional in an annotation: `area` (then 0.53 * w * h of the box), `iscrowd` (then APT-36K's `is_crowd`, else 0),
+    `num_keypoints` (those with v > 0), `keypoints` (none labelled). A person with labelled keypoints needs a box that
+    is not empty inside its image; crowds and people without labelled keypoints stay, COCO ignores what is found on
+    them. Categories that are not listed are added. Rows keep their other fields.
+
+    Args:
+        name: of the file, for messages.
+        keypoints_of: the flat x, y, v of a row that spreads them over other fields; ValueError: it is damaged.
 
     Raises:
         ValueError: no lists `images` and `annotations`, or no usable row in one of them (`annotations` may be empty).
@@ -61,21 +68,23 @@ def check_annotations(
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise ValueError(f"{name}: no list {key!r}, expected COCO keypoint annotations")
-    images, problems = _checked(data["images"], "image", name, _image, unique=True)
+    images, problems = check_rows(data["images"], "image", name, image_row, unique=True)
     if not images:
-        raise ValueError(f"{name}: no usable image among {len(data['images'])}{_first(problems, name)}")
+        raise ValueError(f"{name}: no usable image among {len(data['images'])}{first_of(problems, name)}")
     by_id = {image["id"]: image for image in images}
-    annotations, damaged = _checked(
-        data["annotations"], "annotation", name, lambda row: _annotation(row, by_id, keypoint_set), unique=True
+    read = keypoints_of or (lambda row: _keypoints(row, keypoint_set))
+    nothing = [0] * keypoint_set.num_keypoints * 3
+    annotations, damaged = check_rows(
+        data["annotations"], "annotation", name, lambda row: _annotation(row, by_id, read, nothing), unique=True
     )
     problems += damaged
     if data["annotations"] and not annotations:
-        raise ValueError(f"{name}: no usable annotation among {len(data['annotations'])}{_first(problems, name)}")
+        raise ValueError(f"{name}: no usable annotation among {len(data['annotations'])}{first_of(problems, name)}")
     listed = data.get("categories", [])
     if not isinstance(listed, list):
-        problems.append(f"{name}: categories is {_shown(listed)}, expected a list")
+        problems.append(f"{name}: categories is {shown(listed)}, expected a list")
         listed = []
-    categories, damaged = _checked(listed, "category", name, lambda row: {**row, "id": _id(row, "id")}, unique=True)
+    categories, damaged = check_rows(listed, "category", name, lambda row: {**row, "id": id_of(row, "id")}, unique=True)
     known = {c["id"] for c in categories}
     found = dict.fromkeys(a["category_id"] for a in annotations)
     categories += [{"id": i, "name": str(i)} for i in found if i not in known]
@@ -98,17 +107,17 @@ def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]
     problems: list[str] = []
     if isinstance(data, dict):
         images = data["images"] if isinstance(data.get("images"), list) else []
-        named, problems = _checked(
-            images, "image", name, lambda r: {"id": _id(r, "id"), "file_name": _file_name(r)}, unique=True
+        named, problems = check_rows(
+            images, "image", name, lambda r: {"id": id_of(r, "id"), "file_name": file_name_of(r)}, unique=True
         )
         files = {image["id"]: image["file_name"] for image in named}
         data = data.get("annotations")
     if not isinstance(data, list):
         raise ValueError(f"{name}: expected a JSON list of detections")
-    rows, damaged = _checked(data, "detection", name, _detection)
+    rows, damaged = check_rows(data, "detection", name, _detection)
     problems += damaged
     if data and not rows:
-        raise ValueError(f"{name}: no usable detection among {len(data)}{_first(problems, name)}")
+        raise ValueError(f"{name}: no usable detection among {len(data)}{first_of(problems, name)}")
     for row in rows:
         if "file_name" not in row and row["image_id"] in files:
             row["file_name"] = files[row["image_id"]]
@@ -124,8 +133,11 @@ def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, f
 
 
 def is_training_person(annotation: Row) -> bool:
-    """Whether a checked annotation is one person with labelled keypoints: no crowd, no ignored region."""
-    return not annotation["iscrowd"] and any(annotation["keypoints"][2::3])
+    """Whether a checked annotation is one person with labelled keypoints: no crowd, no ignored region.
+
+    The given count decides, as in the official loader: people of CrowdPose whose keypoints are all occluded have 0.
+    """
+    return not annotation["iscrowd"] and annotation["num_keypoints"] > 0
 
 
 def open_images(
@@ -146,7 +158,7 @@ def open_images(
             boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
             outside = boxes_outside(boxes, (height, width)).tolist()
             lost = [row["bbox"] for row, out in zip(rows, outside) if out]
-            problems += [f"{path}: box {_shown(list(box))} lies outside the {width}x{height} image" for box in lost]
+            problems += [f"{path}: box {shown(list(box))} lies outside the {width}x{height} image" for box in lost]
             rows = [row for row, out in zip(rows, outside) if not out]
         yield index, pixels, rows
 
@@ -164,123 +176,136 @@ def print_problems(problems: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def is_number(value: Any, limit: float = _LIMIT) -> bool:
+def is_number(value: Any, limit: float = LIMIT) -> bool:
     """A number, no bool, whose absolute value is at most `limit`: not NaN, not infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
 
 
-def _checked(
-    rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False
+def check_rows(
+    rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False, key: str = "id"
 ) -> tuple[list[Row], list[str]]:
-    """(rows as `check` gives them, problems: those for which it raised ValueError, or whose id came before)."""
+    """(rows as `check` gives them, problems: those for which it raised ValueError, or whose id came before).
+
+    Args:
+        kind, name: what a row is called and the file it is from, for messages.
+        unique: rows have an `id` of their own; else they get their `index`.
+        key: what a row is known by in messages.
+    """
     kept, problems = [], []
     seen: dict[Any, int] = {}
     for index, row in enumerate(rows):
         try:
             if not isinstance(row, dict):
-                raise ValueError(f"is {_shown(row)}, expected a JSON object")
+                raise ValueError(f"is {shown(row)}, expected a JSON object")
             good = check(row)
             if unique and seen.setdefault(good["id"], index) != index:
                 raise ValueError(f"the id is that of {kind} {seen[good['id']]}, expected another")
         except ValueError as error:
-            own = f" (id {_shown(row['id'])})" if isinstance(row, dict) and "id" in row else ""
+            own = f" ({key} {shown(row[key])})" if isinstance(row, dict) and key in row else ""
             problems.append(f"{name}: {kind} {index}{own}: {error}")
             continue
         kept.append(good if unique else {**good, "index": index})
     return kept, problems
 
 
-def _image(row: Row) -> Row:
-    width, height = (_field(row, key) for key in ("width", "height"))
+def image_row(row: Row) -> Row:
+    """A checked row of `images`; ValueError says which field is damaged."""
+    width, height = (field_of(row, key) for key in ("width", "height"))
     for key, value in (("width", width), ("height", height)):
         if not is_number(value) or value < 1 or value != int(value):
-            raise ValueError(f"{key} is {_shown(value)}, expected a whole number of pixels")
-    return {**row, "id": _id(row, "id"), "file_name": _file_name(row), "width": int(width), "height": int(height)}
+            raise ValueError(f"{key} is {shown(value)}, expected a whole number of pixels")
+    return {**row, "id": id_of(row, "id"), "file_name": file_name_of(row), "width": int(width), "height": int(height)}
 
 
-def _annotation(row: Row, images: dict[Any, Row], keypoint_set: KeypointSet) -> Row:
-    own: Row = {key: _id(row, key) for key in ("id", "image_id", "category_id")}
+def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence], nothing: Sequence) -> Row:
+    own: Row = {key: id_of(row, key) for key in ("id", "image_id", "category_id")}
     image = images.get(own["image_id"])
     if image is None:
-        raise ValueError(f"image_id {_shown(own['image_id'])} is not in images, or that image is damaged")
-    box, crowd = _box(row), row.get("iscrowd", 0)
+        raise ValueError(f"image_id {shown(own['image_id'])} is not in images, or that image is damaged")
+    box, crowd_key = _box(row), "iscrowd" if "iscrowd" in row else "is_crowd"
+    crowd = row.get(crowd_key, 0)
     if not isinstance(crowd, (int, float)) or crowd not in (0, 1):
-        raise ValueError(f"iscrowd is {_shown(crowd)}, expected 0 or 1")
+        raise ValueError(f"{crowd_key} is {shown(crowd)}, expected 0 or 1")
     count = row.get("num_keypoints", 0)
     if not is_number(count) or count < 0:
-        raise ValueError(f"num_keypoints is {_shown(count)}, expected how many are labelled")
-    keypoints = _keypoints(row, keypoint_set) if "keypoints" in row or count else [0] * keypoint_set.num_keypoints * 3
+        raise ValueError(f"num_keypoints is {shown(count)}, expected how many are labelled")
+    keypoints = read(row) if "keypoints" in row or count else nothing
     labelled = sum(v > 0 for v in keypoints[2::3])
     area = row.get("area", 0.53 * box[2] * box[3])  # of CrowdPose and AIC, which have none (SPEC 7.1)
-    if not is_number(area, _LIMIT**2):
-        raise ValueError(f"area is {_shown(area)}, expected a finite number of square pixels")
+    if not is_number(area, LIMIT**2):
+        raise ValueError(f"area is {shown(area)}, expected a finite number of square pixels")
     if labelled and not crowd and (area <= 0 or clipped_box(box, image["width"], image["height"]) is None):
         size = f"{image['width']}x{image['height']}"
-        raise ValueError(f"box {_shown(box)}, area {area}, is empty inside the {size} image")
+        raise ValueError(f"box {shown(box)}, area {area}, is empty inside the {size} image")
     # a given count stands where it can: CrowdPose leaves head and neck out of it, and COCO ignores a person with 0
     count = 0 if not labelled else row.get("num_keypoints", labelled)
-    own |= {"bbox": box, "keypoints": keypoints, "area": area, "iscrowd": int(crowd), "num_keypoints": count}
+    own |= {"bbox": box, "keypoints": list(keypoints), "area": area, "iscrowd": int(crowd), "num_keypoints": count}
     return {**row, **own}
 
 
 def _detection(row: Row) -> Row:
     own: Row = {"bbox": _box(row), "score": row.get("score", 1.0)}
     if min(own["bbox"][2:]) <= 0:
-        raise ValueError(f"bbox is {_shown(own['bbox'])}, expected width and height > 0")
+        raise ValueError(f"bbox is {shown(own['bbox'])}, expected width and height > 0")
     if not is_number(own["score"]):
-        raise ValueError(f"score is {_shown(own['score'])}, expected a finite number")
+        raise ValueError(f"score is {shown(own['score'])}, expected a finite number")
     if "image_id" not in row and "file_name" not in row:
         raise ValueError("neither image_id nor file_name, expected one of them")
-    own |= {key: _id(row, key) for key in ("image_id", "category_id") if key in row}
-    return own | ({"file_name": _file_name(row)} if "file_name" in row else {})
+    own |= {key: id_of(row, key) for key in ("image_id", "category_id") if key in row}
+    return own | ({"file_name": file_name_of(row)} if "file_name" in row else {})
 
 
-def _keypoints(row: Row, keypoint_set: KeypointSet) -> list[float]:
-    flat, count = _field(row, "keypoints"), 3 * keypoint_set.num_keypoints
+def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
+    flat, count = field_of(row, "keypoints"), 3 * keypoint_set.num_keypoints
     if not isinstance(flat, (list, tuple)) or not all(map(is_number, flat)):
-        raise ValueError(f"keypoints {_shown(flat)} are not a flat list of finite numbers x, y, v")
+        raise ValueError(f"keypoints {shown(flat)} are not a flat list of finite numbers x, y, v")
     if len(flat) != count:
         raise ValueError(f"{len(flat)} keypoint numbers, expected {count} for {keypoint_set.name}")
     if min(flat[2::3]) < 0:
         raise ValueError(f"a keypoint has visibility {min(flat[2::3])}, expected 0, 1 or 2")
-    return list(flat)
+    return flat
 
 
 def _box(row: Row) -> list[float]:
-    box = _field(row, "bbox")
+    box = field_of(row, "bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
-        raise ValueError(f"bbox is {_shown(box)}, expected four finite numbers x, y, width, height")
+        raise ValueError(f"bbox is {shown(box)}, expected four finite numbers x, y, width, height")
     return list(box)
 
 
-def _field(row: Row, key: str) -> Any:
+def field_of(row: Row, key: str) -> Any:
+    """A field that must be there; ValueError: it is not."""
     if key not in row:
         raise ValueError(f"no {key}")
     return row[key]
 
 
-def _id(row: Row, key: str) -> int | str:
-    value = _field(row, key)
+def id_of(row: Row, key: str) -> int | str:
+    """An id: a whole number or a text; ValueError: it is neither."""
+    value = field_of(row, key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"{key} is {_shown(value)}, expected a whole number or a text")
+        raise ValueError(f"{key} is {shown(value)}, expected a whole number or a text")
     return value
 
 
-def _file_name(row: Row) -> str:
-    value = _field(row, "file_name")
+def file_name_of(row: Row, key: str = "file_name") -> str:
+    """The name of an image file; ValueError: there is none, or it is no text that a file could have."""
+    value = field_of(row, key)
     if not isinstance(value, str) or not value.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value):
-        raise ValueError(f"file_name is {_shown(value)}, expected the name of an image file")
+        raise ValueError(f"{key} is {shown(value)}, expected the name of an image file")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in one short line, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
-    return short.repr(value)
+    text = short.repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _first(problems: list[str], name: str) -> str:
+def first_of(problems: list[str], name: str) -> str:
+    """The end of a message about a file of no use: its first problem, if there is one."""
     return f"; the first of {len(problems)} problems: {problems[0].removeprefix(f'{name}: ')}" if problems else ""

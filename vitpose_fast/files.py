@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -44,6 +45,31 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
         temporary.unlink(missing_ok=True)
 
 
+def write_named_by_digest(folder: str | os.PathLike, start: str, end: str, write: Callable[[Path], object]) -> Path:
+    """Like `write_atomic`, with 16 digits of the sha256 between start and end of the file's name.
+
+    Returns:
+        The file, which can be checked by its own name.
+    """
+    folder = make_folder(folder)
+    temporary = folder / f"partial-{os.getpid()}{end}"
+    try:
+        _write(write, temporary, folder / f"{start}...{end}")
+        _sync(temporary)
+        path = folder / f"{start}{sha256(temporary)[:16]}{end}"
+        os.replace(temporary, path)
+        _sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what a process that was killed while writing into `folder` has left there."""
+    for path in Path(folder).glob("partial-*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object], overwrite: bool = False) -> None:
     """Call `write(temporary folder)` and move the folder to `path`.
 
@@ -61,21 +87,32 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if path.exists():  # two moves: a crash between them leaves both versions on disk under clear names
+        if path.exists():
             _check_replaces(path, temporary)
-            old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            if not _exchange(temporary, path):  # two moves: a crash between them leaves both under clear names
+                old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
+                os.replace(path, old)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(old, path)
+                    raise
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
         else:
             os.replace(temporary, path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step, where the system can (Linux); False, and nothing done, where it cannot."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def _check_replaces(old: Path, new: Path) -> None:

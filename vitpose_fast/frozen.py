@@ -86,7 +86,7 @@ class FrozenBlock(FastModule):
         self.norm1 = nn.Identity() if fold_norm else FrozenNorm(block.norm1, dtype)
         self.qkv = FrozenLinear(qkv_weight, qkv_bias, dtype, block.norm1 if fold_norm else None)
         self.proj = _plain(attn.proj, dtype)
-        mlp = block.mlp
+        mlp: Any = block.mlp
         self.split = isinstance(mlp, SplitFFN)
         fold_norm = fold_norm and not self.split
         self.norm2 = nn.Identity() if fold_norm else FrozenNorm(block.norm2, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -9,8 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+try:
+    import simplejpeg
+except ImportError:  # in the extra [train]
+    simplejpeg = None
+
+log = logging.getLogger("vitpose_fast")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -18,6 +26,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 def read_image(path: str | os.PathLike) -> Tensor:
     """Decode a file: uint8 [h, w, 3] RGB, EXIF orientation applied.
+
+    JPEG files are decoded by simplejpeg where it is installed, which notices damage that Pillow shows as wrong pixels;
+    what it refuses is logged and tried by Pillow.
 
     Raises:
         ValueError: missing, not an image, truncated, too many pixels (refused from the header), or not 8 bit; one line.
@@ -29,7 +40,8 @@ def read_image(path: str | os.PathLike) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:  # reads the header only
-                return from_pil(ImageOps.exif_transpose(image))
+                strict = _decode_strictly(path) if image.format == "JPEG" and not _turned(image) else None
+                return from_pil(ImageOps.exif_transpose(image)) if strict is None else strict
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"{path}: refused, its header announces more than {limit:,} pixels") from None
@@ -39,6 +51,22 @@ def read_image(path: str | os.PathLike) -> Tensor:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file makes the decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF says that the picture is to be turned or mirrored."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _decode_strictly(path: Path) -> Tensor | None:
+    """A JPEG file by simplejpeg; None where that is not installed, or refuses the file (logged)."""
+    if simplejpeg is None:
+        return None
+    try:
+        return torch.from_numpy(simplejpeg.decode_jpeg(path.read_bytes(), strict=True))
+    except ValueError as error:
+        log.warning("%s: simplejpeg refuses it (%s); decoded by Pillow", path, " ".join(str(error).split()))
+        return None
 
 
 def from_pil(image: Image.Image) -> Tensor:

@@ -106,12 +106,12 @@ class WindowAttention(FastModule):
 
 
 class FFN(nn.Module):
-    """Dense feed-forward network with exact GELU: `fc1` C -> 4C, `fc2` 4C -> C."""
+    """Dense feed-forward network with exact GELU: `fc1` C -> ratio * C, `fc2` back to C."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ratio: int = 4) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor, task: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C], plus `residual`. `task` is unused: dense and split FFN are called alike."""
@@ -164,6 +164,54 @@ def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any
         names = [f"{prefix}experts.{i}.{kind}" for i in range(count)]
         if all(name in state for name in names):
             state[f"{prefix}expert_{kind}"] = torch.stack([state.pop(name) for name in names])
+
+
+class TaskFFN(nn.Module):
+    """A whole FFN per task, of Table 11: instead of the shared one (I-FFN), or added to it (IS-FFN).
+
+    For ablations: each sample's weights are gathered, which costs B * 8 * C² numbers of memory a layer.
+
+    Args:
+        width: channels C. num_tasks: T. shared: add a dense FFN for all tasks; the experts then start at 0.
+    """
+
+    def __init__(self, width: int, num_tasks: int, shared: bool) -> None:
+        super().__init__()
+        self.shared = FFN(width) if shared else None
+        self.fc1_weight = nn.Parameter(torch.empty(num_tasks, 4 * width, width))
+        self.fc1_bias = nn.Parameter(torch.zeros(num_tasks, 4 * width))
+        self.fc2_weight = nn.Parameter(torch.empty(num_tasks, width, 4 * width))
+        self.fc2_bias = nn.Parameter(torch.zeros(num_tasks, width))
+        nn.init.trunc_normal_(self.fc1_weight, std=0.02)
+        nn.init.zeros_(self.fc2_weight) if shared else nn.init.trunc_normal_(self.fc2_weight, std=0.02)
+
+    def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, N, C], task int64 [B] -> [B, N, C], plus `residual`."""
+        hidden = nn.functional.gelu(_per_sample(x, self.fc1_weight, self.fc1_bias, task))
+        out = _per_sample(hidden, self.fc2_weight, self.fc2_bias, task)
+        if self.shared is not None:
+            out = out + self.shared(x)
+        return out if residual is None else residual + out
+
+    def merged(self, task: int) -> FFN:
+        """The dense FFN that gives the same outputs for one task; with a shared one of twice the hidden channels."""
+        parts = [(self.fc1_weight[task], self.fc1_bias[task], self.fc2_weight[task], self.fc2_bias[task])]
+        if self.shared is not None:
+            fc1, fc2 = self.shared.fc1, self.shared.fc2
+            parts.append((fc1.weight, fc1.bias, fc2.weight, fc2.bias))
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias = zip(*parts)
+        dense = FFN(self.fc1_weight.shape[2], 4 * len(parts)).to(self.fc1_weight)
+        with torch.no_grad():
+            dense.fc1.weight.copy_(torch.cat(fc1_weight))
+            dense.fc1.bias.copy_(torch.cat(fc1_bias))
+            dense.fc2.weight.copy_(torch.cat(fc2_weight, 1))
+            dense.fc2.bias.copy_(sum(fc2_bias))
+        return dense
+
+
+def _per_sample(x: Tensor, weight: Tensor, bias: Tensor, task: Tensor) -> Tensor:
+    """x [B, N, I] times the weight [T, O, I] of each sample's task: [B, N, O]. Every task gets a gradient."""
+    return torch.bmm(x, weight.index_select(0, task).transpose(1, 2)) + bias.index_select(0, task)[:, None]
 
 
 class ClassicDecoder(nn.Module):

@@ -36,6 +36,7 @@ class PosePredictor:
         batch_size: people per forward pass; where memory runs out half as many, from then on.
         sampling: "float" or "exact-cv4", see `functional.crop`.
         blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 is for heatmaps of 64x48 and more.
+        padding, fix_aspect: how boxes become crops, see `functional.crop`; as the model was trained.
 
     Raises:
         ValueError: unknown task, or None with several heads.
@@ -49,10 +50,13 @@ class PosePredictor:
         batch_size: int = 64,
         sampling: str = "float",
         blur_kernel: int = 11,
+        padding: float = 1.25,
+        fix_aspect: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"got batch_size={batch_size}, expected at least 1")
         self.model, self.flip_test, self.batch_size, self.sampling = model, flip_test, batch_size, sampling
+        self.padding, self.fix_aspect = padding, fix_aspect
         self._people_at_once = batch_size
         self.task = model.resolve_task(task)
         config = model.config
@@ -163,7 +167,8 @@ class PosePredictor:
         boxes = torch.cat([item.boxes for item in items])
         counts = torch.tensor([len(item.boxes) for item in items])
         image_index = torch.repeat_interleave(counts)
-        images = Frames([item.image for item in items], [item.boxes for item in items], self.codec, self.model.device)
+        pixels, per_image = [item.image for item in items], [item.boxes for item in items]
+        images = Frames(pixels, per_image, self.codec, self.model.device, self.padding, self.fix_aspect)
         training = self.model.training
         if training:
             self.model.eval()
@@ -176,7 +181,7 @@ class PosePredictor:
                     try:
                         parts.append(self._forward(images, boxes[people], image_index[people]))
                     except (RuntimeError, MemoryError) as error:
-                        if not _is_out_of_memory(error):
+                        if not is_out_of_memory(error):
                             raise
                         tries += 1
                     else:
@@ -239,12 +244,15 @@ class PosePredictor:
             sampling=self.sampling,
             dtype=self.model.dtype,
             twin=self.flip_test,
+            padding=self.padding,
+            fix_aspect=self.fix_aspect,
         )
-        center_scale = [x.to(device, non_blocking=True) for x in box_to_center_scale(boxes, self.codec.image_size)]
+        center_scale = box_to_center_scale(boxes, self.codec.image_size, self.padding, self.fix_aspect)
+        center, scale = (x.to(device, non_blocking=True) for x in center_scale)
         name = (
             f"people: {self.task}, blur {self.codec.blur_kernel}, {'flip test' if self.flip_test else 'no flip test'}"
         )
-        return self.model.run(name, self._keypoints, *center_scale, *crops.split(len(boxes)))
+        return self.model.run(name, self._keypoints, center, scale, *crops.split(len(boxes)))
 
     def _keypoints(self, center: Tensor, scale: Tensor, *crops: Tensor) -> Tensor:
         """[P, K, 3] of crops [P, 3, H, W], for the flip test followed by their mirror images."""
@@ -272,7 +280,7 @@ class _Pending(NamedTuple):
     done: Any
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host (which torch reports as a plain RuntimeError)."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     found: BaseException | None = error

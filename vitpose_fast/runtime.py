@@ -162,6 +162,8 @@ def freeze(
     if dtype == torch.bfloat16 and not native:
         notes.append("this processor has no bfloat16: it is emulated, float32 is faster")
     kernels = impl == "triton" or (impl is None and device.type == "cuda" and HAS_TRITON)
+    if model.config.experts != "none" and task is None:
+        raise ValueError(f"freeze: whole FFNs per task are frozen for one: give task= one of {', '.join(model.heads)}")
     plain = model.for_task(task) if task is not None else model
 
     images = _smooth_images(plain)
@@ -184,7 +186,7 @@ def freeze(
 
     sizes = [t.numel() * t.element_size() for t in frozen.parameters()]
     frozen.freeze_report = FreezeReport(
-        tuple(_folded(plain, task is not None and model.config.part_features > 0, bool(fold_layer_norm))),
+        tuple(_folded(plain, task is not None and model.config.has_experts, bool(fold_layer_norm))),
         dtype,
         "Triton kernels" if kernels else "PyTorch operators",
         error,

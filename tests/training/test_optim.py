@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 import vitpose_fast as vp
-from vitpose_fast.training.config import PRESETS, TrainConfig
+from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.optim import lr_factor, make_optimizer, set_lr
+from vitpose_fast.training.presets import PRESETS
 
 
 @pytest.mark.parametrize(("size", "first", "last"), [("s", 0.0550, 0.80), ("b", 0.02376, 0.75)])

@@ -101,8 +101,8 @@ def _open(path: Path, what: str) -> tuple[State, dict[str, Any], LoadReport]:
 def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     """Start the backbone of `model` from a checkpoint of any format, MAE pretraining above all (SPEC 1.6).
 
-    Position embeddings are resized (bicubic), 14-pixel patches padded to 16, and a dense fc2 is split into the shared
-    part and equal experts. Heads are left as they are.
+    Position embeddings are resized (bicubic), 14-pixel patches padded to 16, and a dense FFN becomes the shared part
+    and equal experts. Heads are left as they are.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`; a backbone weight that is missing or misshapen is named.
@@ -110,7 +110,7 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     state, written, report = _open(find_checkpoint(source), "a ViT backbone")
     report.ignored += [k for k in state if not k.startswith("backbone.")]
     state = {k: v for k, v in state.items() if k.startswith("backbone.")}
-    if model.config.part_features:
+    if model.config.has_experts:
         _split_dense(state, model.config, report)
     own = written.get("vitpose_fast")
     file_grid = ModelConfig.from_dict(own).grid if own else None
@@ -120,8 +120,25 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
 
 
 def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
-    """fc2 of a dense FFN to the shared first rows and, for every expert alike, the last ones."""
+    """A dense FFN to one with experts, all alike (SPEC 1.4).
+
+    Split FFN: the first rows of fc2 are shared, the last ones each expert's. I-FFN: each expert is the dense FFN.
+    IS-FFN: the shared one is; the experts keep their zeros.
+    """
     for i in range(config.depth):
+        if config.experts != "none":
+            mlp = f"backbone.blocks.{i}.mlp"
+            names = [f"fc{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")]
+            dense = {name: state.pop(f"{mlp}.{name}") for name in names if f"{mlp}.{name}" in state}
+            for name, value in dense.items():
+                if config.experts == "added":
+                    state[f"{mlp}.shared.{name}"] = value
+                else:
+                    state[f"{mlp}.{name.replace('.', '_')}"] = value.repeat(len(config.tasks), *[1] * value.dim())
+            report.reshaped.append(
+                f"{mlp} given to {'the shared FFN' if config.experts == 'added' else 'every expert'}"
+            )
+            continue
         for kind in ("weight", "bias"):
             name = f"backbone.blocks.{i}.mlp.fc2.{kind}"
             if name in state and state[name].shape[0] == config.width:
@@ -148,7 +165,9 @@ def _fill(
         state["backbone.pos_embed"] = _resize_position(position, file_grid, model.config.grid, report)
     report.missing = [k for k in expected if k not in state]
     report.unexpected = [k for k in state if k not in expected]
-    optional = ("num_batches_tracked", "rel_pos_h", "rel_pos_w")
+    optional: tuple[str, ...] = ("num_batches_tracked", "rel_pos_h", "rel_pos_w")
+    if backbone_only and model.config.experts == "added":  # zeros, whatever the dense model was
+        optional += tuple(f"mlp.fc{n}_{kind}" for n in (1, 2) for kind in ("weight", "bias"))
     needed = [k for k in report.missing if not k.endswith(optional)]
     if backbone_only:
         needed = [k for k in needed if k.startswith("backbone.") and "last_norm" not in k]

@@ -37,6 +37,7 @@ def _not_official(model: ViTPose) -> dict[str, bool]:
         f"it has no {c.decoder} decoder": c.decoder == "minimal",
         f"it has no {c.attention} attention": c.attention != "full",
         "it has no relative position": c.has_rel_pos,
+        "it has no whole FFNs per task": c.experts != "none",
         "its heads belong to the first tasks, in their order": c.head_tasks != model.tasks[: len(c.head_tasks)],
     }
 
@@ -124,7 +125,7 @@ def hf_config(model: ViTPose) -> dict[str, Any]:
             "hidden_size": c.width,
             "num_hidden_layers": c.depth,
             "num_attention_heads": c.heads,
-            "mlp_ratio": 4,
+            "mlp_ratio": c.ffn_ratio,
             "num_experts": len(c.tasks) if c.part_features else 1,
             "part_features": c.part_features,
             "hidden_act": "gelu",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vitpose_fast.models.config import ModelConfig
-from vitpose_fast.modules import FFN, LayerNorm, PatchEmbed, SplitFFN, WindowAttention
+from vitpose_fast.modules import FFN, LayerNorm, PatchEmbed, SplitFFN, TaskFFN, WindowAttention
 
 
 class DropPath(nn.Module):
@@ -16,11 +19,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
+        """x [B, N, C]; a sample stays where its number in `draws` [B], uniform in [0, 1), reaches the rate."""
         if not self.training or self.rate == 0:
             return x
-        keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
-        return x * (keep / (1 - self.rate))
+        draws = torch.rand(x.shape[0], device=x.device) if draws is None else draws
+        return x * ((draws >= self.rate).to(x.dtype) / (1 - self.rate)).view(-1, 1, 1)
 
 
 class Block(nn.Module):
@@ -35,15 +39,31 @@ class Block(nn.Module):
             c, config.heads, config.grid, **config.block_attention(index), rel_pos=config.has_rel_pos
         )
         self.norm2 = LayerNorm(c, config.layer_norm_eps)
-        self.mlp = SplitFFN(c, config.part_features, len(config.tasks)) if config.part_features else FFN(c)
+        self.mlp = _ffn(config)
         self.drop_path = DropPath(rate)
 
-    def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
-        branch = self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, task: Tensor | None, draws: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        first, second = draws or (None, None)
+        branch = self.drop_path(self.attn(self.norm1(x)), first)
         x, normed = self.norm2(branch.to(x.dtype), residual=x)
         if self.training and self.drop_path.rate > 0:
-            return x + self.drop_path(self.mlp(normed, task))
+            return x + self.drop_path(self.mlp(normed, task), second)
         return self.mlp(normed, task, residual=x)
+
+
+def _ffn(config: ModelConfig) -> nn.Module:
+    tasks = len(config.tasks)
+    if config.part_features:
+        return SplitFFN(config.width, config.part_features, tasks)
+    return (
+        FFN(config.width, config.ffn_ratio)
+        if config.experts == "none"
+        else TaskFFN(config.width, tasks, config.experts == "added")
+    )
+
+
+def _call(block: nn.Module, *args: Any) -> Tensor:
+    return block(*args)
 
 
 class Backbone(nn.Module):
@@ -57,6 +77,7 @@ class Backbone(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid[0] * config.grid[1], config.width))
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.last_norm = LayerNorm(config.width, config.layer_norm_eps)
+        self.call_block: Callable[..., Tensor] = _call  # training replaces it where activations are recomputed
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -64,12 +85,14 @@ class Backbone(nn.Module):
                 nn.init.zeros_(module.bias)
         self._freeze()
 
-    def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, task: Tensor | None = None, draws: Tensor | None = None) -> Tensor:
         """Features of normalised images.
 
         Args:
             images: [B, 3, H, W] of the size in the config.
             task: int64 [B], ids in the order of `config.tasks`; may be None for a plain model or a single task.
+            draws: [depth, 2, B] uniform in [0, 1), which decide on drop path while training (attention, then FFN of
+                each block); None: drawn here.
 
         Returns:
             [B, C, rows, columns].
@@ -84,14 +107,15 @@ class Backbone(nn.Module):
                 f"images have shape {list(images.shape)}, expected [B, 3, {height}, {width}], the size this model was "
                 f"built for; load_model(..., image_size=(H, W)) builds it for another"
             )
-        if config.part_features and task is None:
+        if config.has_experts and task is None:
             if len(config.tasks) > 1:
                 names = ", ".join(f"{i} {t.name}" for i, t in enumerate(config.tasks))
                 raise ValueError(f"this ViTPose++ backbone has {len(config.tasks)} experts: hand in task ids ({names})")
             task = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         x = self.patch_embed(images, self.pos_embed[0, 1:] + self.pos_embed[0, :1])
-        for block in self.blocks:
-            x = block(x, task)
+        for i, block in enumerate(self.blocks):
+            own = None if draws is None else (draws[i, 0], draws[i, 1])
+            x = self.call_block(block, x, task, own)
         return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)
 
     def _freeze(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from vitpose_fast.keypoints import KeypointSet, keypoint_set
 
 DECODERS = ("classic", "classic-fp", "simple", "minimal")
+EXPERTS = ("none", "instead", "added")
 ATTENTION = ("full", "window", "window+shift", "window+pool", "window+shift+pool", "window+full")
 PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # expert order of the released ++ files (SPEC 1.4)
 
@@ -25,7 +26,9 @@ class ModelConfig:
     width: int = 192  # C, channels of a token
     depth: int = 4
     heads: int = 3
-    part_features: int = 0  # channels of each task's expert, 0: one dense FFN for all
+    part_features: int = 0  # channels of each task's expert in a split FFN (ViTPose++), 0: no split
+    experts: str = "none"  # whole FFNs per task (Table 11): "instead" of the shared one (I-FFN), "added" to it (IS-FFN)
+    ffn_ratio: int = 4  # hidden channels of a dense FFN per channel; 8 in an IS-FFN whose two FFNs were merged
     decoder: str = "classic"
     decoder_width: int = 256  # channels of the deconvolutions
     image_size: tuple[int, int] = (256, 192)
@@ -52,12 +55,21 @@ class ModelConfig:
         self._check(
             self.attention in ATTENTION, f"attention {self.attention!r}, expected one of {', '.join(ATTENTION)}"
         )
-        for name in ("width", "depth", "heads", "decoder_width"):
+        for name in ("width", "depth", "heads", "ffn_ratio", "decoder_width"):
             self._check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}, expected at least 1")
         self._check(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
         self._check(0 <= self.drop_path < 1, f"drop_path {self.drop_path}, expected 0 <= rate < 1")
         self._check(
             0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
+        )
+        self._check(self.experts in EXPERTS, f"experts {self.experts!r}, expected one of {', '.join(EXPERTS)}")
+        self._check(
+            self.experts == "none" or not self.part_features,
+            f"experts {self.experts!r} and part_features {self.part_features} exclude each other; choose one",
+        )
+        self._check(
+            self.ffn_ratio == 4 or not self.has_experts,
+            f"ffn_ratio {self.ffn_ratio}, expected 4 in models with experts",
         )
         self._check(self.patch_stride in (8, 16), f"patch_stride {self.patch_stride}, expected 16 or 8")
         sizes = len(self.image_size) == 2 and all(isinstance(s, int) and s >= 16 for s in self.image_size)
@@ -90,6 +102,11 @@ class ModelConfig:
         """Zero padding of the 16x16 patch convolution: 2 at stride 16 (not 0; SPEC 1.2), 4 at stride 8."""
         ratio = 16 // self.patch_stride
         return 4 + 2 * (ratio // 2 - 1)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the backbone computes differently for each task."""
+        return bool(self.part_features) or self.experts != "none"
 
     @property
     def has_rel_pos(self) -> bool:

@@ -13,7 +13,7 @@ from vitpose_fast.keypoints import KeypointSet, keypoint_set
 from vitpose_fast.models.backbone import Backbone, Block
 from vitpose_fast.models.config import ModelConfig, preset
 from vitpose_fast.models.heads import make_head
-from vitpose_fast.modules import SplitFFN
+from vitpose_fast.modules import SplitFFN, TaskFFN
 
 
 class PoseModel(nn.Module):
@@ -128,13 +128,15 @@ class ViTPose(PoseModel):
         """A plain single-task copy with the same outputs: experts merged, other heads left out (SPEC 1.4)."""
         name = self.resolve_task(task)
         index = self.tasks.index(name)
-        config = replace(self.config, part_features=0, tasks=(self.config.task(name),), head_tasks=(name,))
+        ratio = 8 if self.config.experts == "added" else self.config.ffn_ratio
+        own = (self.config.task(name),)
+        config = replace(self.config, part_features=0, experts="none", ffn_ratio=ratio, tasks=own, head_tasks=(name,))
         with torch.device("meta"):  # nothing to initialise: every tensor is loaded
             plain = ViTPose(config)
         plain = plain.to_empty(device=self.device).to(self.dtype)
         state = {k: v for k, v in self.state_dict().items() if k in plain.state_dict()}
         for i, block in enumerate(self.backbone.blocks):
-            if isinstance(block, Block) and isinstance(block.mlp, SplitFFN):
+            if isinstance(block, Block) and isinstance(block.mlp, (SplitFFN, TaskFFN)):
                 merged = block.mlp.merged(index).state_dict()
                 state.update({f"backbone.blocks.{i}.mlp.{k}": v for k, v in merged.items()})
         plain.load_state_dict(state)

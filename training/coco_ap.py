@@ -1,0 +1,222 @@
+"""COCO's average precision by pycocotools, with checks in front of it (SPEC 7.1), and its relatives for crowds and
+whole bodies."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.coco import Row, check_annotations, is_number, read_json
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
+
+STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+CROWD_LIMITS = (0.2, 0.8)  # of crowdIndex: easy below, hard from there on
+PARTS = {  # of the 133 whole-body keypoints
+    "body": slice(0, 17),
+    "foot": slice(17, 23),
+    "face": slice(23, 91),
+    "lefthand": slice(91, 112),
+    "righthand": slice(112, 133),
+    "whole": slice(0, 133),
+}
+
+
+def evaluate_coco(
+    truth_json: Any, results: Any, keypoint_set: str | KeypointSet, use_area: bool = True
+) -> dict[str, float]:
+    """The ten COCO keypoint numbers (SPEC 7.1).
+
+    Categories are matched apart and averaged, as pycocotools does. Rows of results with an `annotation_id` or `id` that
+    came before in their image (the padding of a sampler) count once; without ids every row counts.
+
+    Args:
+        truth_json: COCO annotations: a file or a dict, see `vitpose_fast.coco.check_annotations`.
+        results: COCO keypoint results, a file or a list: `image_id`, `keypoints`, `score`, and `category_id` where the
+            truth has several.
+        keypoint_set: name, .json file or value.
+        use_area: OKS by the annotated `area`, else by 0.53 times that of the box.
+
+    Returns:
+        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL; 0 where nothing was found, -1 where there is no ground truth.
+
+    Raises:
+        ValueError: a keypoint set without sigmas, damaged ground truth; results that are not finite, have another
+            number of keypoints, name unknown images or categories, or have one id and differ.
+    """
+    evaluation = _Evaluation(truth_json, results, _resolve(keypoint_set), use_area)
+    return dict(zip(STATS, evaluation.stats(), strict=True))
+
+
+def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
+    """CrowdPose's nine numbers: AP AP50 AP75 AR AR50 AR75, and AP of easy, medium and hard images (APE, APM, APH).
+
+    Images are told apart by `crowdIndex`: easy < 0.2 <= medium < 0.8 <= hard (SPEC 7.1). Arguments and errors as in
+    `evaluate_coco`; areas are 0.53 times those of the boxes.
+
+    Raises:
+        ValueError: also an image without a crowdIndex.
+    """
+    evaluation = _Evaluation(truth_json, results, KEYPOINT_SETS["crowdpose"], use_area=False)
+    crowd = []
+    for image in evaluation.truth["images"]:
+        if not is_number(image.get("crowdIndex")):
+            raise ValueError(
+                f"ground truth: image {image['id']} has crowdIndex {image.get('crowdIndex')!r}, expected a number"
+            )
+        crowd.append(image["crowdIndex"])
+    all_stats = dict(zip(STATS, evaluation.stats(), strict=True))
+    out = {name: all_stats[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
+    level = np.digitize(crowd, CROWD_LIMITS)
+    for i, name in enumerate(("APE", "APM", "APH")):
+        out[name] = evaluation.stats([n for n, own in enumerate(level, 1) if own == i])[0]
+    return out
+
+
+def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
+    """COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", "foot AR", ...).
+
+    Each part is evaluated alone, with its sigmas, on the people who have labelled keypoints there (SPEC 7.3). Arguments
+    and errors as in `evaluate_coco`; keypoints are lists of 133 x, y, v.
+    """
+    whole = KEYPOINT_SETS["wholebody"]
+    checked = _Evaluation(truth_json, results, whole, use_area=True)
+    out: dict[str, float] = {}
+    for name, part in PARTS.items():
+        stats = dict(zip(STATS, checked.of_part(part, _part_of(whole, part)).stats(), strict=True))
+        out |= stats if name == "whole" else {f"{name} AP": stats["AP"], f"{name} AR": stats["AR"]}
+    return {k: out[k] for k in (*STATS, *(k for k in out if k not in STATS))}
+
+
+def _part_of(whole: KeypointSet, part: slice) -> KeypointSet:
+    assert whole.sigmas is not None
+    names, sigmas = whole.names[part], whole.sigmas[part]
+    return replace(whole, names=names, sigmas=sigmas, flip_pairs=(), skeleton=(), upper_body=())
+
+
+def _resolve(spec: str | KeypointSet) -> KeypointSet:
+    return keypoint_set(spec)
+
+
+class _Evaluation:
+    """Checked ground truth and results, numbered from 1 as pycocotools needs them (it takes a match with id 0 for none;
+    equal scores count in the order of image ids)."""
+
+    def __init__(self, truth: Any, results: Any, keypoints: KeypointSet, use_area: bool) -> None:
+        if keypoints.sigmas is None:
+            raise ValueError(f"{keypoints.name} has no OKS sigmas: AP is not defined for it")
+        self.keypoints = keypoints
+        name = str(truth) if isinstance(truth, (str, os.PathLike)) else "ground truth"
+        self.truth, problems = check_annotations(_loaded(truth), keypoints, name)
+        if problems:
+            raise ValueError(f"{problems[0]} ({len(problems)} damaged in all)")
+        self.truth["images"].sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
+        number = {image["id"]: n for n, image in enumerate(self.truth["images"], 1)}
+        ids = [category["id"] for category in self.truth["categories"]] or [1]
+        self.categories = {category: n for n, category in enumerate(sorted(ids, key=str), 1)}
+        self.expected = [
+            {
+                **row,
+                "id": n,
+                "image_id": number[row["image_id"]],
+                "category_id": self.categories[row["category_id"]],
+                "area": row["area"] if use_area else 0.53 * row["bbox"][2] * row["bbox"][3],
+            }
+            for n, row in enumerate(self.truth["annotations"], 1)
+        ]
+        given = _loaded(results)
+        if not isinstance(given, (list, tuple)):
+            raise ValueError(f"results are a {type(given).__name__}, expected a list of COCO keypoint results")
+        found: list[Row] = []
+        seen: dict[Any, tuple[int, Row]] = {}
+        for index, row in enumerate(given):
+            own = self._checked(index, row, number)
+            key = row.get("annotation_id", row.get("id"))
+            if key is not None:
+                first, other = seen.setdefault((own["image_id"], str(key)), (index, own))
+                if first != index and other == own:
+                    continue
+                if first != index:
+                    raise ValueError(
+                        f"results {first} and {index} have one id, {key}, and differ: leave one of them out"
+                    )
+            found.append(own)
+        self.found = [{**row, "id": n} for n, row in enumerate(found, 1)]
+        self.images = len(number)
+
+    def _checked(self, index: int, row: Any, number: dict[Any, int]) -> Row:
+        """A result as pycocotools loads it: its area and box are those of the keypoints."""
+        if not isinstance(row, dict):
+            raise ValueError(f"result {index} is a {type(row).__name__}, expected a JSON object")
+        image_id, triples, score = (row.get(key) for key in ("image_id", "keypoints", "score"))
+        if not isinstance(image_id, (int, float, str)) or image_id not in number:
+            raise ValueError(f"result {index} is for image {image_id}, which is not in the annotations")
+        category = row.get("category_id", next(iter(self.categories)) if len(self.categories) == 1 else None)
+        if not isinstance(category, (int, float, str)) or category not in self.categories:
+            valid = ", ".join(map(str, self.categories))
+            raise ValueError(f"result {index} (image {image_id}) has category_id {category}, expected one of {valid}")
+        count = 3 * self.keypoints.num_keypoints
+        if not isinstance(triples, (list, tuple)) or len(triples) != count:
+            raise ValueError(f"result {index} (image {image_id}): expected a list of {count} keypoint numbers")
+        if not all(is_number(v, float(np.finfo(np.float32).max)) for v in (score, *triples)):
+            raise ValueError(f"result {index} (image {image_id}) holds NaN or infinite numbers")
+        own = {"image_id": number[image_id], "category_id": self.categories[category], "score": score}
+        return {**own, **_extent(list(triples))}
+
+    def of_part(self, part: slice, keypoints: KeypointSet) -> _Evaluation:
+        """The same with some of the keypoints; people without labelled ones among them are ignored."""
+        out = _Evaluation.__new__(_Evaluation)
+        out.keypoints, out.truth, out.categories, out.images = keypoints, self.truth, self.categories, self.images
+        cut = slice(3 * part.start, 3 * part.stop)
+        out.expected = []
+        for row in self.expected:
+            own = row["keypoints"][cut]
+            out.expected.append({**row, "keypoints": own, "num_keypoints": sum(v > 0 for v in own[2::3])})
+        out.found = [{**row, **_extent(row["keypoints"][cut])} for row in self.found]
+        return out
+
+    def stats(self, images: Sequence[int] | None = None) -> list[float]:
+        """The ten numbers, on some of the images (by number)."""
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        if images is not None and not len(images):
+            return [-1.0] * len(STATS)
+        base = {
+            "images": [{"id": n} for n in range(1, self.images + 1)],
+            "categories": [{"id": n} for n in self.categories.values()],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            sides = []
+            for annotations in (self.expected, self.found):
+                side = COCO()
+                side.dataset = {
+                    **base,
+                    "annotations": [dict(a) for a in annotations],
+                }  # the evaluation writes into them
+                side.createIndex()
+                sides.append(side)
+            evaluation = COCOeval(*sides, "keypoints")
+            evaluation.params.kpt_oks_sigmas = np.array(self.keypoints.sigmas)
+            if images is not None:
+                evaluation.params.imgIds = list(images)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return [float(value) for value in evaluation.stats]
+
+
+def _extent(triples: list[float]) -> Row:
+    x, y = triples[0::3], triples[1::3]
+    box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+    return {"keypoints": triples, "bbox": box, "area": box[2] * box[3]}
+
+
+def _loaded(given: Any) -> Any:
+    return read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given

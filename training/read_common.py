@@ -1,0 +1,87 @@
+"""What the readers of annotation files share: arrays of checked numbers, and image files by the names given to them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from vitpose_fast.coco import LIMIT, Row, field_of, shown
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def numbers(row: Row, key: str, shape: tuple[int, ...], bools: bool = False) -> np.ndarray:
+    """The numbers of a field as a float64 array of `shape` (one or two axes).
+
+    Args:
+        bools: true and false are 1 and 0; else they are damage.
+
+    Raises:
+        ValueError: no such field, another shape, or a number that is NaN, infinite or beyond 1e6.
+    """
+    value = field_of(row, key)
+    flat = value
+    kinds = {int, float, bool} if bools else {int, float}
+    good = isinstance(value, list) and len(value) == shape[0]
+    if good and len(shape) == 2:
+        good = set(map(type, value)) == {list} and set(map(len, value)) == {shape[1]}
+        flat = list(chain.from_iterable(value)) if good else []
+    if good and set(map(type, flat)) <= kinds:
+        try:
+            array = np.array(flat, dtype=np.float64)
+        except OverflowError:  # an integer that no float can hold
+            array = np.array([np.inf])
+        if (np.abs(array) <= LIMIT).all():  # False for NaN
+            return array.reshape(shape)
+    raise ValueError(f"{key} is {shown(value)}, expected {' x '.join(map(str, shape))} finite numbers")
+
+
+def image_paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where the images called `names` are below `folder`.
+
+    A relative name is taken as it stands. One that was written on another machine, with backslashes, a drive or a
+    root (APT-36K: `D:\\data\\part1\\29wolf\\clip\\13.jpg`), means the file with the longest tail of it that exists
+    below the folder; not the one that another name would end at as well, as 13.jpg of another clip. Where there is
+    none the path is one that does not exist, as long as those of its siblings are.
+    """
+    is_folder = lru_cache(maxsize=None)(os.path.isdir)  # 30,000 images are in 2,400 folders
+    paths = [folder / name for name in names]
+    foreign = {i: _parts(name) for i, name in enumerate(names) if _is_foreign(name) and not os.path.isfile(paths[i])}
+    cuts = {i: _cut(folder, parts, is_folder) for i, parts in foreign.items()}
+    tails = {i: parts[cuts[i] :] for i, parts in foreign.items()}
+    wanted = {(tails[i], parts) for i, parts in foreign.items() if cuts[i] is not None}
+    claims = Counter(tail for tail, _ in wanted)
+    found = Counter(cut for i, cut in cuts.items() if cut is not None and claims[tails[i]] == 1)
+    usual = found.most_common(1)[0][0] if found else 0
+    for i, parts in foreign.items():
+        if cuts[i] is None:
+            tails[i] = parts[min(usual, len(parts) - 1) :]
+        elif claims[tails[i]] > 1:
+            tails[i] = parts
+        paths[i] = folder.joinpath(*tails[i])
+    return paths
+
+
+def _is_foreign(name: str) -> bool:
+    return "\\" in name or name.startswith("/") or _DRIVE.match(name) is not None
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and file of a path of any system, without drive and root."""
+    return tuple(p for p in re.split(r"[\\/]+", _DRIVE.sub("", name, count=1)) if p not in ("", ".", "..")) or (name,)
+
+
+def _cut(folder: Path, parts: tuple[str, ...], is_folder) -> int | None:
+    """How many leading parts to leave out for the longest tail that exists; None: no tail does."""
+    for cut in range(len(parts)):
+        parent = os.path.join(folder, *parts[cut:-1])
+        if is_folder(parent) and os.path.isfile(os.path.join(parent, parts[-1])):
+            return cut
+    return None

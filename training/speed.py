@@ -1,0 +1,67 @@
+"""How much arithmetic a model is, and how much a device can do: for MFU (share of the peak that a training reaches)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vitpose_fast.models.config import ModelConfig
+
+# Dense tensor-core peaks in FLOP/s with bf16 inputs, from the vendor's data sheets (without sparsity).
+_BF16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of a device in "bf16" or "fp32" (TF32 tensor cores, half of bf16); None: unknown, CPUs above all."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((value for key, value in _BF16.items() if key in name), None)
+    return None if peak is None else peak if precision == "bf16" else peak / 2
+
+
+def forward_flops(config: ModelConfig) -> float:
+    """FLOPs of one image through backbone and one head (2 per multiply-add), products and attention only.
+
+    Half of it are the MACs that the paper calls GFLOPs: 17.1 G for ViTPose-B at 256x192 without its decoder's share.
+    """
+    c, rows, columns = config.width, *config.grid
+    tokens = rows * columns
+    hidden = 2 * config.ffn_ratio * (2 if config.experts == "added" else 1)  # fc1 and fc2, in units of C²
+    macs = tokens * c * 16 * 16 * 3  # patches
+    for i in range(config.depth):
+        macs += tokens * c * c * (4 + hidden)
+        attention = config.block_attention(i)
+        window = attention["window"] or config.grid
+        keys = window[0] * window[1]
+        if attention["pool"]:
+            keys += math.ceil(rows / window[0]) * math.ceil(columns / window[1])
+        macs += 2 * tokens * keys * c
+    return 2.0 * (macs + _decoder_macs(config))
+
+
+def _decoder_macs(config: ModelConfig) -> int:
+    keypoints = config.task(config.head_tasks[0]).num_keypoints
+    rows, columns = config.grid
+    if config.decoder == "minimal":
+        return rows * columns * config.width * keypoints * (config.patch_stride // 4) ** 2
+    height, width = config.heatmap_size
+    if config.decoder == "simple":
+        return height * width * config.width * keypoints * 9
+    macs, channels, places = 0, config.width, rows * columns
+    for _ in range(2 if config.patch_stride == 16 else 1):
+        macs += places * 16 * channels * config.decoder_width  # every input meets 16 taps
+        channels, places = config.decoder_width, 4 * places
+    return macs + places * channels * keypoints
