@@ -76,7 +76,7 @@ class Augmentation:
 
     def of(self, data_set: DataSet) -> Augmentation:
         """With the data set's own values in place of None."""
-        own = {
+        own: dict[str, Any] = {
             "jitter_probability": 0.3 if data_set.jitter else 0.0,
             "half_body_probability": 0.0 if data_set.half_body_over is None else 0.3,
             "half_body_over": data_set.half_body_over or 0,

@@ -58,7 +58,8 @@ def oks_nms(
     points, left, area = np.asarray(keypoints, float), np.array(scores, float), np.asarray(areas, float)
     variances = (2 * np.asarray(sigmas, float)) ** 2
     order = _best_first(left)
-    left, keep = left[order], []
+    left = left[order]
+    keep: list[int] = []
     while len(order) and not (soft and len(keep) >= _SOFT_MOST):
         best, order, left = int(order[0]), order[1:], left[1:]
         keep.append(best)
@@ -123,7 +124,7 @@ def rescore(
     if mode != "bbox_keypoint":
         raise ValueError(f"got mode={mode!r}, expected 'bbox', 'bbox_keypoint' or 'bbox_rle'")
     counted = points > threshold
-    return boxes * (_sum(points * counted) / np.maximum(counted.sum(-1), 1))
+    return boxes * (_sum(points.astype(float) * counted) / np.maximum(counted.sum(-1), 1))
 
 
 def _sum(values: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ class Run:
         self.config, self.world, self.out = config, world, Path(config.out)
         if config.batch_size < world.size:
             raise ValueError(
-                f"got batch_size={config.batch_size} for {world.size} processes, expected a sample for each"
+                f"got batch_size={config.batch_size} for {world.size} processes, expected one each"
             )
         if config.parallel == "fsdp" and world.size == 1:
             raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")

@@ -202,7 +202,8 @@ def main(args: list[str] | None = None) -> int:
     import tyro
 
     from vitpose_fast.checkpoints import load_model
-    from vitpose_fast.training.worst import breakdown, draw_worst
+    from vitpose_fast.training.mistakes import breakdown, count, pair
+    from vitpose_fast.training.worst import draw_worst
 
     config = tyro.cli(ValidateConfig, prog="vitpose-fast validate", args=args, description=__doc__)
     device = pick_device(config.device)
@@ -223,14 +224,15 @@ def main(args: list[str] | None = None) -> int:
     )
     code = print_problems([*labels.problems, *problems])
     print(table(metrics))
-    text, mistakes = breakdown(labels, results)
+    keypoints, pairs = labels.data_set.keypoints, pair(labels, results)
+    text, mistakes = breakdown(count(labels, pairs), keypoints)
     print(text)
     if config.out is not None:
         out = make_folder(config.out)
         found = {"weights": config.weights, "data": labels.summary(), "metrics": metrics, "mistakes": mistakes}
         write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(found, indent=1), encoding="utf-8"))
         write_atomic(out / "keypoints.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
-        drawn = draw_worst(labels, results, out / "worst.png", config.worst)
+        drawn = draw_worst(pairs, keypoints, out / "worst.png", config.worst)
         print(f"{len(results)} people, the {drawn} worst of them drawn, written to {out}")
     return code
 

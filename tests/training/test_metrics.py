@@ -1,136 +1,738 @@
-"""OKS suppression and AP against the published expectations of the sample data."""
+"""The metrics of all data sets: published numbers, pycocotools and plain loops as witnesses, refusals in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
+import io
+import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import loadmat, savemat
 
+from vitpose_fast.coco import read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS
-from vitpose_fast.training.metrics import STATS, coco_keypoint_ap, oks_nms, suppress
+from vitpose_fast.training import metrics
+from vitpose_fast.training.coco_ap import PARTS
+from vitpose_fast.training.metrics import (
+    STATS,
+    aic_score,
+    auc,
+    epe,
+    evaluate_coco,
+    evaluate_crowdpose,
+    evaluate_wholebody,
+    oks_nms,
+    pck,
+    pck_by_keypoint,
+    pckh,
+    pckh_mpii,
+    rescore,
+    suppress,
+)
 
 COCO = KEYPOINT_SETS["coco"]
-
-
-def read(path):
-    return json.loads(path.read_text())
+NAN, INF = float("nan"), float("inf")
+CROWDPOSE_STATS = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "APE", "APM", "APH")
 
 
 def perfect(truth):
-    return [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "keypoints": a["keypoints"], "score": 1.0}
-        for a in truth["annotations"]
-        if any(a["keypoints"][2::3])
-    ]
+    """The labelled people as results."""
+    keys = ("image_id", "category_id", "keypoints")
+    return [{k: a[k] for k in keys} | {"score": 1.0} for a in truth["annotations"] if any(a["keypoints"][2::3])]
 
 
-def test_ground_truth_as_prediction_is_perfect(samples):
-    truth = read(samples / "coco" / "test_coco.json")
-    metrics = coco_keypoint_ap(truth, perfect(truth), COCO)
-    assert all(value == 1.0 for value in metrics.values())
+def person(row, factors, box_score, mode="bbox_keypoint"):
+    """A result: the annotated keypoints times factors for x, y, v, in float32 as networks give them."""
+    keypoints = np.array(row["keypoints"], np.float32).reshape(-1, 3) * np.array(factors, np.float32)
+    score = float(rescore([box_score], keypoints[None, :, 2], mode)[0])
+    area = 1.25 * row["bbox"][2] * 1.25 * row["bbox"][3]
+    own = {"image_id": row["image_id"], "category_id": 1, "keypoints": keypoints.flatten().tolist()}
+    return own | {"score": score, "area": area}
 
 
 @pytest.mark.parametrize(
-    ("file", "name", "medium"),
+    ("file", "name", "use_area", "medium"),
     [
-        ("ap10k/test_ap10k", "ap10k", -1.0),  # one animal each of categories 26 and 22
-        ("aic/test_aic", "aic", -1.0),  # without areas
-        ("crowdpose/test_crowdpose", "crowdpose", -1.0),  # without areas
-        ("ochuman/test_ochuman", "ochuman", -1.0),
-        ("coco-wholebody/test_keypoint_partition_metric", "wholebody", 1.0),
+        ("coco/test_coco", "coco", True, 1.0),
+        ("ochuman/test_ochuman", "ochuman", True, -1.0),  # nobody there is of medium size
+        ("aic/test_aic", "aic", False, -1.0),
+        ("ap10k/test_ap10k", "ap10k", True, -1.0),  # one animal each of categories 26 and 22
+        ("coco-wholebody/test_keypoint_partition_metric", "wholebody", True, 1.0),
     ],
 )
-def test_ground_truth_as_prediction_on_other_data_sets(samples, file, name, medium):
-    truth = read(samples / f"{file}.json")
+def test_ground_truth_as_prediction_is_perfect(samples, file, name, use_area, medium):
+    truth = read_json(samples / f"{file}.json")
     before = copy.deepcopy(truth)
-    metrics = coco_keypoint_ap(truth, perfect(truth), KEYPOINT_SETS[name])
-    assert metrics == {k: medium if k in ("APM", "ARM") else 1.0 for k in STATS}
+    expected = {k: medium if k in ("APM", "ARM") else 1.0 for k in STATS}
+    assert evaluate_coco(truth, perfect(truth), name, use_area) == expected
     assert truth == before
-    nothing = coco_keypoint_ap(truth, [], KEYPOINT_SETS[name])
-    assert nothing == {k: min(medium, 0.0) if k in ("APM", "ARM") else 0.0 for k in STATS}
+    nothing = {k: min(v, 0.0) for k, v in expected.items()}
+    assert evaluate_coco(truth, [], KEYPOINT_SETS[name], use_area) == nothing
+    assert evaluate_coco(samples / f"{file}.json", perfect(truth), name, use_area) == expected
 
 
-def test_ids_do_not_matter(samples):
-    truth, found = (read(samples / "coco" / f"fce_keypoints_{k}.json") for k in ("gt", "dt"))
-    expected = coco_keypoint_ap(truth, found, COCO)
-    for i, row in enumerate([*truth["annotations"], *found]):
-        row.update(category_id=i, image_id="139099")
-    for i, row in enumerate(truth["annotations"]):
-        row["id"] = i  # pycocotools takes a match with id 0 for none
-    truth["images"][0]["id"] = "139099"
-    truth["images"].append({**truth["images"][0], "id": 7})
-    del truth["categories"]
-    assert coco_keypoint_ap(truth, found, COCO) == expected
+@pytest.mark.parametrize("mode", ["bbox", "bbox_keypoint", "bbox_rle"])
+@pytest.mark.parametrize("nms", ["none", "hard", "soft"])
+def test_ground_truth_is_perfect_however_it_is_scored_and_suppressed(samples, mode, nms):
+    truth = read_json(samples / "coco/test_coco.json")
+    results = [
+        person(a, (1, 1, 1), 0.98, mode) | {"annotation_id": a["id"]}
+        for a in truth["annotations"]
+        if any(a["keypoints"])
+    ]
+    results += results[:3]  # the padding of a sampler
+    if nms != "none":
+        results = suppress(results, COCO, soft=nms == "soft")
+    assert evaluate_coco(truth, results, COCO) == dict.fromkeys(STATS, 1.0)
 
 
-def test_equal_to_pycocotools_as_it_comes(samples):
-    from pycocotools.coco import COCO as Truth
-    from pycocotools.cocoeval import COCOeval
-
-    file = samples / "coco" / "person_keypoints_val2017_538img.json"
-    rng = np.random.default_rng(0)
-    found = perfect(read(file))
-    for result in found:  # many equal scores: their order is that of the images
-        result["keypoints"] = (np.array(result["keypoints"]) + rng.normal(0, 4, 51)).tolist()
-        result["score"] = round(rng.random(), 1)
-    truth = Truth(str(file))
-    evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in found]), "keypoints")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    assert list(coco_keypoint_ap(read(file), found, COCO).values()) == evaluation.stats.tolist()
+def test_ground_truth_is_perfect_on_crowds_and_whole_bodies(samples):
+    truth = read_json(samples / "crowdpose/test_crowdpose.json")
+    assert evaluate_crowdpose(truth, perfect(truth)) == {
+        k: -1.0 if k in ("APE", "APH") else 1.0 for k in CROWDPOSE_STATS
+    }
+    file = samples / "coco-wholebody/test_keypoint_partition_metric.json"
+    found = evaluate_wholebody(file, perfect(read_json(file)))
+    parts = [f"{part} {what}" for part in PARTS if part != "whole" for what in ("AP", "AR")]
+    assert found == dict.fromkeys([*STATS, *parts], 1.0)
 
 
 def test_published_numbers_of_a_crowded_image(samples):
-    truth, found = (read(samples / "coco" / f"fce_keypoints_{k}.json") for k in ("gt", "dt"))
     expected = [
         0.5048844884488449, 0.7227722772277227, 0.6336633663366337, 0.46633663366336636, 0.7504950495049505,
         0.5181818181818182, 0.7272727272727273, 0.6363636363636364, 0.4666666666666666, 0.75,
     ]  # fmt: skip
-    metrics = coco_keypoint_ap(truth, found, COCO)
-    assert [metrics[name] for name in STATS] == pytest.approx(expected, abs=1e-12)
+    found = evaluate_coco(*(samples / f"coco/fce_keypoints_{k}.json" for k in ("gt", "dt")), "coco")
+    assert list(found) == list(STATS)
+    assert list(found.values()) == pytest.approx(expected, abs=1e-12)
 
 
-def test_suppression_of_near_copies():
-    points = np.zeros((3, 17, 2)) + np.array([10, 10, 100])[:, None, None]
-    keep = oks_nms(points, np.array([0.9, 0.4, 0.7]), np.full(3, 100.0), np.array(COCO.sigmas))
-    assert keep == [0, 2]
+def test_published_numbers_of_crowdpose(samples):
+    found = evaluate_crowdpose(*(samples / f"crowdpose/example_crowdpose_{k}.json" for k in ("val", "preds")))
+    exact = [0.7877215935879303, 0.9881188118811886, 0.7314356435643564, 0.8222222222222223, 1.0, 0.7777777777777778]
+    assert list(found) == list(CROWDPOSE_STATS)
+    assert list(found.values())[:6] == pytest.approx(exact, abs=1e-12)
+    assert [round(found[k], 4) for k in ("APE", "APM", "APH")] == [1.0, 0.9802, 0.4116]
 
 
-def test_suppression_stays_within_an_image_and_keeps_the_better(samples):
-    truth = read(samples / "coco" / "test_coco.json")
-    twice = [{**r, "area": 1e4, "score": s} for r in perfect(truth) for s in (0.5, 0.9)]
-    kept = suppress(twice, COCO)
-    assert len(kept) == len(perfect(truth)) and {r["score"] for r in kept} == {0.9}
-    assert coco_keypoint_ap(truth, kept, COCO)["AP"] == 1.0
+def test_crowd_levels_are_those_of_their_images_alone(samples):
+    truth, results = (read_json(samples / f"crowdpose/example_crowdpose_{k}.json") for k in ("val", "preds"))
+    for crowd, level in ((0, "APE"), (0.19, "APE"), (0.2, "APM"), (0.79, "APM"), (0.8, "APH"), (1, "APH")):
+        for image in truth["images"]:
+            image["crowdIndex"] = crowd
+        found = evaluate_crowdpose(truth, results)
+        others = {"APE", "APM", "APH"} - {level}
+        assert found[level] == found["AP"] and all(found[k] == -1 for k in others)
+    for image in truth["images"][:2]:
+        image["crowdIndex"] = 0.1
+    own = {image["id"] for image in truth["images"][:2]}
+    some = {k: [r for r in truth[k] if r.get("image_id", r.get("id")) in own] for k in ("images", "annotations")}
+    mine = [r for r in results if r["image_id"] in own]
+    assert evaluate_crowdpose(truth, results)["APE"] == evaluate_coco(some, mine, "crowdpose", use_area=False)["AP"]
+
+
+HARD = [.5833333333333333, .9166666666666666, .5833333333333334, .44, .6857142857142857]  # fmt: skip
+ALIGNMENT = {  # mmpose's test of its COCO metric
+    "bbox_keypoint": [.5287458745874587, .9042904290429042, .5009900990099009, .42475247524752474, .6219554455445544, *HARD],
+    "bbox_rle": [.5004950495049505, .8836633663366337, .4679867986798679, .42475247524752474, .5814108910891089, *HARD],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ALIGNMENT)
+def test_published_numbers_of_moved_people(samples, mode):
+    truth = read_json(samples / "coco/test_coco.json")
+    results = suppress([person(a, (0.98, 1.02, 0.8), 0.98, mode) for a in truth["annotations"]], COCO)
+    assert list(evaluate_coco(truth, results, COCO).values()) == pytest.approx(ALIGNMENT[mode], abs=1e-12)
+
+
+def test_published_numbers_of_soft_suppression(samples):
+    truth = read_json(samples / "coco/test_coco.json")
+    results = []
+    for i, row in enumerate(truth["annotations"]):
+        results.append(person(row, (1 - i / 100, 1 + i / 100, 1 - i / 100), 1.0))
+        results.append(person(row, (1 + i / 100, 1 - i / 100, 1 - 2 * i / 100), 1 - 2 * i / 100))
+    found = evaluate_coco(truth, suppress(results, COCO, soft=True), COCO)
+    assert list(found.values()) == pytest.approx(
+        [.17073707370737073, .25055005500550054, .10671067106710669, 0, .29315181518151806,
+         .2416666666666666, .3333333333333333, .16666666666666666, 0, .41428571428571426],
+        abs=1e-12,
+    )  # fmt: skip
+
+
+PART_NUMBERS = {
+    "body": (0.749, 0.800), "foot": (0.840, 0.850), "face": (0.051, 0.050),
+    "lefthand": (0.283, 0.300), "righthand": (0.383, 0.380), "whole": (0.284, 0.450),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_published_numbers_of_whole_body_parts(samples, part):
+    """The tool behind them leaves the results of people without labelled keypoints in a part out of that part's
+    evaluation. The official evaluation keeps them, and so does ours: there they are wrong, as all have one score."""
+    truth = read_json(samples / "coco-wholebody/test_keypoint_partition_metric.json")
+    results, all_of_them = [], []
+    for row in truth["annotations"]:
+        triples = np.array(row["keypoints"], float).reshape(-1, 3)
+        own = {"image_id": row["image_id"], "category_id": 1, "score": 1.0}
+        own["keypoints"] = (triples * [0.99, 1.02, 0.8]).flatten().tolist()
+        all_of_them.append(own)
+        if (triples[PARTS[part], 2] > 0).any():
+            results.append(own)
+    ap, ar = ("AP", "AR") if part == "whole" else (f"{part} AP", f"{part} AR")
+    found, official = evaluate_wholebody(truth, results), evaluate_wholebody(truth, all_of_them)
+    assert (found[ap], found[ar]) == pytest.approx(PART_NUMBERS[part], abs=6e-4)
+    assert len(results) < len(all_of_them) and official[ap] < found[ap] and official[ar] == found[ar]
+
+
+def test_a_part_is_a_keypoint_set_of_its_own(samples):
+    truth, found = (read_json(samples / f"coco-wholebody/example_{k}.json") for k in ("gt", "pred"))
+    whole = KEYPOINT_SETS["wholebody"]
+    keys = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+    for row in (*truth["annotations"], *found):
+        row["keypoints"] = [v for key in keys for v in row[key]]
+    for row in found:
+        row["score"] = row.get("wholebody_score", row["score"])
+    seen = evaluate_wholebody(truth, found)
+    assert 0.3 < seen["AP"] < 1
+    for part, cut in PARTS.items():
+        own = replace(whole, names=whole.names[cut], sigmas=whole.sigmas[cut], flip_pairs=(), skeleton=(), upper_body=())
+        flat = slice(3 * cut.start, 3 * cut.stop)
+        parts = [[{**r, "keypoints": r["keypoints"][flat]} for r in rows] for rows in (truth["annotations"], found)]
+        for row in parts[0]:
+            row["num_keypoints"] = sum(v > 0 for v in row["keypoints"][2::3])
+        stats = evaluate_coco({**truth, "annotations": parts[0]}, parts[1], own)
+        ap, ar = ("AP", "AR") if part == "whole" else (f"{part} AP", f"{part} AR")
+        assert (seen[ap], seen[ar]) == (stats["AP"], stats["AR"])
+
+
+def by_pycocotools(truth, results, folder):
+    """What COCO's own code says about two files."""
+    import json
+
+    from pycocotools.coco import COCO as Truth
+    from pycocotools.cocoeval import COCOeval
+
+    files = folder / "truth.json", folder / "results.json"
+    for file, content in zip(files, (truth, results)):
+        file.write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        own = Truth(str(files[0]))
+        evaluation = COCOeval(own, own.loadRes(str(files[1])), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def random_set(seed, images, categories, people, found):
+    """COCO truth and results, ids from 1: crowds, people without labels or counted as such, equal scores, misses."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(1, images + 1)],
+        "annotations": [],
+        "categories": [{"id": i, "name": str(i)} for i in range(1, categories + 1)],
+    }
+    for n in range(1, people + 1):
+        x, y, w, h = rng.uniform(0, 300), rng.uniform(0, 200), rng.uniform(10, 300), rng.uniform(10, 250)
+        kind = rng.choice(["seen", "seen", "seen", "crowd", "unlabelled", "uncounted"])
+        points = np.stack([rng.uniform(x, x + w, 17), rng.uniform(y, y + h, 17), rng.integers(0, 3, 17)], 1).round(2)
+        points[rng.integers(17), 2] = 2
+        if kind == "unlabelled":
+            points[:] = 0
+        count = 0 if kind == "uncounted" else int((points[:, 2] > 0).sum())
+        row = {"id": n, "image_id": int(rng.integers(1, images + 1)), "bbox": [x, y, w, h], "area": 0.6 * w * h}
+        row |= {"category_id": int(rng.integers(1, categories + 1)), "iscrowd": int(kind == "crowd")}
+        truth["annotations"].append(row | {"num_keypoints": count, "keypoints": points.flatten().tolist()})
+    results = []
+    for _ in range(found):
+        like = truth["annotations"][rng.integers(people)]
+        points = np.array(like["keypoints"]).reshape(17, 3)
+        points[:, :2] += rng.normal(0, rng.choice([0, 3, 10, 200]), (17, 2))
+        row = {"image_id": like["image_id"], "category_id": like["category_id"]}
+        if rng.random() < 0.2:
+            row = {"image_id": int(rng.integers(1, images + 1)), "category_id": int(rng.integers(1, categories + 1))}
+        row |= {"keypoints": points.flatten().tolist(), "score": float(rng.choice([0.1, 0.5, 0.9, rng.random()]))}
+        results.append(row)
+    return truth, results
+
+
+def test_random_sets_hold_what_is_difficult():
+    truth, results = random_set(0, 1, 2, 12, 60)
+    rows = truth["annotations"]
+    assert any(a["iscrowd"] for a in rows) and any(not any(a["keypoints"]) for a in rows)
+    assert any(a["num_keypoints"] == 0 and any(a["keypoints"][2::3]) for a in rows)
+    assert len({r["score"] for r in results}) < 40  # equal ones
+    assert min(sum(r["category_id"] == c for r in results) for c in (1, 2)) > 20
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 3),
+    categories=st.integers(1, 3),
+    people=st.integers(1, 12),
+    found=st.sampled_from([1, 5, 30, 60]),
+)
+@settings(max_examples=60)
+def test_equal_to_pycocotools_on_random_sets(tmp_path_factory, seed, images, categories, people, found):
+    """Ours begin at 0, which pycocotools would take for no match."""
+    truth, results = random_set(seed, images, categories, people, found)
+    expected = by_pycocotools(truth, results, tmp_path_factory.mktemp("sets"))
+    for row in (*truth["images"], *truth["annotations"], *truth["categories"], *results):
+        row |= {key: row[key] - 1 for key in ("id", "image_id", "category_id") if key in row}
+    seen = evaluate_coco(truth, results, COCO)
+    assert list(seen.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def noisy(truth, rng):
+    results = perfect(truth)
+    for result in results:  # many equal scores: their order is that of the images
+        result["keypoints"] = (np.array(result["keypoints"]) + rng.normal(0, 4, 51)).tolist()
+        result["score"] = round(rng.random(), 1)
+    return results
+
+
+def test_equal_to_pycocotools_and_faster_coco_eval_on_538_images(samples, tmp_path):
+    from faster_coco_eval import COCO as Truth
+    from faster_coco_eval import COCOeval_faster
+
+    file = samples / "coco/person_keypoints_val2017_538img.json"
+    truth = read_json(file)
+    results = noisy(truth, np.random.default_rng(0))
+    seen = list(evaluate_coco(truth, results, COCO).values())
+    assert seen == by_pycocotools(truth, results, tmp_path)
+    assert 0.2 < seen[0] < 0.9
+    with contextlib.redirect_stdout(io.StringIO()):
+        own = Truth(str(file))
+        evaluation = COCOeval_faster(own, own.loadRes(results), "keypoints", kpt_oks_sigmas=list(COCO.sigmas))
+        evaluation.run()
+    assert seen == pytest.approx(evaluation.stats[:10].tolist(), abs=1e-12)
+
+
+def test_ids_do_not_matter(samples):
+    truth, found = (read_json(samples / f"coco/fce_keypoints_{k}.json") for k in ("gt", "dt"))
+    expected = evaluate_coco(truth, found, COCO)
+    for row in (*truth["annotations"], *found):
+        row |= {"category_id": "somebody", "image_id": "139099"}
+    for i, row in enumerate(truth["annotations"]):
+        row["id"] = i
+    truth["images"][0]["id"] = "139099"
+    truth["images"].append({**truth["images"][0], "id": 7})
+    truth["categories"] = []
+    assert evaluate_coco(truth, found, COCO) == expected
+    for row in found:
+        del row["category_id"]  # there is but one
+    assert evaluate_coco(truth, found, COCO) == expected
+
+
+def test_categories_are_averaged(samples):
+    """Whose category is wrong was not found."""
+    truth = read_json(samples / "ap10k/test_ap10k.json")
+    results = perfect(truth)
+    assert results[0]["category_id"] != results[1]["category_id"]
+    assert evaluate_coco(truth, results[:1], "ap10k")["AP"] == 0.5
+    results[1]["category_id"] = results[0]["category_id"]
+    assert evaluate_coco(truth, results, "ap10k")["AP"] == 0.5
+
+
+def test_use_area(samples):
+    truth = read_json(samples / "coco/test_coco.json")
+    results = [person(a, (0.98, 1.02, 0.8), 0.98) for a in truth["annotations"]]
+    boxes = copy.deepcopy(truth)
+    for row in boxes["annotations"]:
+        row["area"] = 0.53 * row["bbox"][2] * row["bbox"][3]
+    by_box = evaluate_coco(truth, results, COCO, use_area=False)
+    assert by_box == evaluate_coco(boxes, results, COCO) != evaluate_coco(truth, results, COCO)
+
+
+def test_repeated_results_count_once(samples):
+    truth, found = (read_json(samples / f"coco/fce_keypoints_{k}.json") for k in ("gt", "dt"))
+    expected = evaluate_coco(truth, found, COCO)
+    for key in ("annotation_id", "id"):
+        named = [{**r, key: i} for i, r in enumerate(found)]
+        assert evaluate_coco(truth, named + named[:40], COCO) == expected
+    twice = [r for r in found for _ in range(2)]
+    assert evaluate_coco(truth, twice, COCO) != expected  # without names these are two people
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(keypoints=[float("nan")] * 51), r"result 1 \(image 40083\) holds NaN"),
-        (dict(score=None), r"result 1 \(image 40083\) holds NaN"),
-        (dict(score=float("inf")), r"result 1 \(image 40083\) holds NaN"),
-        (dict(keypoints=[1, 2, 3]), "result 1 .*: expected a list of 51 keypoint numbers"),
-        (dict(keypoints=None), "result 1 .*: expected a list of 51 keypoint numbers"),
+        (dict(keypoints=[NAN] * 51), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(keypoints=[INF] + [1] * 50), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(keypoints=[10**400] * 51), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(score=None), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(score=NAN), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(score=INF), "result 1 (image 40083) holds NaN or infinite numbers"),
+        (dict(keypoints=[1, 2, 3]), "result 1 (image 40083): expected a list of 51 keypoint numbers"),
+        (dict(keypoints=None), "result 1 (image 40083): expected a list of 51 keypoint numbers"),
         (dict(image_id=99), "result 1 is for image 99, which is not in the annotations"),
-        (dict(image_id=[]), r"result 1 is for image \[\], which is not in the annotations"),
+        (dict(image_id=[]), "result 1 is for image [], which is not in the annotations"),
+        (dict(image_id="a\nb"), "result 1 is for image "),
+        (dict(category_id=2), "result 1 (image 40083) has category_id 2, expected one of 1"),
+        (dict(category_id={}), "result 1 (image 40083) has category_id {}, expected one of 1"),
+        (dict(annotation_id=5), "results 0 and 1 have one id, 5, and differ: leave one of them out"),
     ],
 )
-def test_broken_results_are_refused(samples, change, message):
-    truth = read(samples / "coco" / "test_coco.json")
-    results = perfect(truth)
-    results[1] = {**results[1], **change}
-    with pytest.raises(ValueError, match=message):
-        coco_keypoint_ap(truth, results, COCO)
+def test_damaged_results_are_refused(samples, change, message):
+    truth = read_json(samples / "coco/test_coco.json")
+    results = [r for r in perfect(truth) if r["image_id"] == 40083]
+    results = [{**results[0], "annotation_id": 5}, {**results[1], **change}]
+    with pytest.raises(ValueError) as error:
+        evaluate_coco(truth, results, COCO)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_broken_truth_is_refused(samples):
-    truth = read(samples / "coco" / "test_coco.json")
-    truth["annotations"][3]["keypoints"][0] = float("nan")
+def test_results_that_are_none_are_refused(samples, tmp_path):
+    truth = read_json(samples / "coco/test_coco.json")
+    file = tmp_path / "results.json"
+    file.write_text("{")
+    for results, message in (
+        ({}, "results are a dict, expected a list"),
+        ([3], "result 0 is a int, expected a JSON object"),
+        (file, "results.json: not readable as JSON"),
+        (tmp_path / "none.json", "none.json: no such file"),
+    ):
+        with pytest.raises(ValueError) as error:
+            evaluate_coco(truth, results, COCO)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_truth_is_refused(samples, tmp_path):
+    truth = read_json(samples / "coco/test_coco.json")
+    animals = read_json(samples / "ap10k/test_ap10k.json")
+    row = {k: v for k, v in perfect(animals)[0].items() if k != "category_id"}
+    with pytest.raises(ValueError, match=r"result 0 \(image \d+\) has category_id None, expected one of "):
+        evaluate_coco(animals, [row], "ap10k")
+    crowd = read_json(samples / "crowdpose/test_crowdpose.json")
+    crowd["images"][0]["crowdIndex"] = NAN
+    with pytest.raises(ValueError, match=r"ground truth: image \d+ has crowdIndex nan, expected a number"):
+        evaluate_crowdpose(crowd, [])
+    truth["annotations"][3]["keypoints"][0] = NAN
     with pytest.raises(ValueError, match=r"ground truth: annotation 3 \(id \d+\): keypoints .* \(1 damaged in all\)"):
-        coco_keypoint_ap(truth, [], COCO)
-    with pytest.raises(ValueError, match="interhand has no OKS sigmas"):
-        coco_keypoint_ap(truth, [], KEYPOINT_SETS["interhand"])
+        evaluate_coco(truth, [], COCO)
+    for name in ("interhand", "mpii"):
+        if KEYPOINT_SETS[name].sigmas is None:
+            with pytest.raises(ValueError, match=f"{name} has no OKS sigmas"):
+                evaluate_coco(truth, [], name)
+    with pytest.raises(ValueError, match="interhand has no OKS sigmas: poses cannot be compared"):
+        suppress([], KEYPOINT_SETS["interhand"])
+    with pytest.raises(ValueError, match="unknown keypoint set 'nobody'"):
+        evaluate_coco(truth, [], "nobody")
+
+
+def test_suppression_of_near_copies():
+    points = np.zeros((3, 17, 2)) + np.array([10, 10, 100])[:, None, None]
+    given = (points, [0.9, 0.4, 0.7], [100] * 3, COCO.sigmas, 0.9)
+    assert oks_nms(*given) == [0, 2]
+    assert oks_nms(*given, soft=True) == [0, 2, 1]
+    assert oks_nms(points[:0], [], [], COCO.sigmas, 0.9) == []
+
+
+def test_soft_suppression_keeps_twenty():
+    points = np.arange(30.0)[:, None, None] * 1000 + np.zeros((30, 17, 2))
+    kept = oks_nms(points, np.arange(30), [100] * 30, COCO.sigmas, 0.9, soft=True)
+    assert kept == list(range(29, 9, -1)) and len(oks_nms(points, np.arange(30), [100] * 30, COCO.sigmas, 0.9)) == 30
+
+
+def test_suppression_by_visible_keypoints():
+    """Two people who share the keypoints that both see, and are far apart in the others."""
+    points = np.zeros((2, 4, 3))
+    points[1, 2:, :2] = 1000
+    points[:, :, 2] = [[0.9, 0.9, 0.9, 0.1], [0.9, 0.3, 0.1, 0.9]]
+    given = (points, [2, 1], [100] * 2, [0.05] * 4)
+    assert oks_nms(*given, 0.6) == [0, 1]  # half of the keypoints are equal
+    assert oks_nms(*given, 0.4) == [0]
+    assert oks_nms(*given, 0.6, visible_threshold=0.2) == [0]
+    assert oks_nms(*given, 0.6, visible_threshold=0.05) == [0, 1]
+    assert oks_nms(*given, 0.6, visible_threshold=0.95) == [0, 1]  # no keypoint is seen by both: nothing in common
+
+
+def oks_loop(a, b, area, sigmas):
+    out = 0.0
+    for (xa, ya), (xb, yb), sigma in zip(a, b, sigmas):
+        out += math.exp(-((xa - xb) ** 2 + (ya - yb) ** 2) / (2 * sigma) ** 2 / area / 2)
+    return out / len(sigmas)
+
+
+@given(seed=st.integers(0, 2**32 - 1), people=st.integers(0, 12), threshold=st.sampled_from([0.3, 0.6, 0.9]))
+def test_suppression_is_the_greedy_loop(seed, people, threshold):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, 20, (people, 1, 2)) + rng.uniform(0, 8, (people, 5, 2))
+    scores, areas, sigmas = rng.random(people), rng.uniform(500, 4000, people), rng.uniform(0.03, 0.1, 5)
+    left, expected = sorted(range(people), key=lambda i: -scores[i]), []
+    while left:
+        best = left.pop(0)
+        expected.append(best)
+        left = [i for i in left if oks_loop(points[best], points[i], (areas[best] + areas[i]) / 2, sigmas) <= threshold]
+    assert oks_nms(points, scores, areas, sigmas, threshold) == expected
+
+
+def test_suppression_stays_within_an_image_and_keeps_the_better(samples):
+    truth = read_json(samples / "coco/test_coco.json")
+    twice = [{**r, "area": 1e4, "score": s} for r in perfect(truth) for s in (0.5, 0.9)]
+    kept = suppress(twice, COCO)
+    assert len(kept) == len(perfect(truth)) and {r["score"] for r in kept} == {0.9}
+    assert evaluate_coco(truth, kept, COCO)["AP"] == 1.0
+    apart = [{**twice[1], "image_id": i, "category_id": 1} for i in range(4)]
+    assert suppress(apart, COCO) == apart
+
+
+def test_scores_of_people():
+    points = [[0.1, 0.2, 0.5, 0.7], [0.1, 0.2, 0.0, 0.0]]
+    assert rescore([0.5, 0.9], points).tolist() == [0.5 * (0.5 + 0.7) / 2, 0.0]
+    assert rescore([0.5, 0.9], points, threshold=0.05).tolist() == pytest.approx([0.5 * 1.5 / 4, 0.9 * 0.3 / 2])
+    assert rescore([0.5, 0.9], points, "bbox").tolist() == [0.5, 0.9]
+    assert rescore([0.5, 0.9], points, "bbox_rle").tolist() == pytest.approx([0.5 + 0.375 + 0.7, 0.9 + 0.075 + 0.2])
+    with pytest.raises(ValueError, match="got mode='best', expected 'bbox', 'bbox_keypoint' or 'bbox_rle'"):
+        rescore([1], [[1]], "best")
+
+
+def test_equal_people_have_equal_scores():
+    """Whatever the other keypoints are that do not count: AP puts equal scores in the order of images."""
+    rng = np.random.default_rng(0)
+    points = np.full((50, 133), 0.8, np.float32)
+    points[rng.random(points.shape) < 0.5] = 0
+    points[:, 0] = 0.8
+    counts = (points > 0).sum(1)
+    for count in set(counts.tolist()):
+        assert len(set(rescore([1.0] * 50, points)[counts == count].tolist())) == 1
+
+
+TRUTH = np.array([[[10, 0], [10, 10], [-1, 0], [30, 30], [0, 10]], np.zeros((5, 2))], float)
+FOUND = np.array([[[10, 0], [20, 20], [0, 0], [30, 30], [0, 10]], np.zeros((5, 2))], float)
+MASK = np.array([[True, True, False, True, True]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "expected", "mean", "count"),
+    [
+        ([[10, 10], [10, 10]], [1, 0.5, -1, 1, 1], 0.875, 4),
+        ([[0, 0], [0, 0]], [-1] * 5, 0, 0),
+        ([[0, 0], [10, 10]], [1, 1, -1, 1, 1], 1, 4),
+    ],
+)
+def test_published_numbers_of_pck(normalizer, expected, mean, count):
+    accuracy, counted = pck_by_keypoint(FOUND, TRUTH, MASK, 0.5, normalizer)
+    assert (accuracy.tolist(), counted) == (expected, count)
+    assert pck(FOUND, TRUTH, MASK, 0.5, normalizer) == mean
+
+
+def test_published_numbers_of_heatmap_accuracy():
+    found, truth = np.zeros((1, 5, 2)), np.zeros((1, 5, 2))
+    found[0, :2], truth[0, :2] = [[20, 20], [30, 30]], [[10, 10], [30, 30]]
+    given = (found, truth, [[True, True, False, False, False]], 0.05, [[64, 64]])
+    accuracy, count = pck_by_keypoint(*given)
+    assert (accuracy.tolist(), count, pck(*given)) == ([0, 1, -1, -1, -1], 2, 0.5)
+
+
+def test_published_numbers_of_auc_and_epe():
+    truth = np.array([[[10, 0], [10, 10], [-1, 0], [30, 30], [0, 10]]], float)
+    found = np.array([[[10, 4], [10, 18], [0, 0], [40, 40], [20, 10]]], float)
+    assert auc(found, truth, MASK[:1], 20, steps=4) == 0.375
+    assert epe(found, truth, MASK[:1]) == pytest.approx(11.5355339, abs=1e-7)
+
+
+def test_exact_hands_have_an_auc_of_095():
+    """Not 1: nothing is nearer than the first threshold, 0."""
+    truth = np.random.default_rng(0).uniform(0, 100, (4, 21, 2))
+    mask = np.ones((4, 21), bool)
+    assert pck(truth, truth, mask, 0.2, np.full((4, 2), 50.0)) == 1
+    assert auc(truth, truth, mask, 30.0) == pytest.approx(0.95, abs=1e-15)
+    assert epe(truth, truth, mask) == 0
+    assert epe(truth, truth, ~mask) == 0 and pck(truth, truth, ~mask, 0.2, np.full((4, 2), 50.0)) == 0
+
+
+@given(seed=st.integers(0, 2**32 - 1), people=st.integers(1, 5), steps=st.integers(1, 6))
+def test_pck_auc_and_epe_are_loops(seed, people, steps):
+    rng = np.random.default_rng(seed)
+    truth, found = rng.integers(0, 6, (2, people, 3, 2)).astype(float)
+    mask, size = rng.random((people, 3)) < 0.7, rng.integers(0, 4, (people, 2)).astype(float)
+
+    def share(threshold):
+        by_keypoint = []
+        for k in range(3):
+            counts = [n for n in range(people) if mask[n, k] and size[n].min() > 0]
+            hits = [math.hypot(*((found[n, k] - truth[n, k]) / size[n])) < threshold for n in counts]
+            by_keypoint += [sum(hits) / len(hits)] if hits else []
+        return sum(by_keypoint) / len(by_keypoint) if by_keypoint else 0.0
+
+    assert pck(found, truth, mask, 0.7, size) == pytest.approx(share(0.7), abs=1e-12)
+    mean = sum(share(i / steps) for i in range(steps)) / steps
+    assert auc(found, truth, mask, size, steps) == pytest.approx(mean, abs=1e-12)
+    every = [math.dist(found[n, k], truth[n, k]) for n, k in itertools.product(range(people), range(3)) if mask[n, k]]
+    assert epe(found, truth, mask) == pytest.approx(sum(every) / len(every) if every else 0, abs=1e-12)
+
+
+def test_what_is_no_number_is_no_hit():
+    found = TRUTH.copy()
+    found[0, 0] = NAN
+    accuracy, _ = pck_by_keypoint(found, TRUTH, MASK, 0.5, [[10, 10]] * 2)
+    assert accuracy.tolist() == [0.5, 1, -1, 1, 1] and epe(found, TRUTH, MASK) == INF
+
+
+def test_shapes_that_do_not_go_together_are_refused():
+    for given in ((FOUND[:1], TRUTH, MASK), (FOUND, TRUTH, MASK[:, :3]), (FOUND[0], TRUTH[0], MASK[0])):
+        for call in (lambda g: pck(*g, 0.5, [[10, 10]] * 2), lambda g: auc(*g, 10), lambda g: epe(*g)):
+            with pytest.raises(ValueError, match=r"predicted, truth and mask have shapes .*, expected \[N, K, 2\] twice"):
+                call(given)
+
+
+TOMPSON = "mpii/mpii_gt_val_with_tompson_preds.mat"
+GROUPS = {"Head": [9], "Shoulder": [12, 13], "Elbow": [11, 14], "Wrist": [10, 15], "Hip": [2, 3], "Knee": [1, 4], "Ankle": [0, 5]}  # fmt: skip
+
+
+def test_exact_mpii_predictions_are_100(samples):
+    truth = loadmat(samples / "mpii/mpii_gt_val.mat")["pos_gt_src"].transpose(2, 0, 1)
+    found = pckh_mpii(truth, samples / "mpii/mpii_gt_val.mat")
+    assert {k: v for k, v in found.items() if v != pytest.approx(100, abs=1e-12)} == {}
+    assert {"PCKh", "PCKh@0.1", *GROUPS, *KEYPOINT_SETS["mpii"].names} == set(found)
+    moved = pckh_mpii(truth - 1, samples / "mpii/mpii_gt_val.mat")  # those who forget that they begin at 1
+    assert moved["PCKh"] == 100 and moved["PCKh@0.1"] == 100
+
+
+def test_pckh_is_a_loop(samples):
+    """Predictions of Tompson et al. for all 2,958 people."""
+    mat = loadmat(samples / TOMPSON)
+    predicted, truth = (mat[k].transpose(2, 0, 1).tolist() for k in ("pos_pred_src", "pos_gt_src"))
+    missing, boxes = mat["jnt_missing"].T.tolist(), mat["headboxes_src"].transpose(2, 0, 1).astype(float).tolist()
+    hits, close, counts = [0] * 16, [0] * 16, [0] * 16
+    for found, own, gone, ((x1, y1), (x2, y2)) in zip(predicted, truth, missing, boxes, strict=True):
+        head = 0.6 * math.hypot(x2 - x1, y2 - y1)
+        for joint in range(16):
+            if not gone[joint]:
+                error = math.dist(found[joint], own[joint]) / head
+                counts[joint] += 1
+                hits[joint] += error <= 0.5
+                close[joint] += error <= 0.1
+    seen = pckh_mpii(mat["pos_pred_src"].transpose(2, 0, 1), samples / TOMPSON)
+    rest = [joint for joint in range(16) if joint not in (6, 7)]
+    total = sum(counts[j] for j in rest)
+    assert seen["PCKh"] == pytest.approx(100 * sum(hits[j] for j in rest) / total, abs=1e-9)
+    assert seen["PCKh"] == pytest.approx(82.3367161072079, abs=1e-9)
+    assert seen["PCKh@0.1"] == pytest.approx(100 * sum(close[j] for j in rest) / total, abs=1e-9)
+    for group, joints in GROUPS.items():
+        each = [100 * hits[j] / counts[j] for j in joints]
+        assert seen[group] == pytest.approx(sum(each) / len(each), abs=1e-9)
+        assert {round(v, 9) for v in each} == {round(seen[KEYPOINT_SETS["mpii"].names[j]], 9) for j in joints}
+
+
+def test_pckh_counts_the_border_in_and_unlabelled_joints_out():
+    truth = np.zeros((1, 16, 2))
+    found = np.zeros((1, 16, 2))
+    found[0, 0], found[0, 1], found[0, 2], found[0, 3] = (5, 0), (5.01, 0), (99, 0), (NAN, 0)
+    visible = np.ones((1, 16), bool)
+    visible[0, 2] = False
+    seen = pckh(found, truth, visible, [10])
+    names = KEYPOINT_SETS["mpii"].names
+    assert [seen[names[j]] for j in range(5)] == [100, 0, 0, 0, 100]
+    assert seen["PCKh"] == pytest.approx(100 * 11 / 13) and seen["PCKh@0.1"] == pytest.approx(100 * 10 / 13)
+    assert set(pckh(found, truth, ~visible & False, [10]).values()) == {0.0}
+
+
+def test_files_that_are_not_mpiis_are_refused(samples, tmp_path):
+    zeros = np.zeros((5, 16, 2))
+    (tmp_path / "text.mat").write_text("no\nmatlab file\n" * 20)
+    (tmp_path / "empty.mat").write_bytes(b"")
+    (tmp_path / "folder.mat").mkdir()
+    savemat(tmp_path / "other.mat", {"x": np.zeros(3)})
+    own = {k: v for k, v in loadmat(samples / "mpii/mpii_gt_val.mat").items() if not k.startswith("__")}
+    savemat(tmp_path / "shape.mat", own | {"jnt_missing": np.zeros((16, 4))})
+    whole = (samples / "mpii/mpii_gt_val.mat").read_bytes()
+    (tmp_path / "cut.mat").write_bytes(whole[: len(whole) // 2])
+    for name in ("text", "empty", "folder", "other", "cut", "shape", "none"):
+        with pytest.raises(ValueError) as error:
+            pckh_mpii(zeros, tmp_path / f"{name}.mat")
+        text = str(error.value)
+        assert text.startswith(f"{tmp_path / name}.mat: ") and "\n" not in text and "MPII" in text
+    for shape in ((4, 16, 2), (5, 16, 3), (5, 14, 2)):
+        with pytest.raises(ValueError, match=r"got predictions of shape .*, expected \(5, 16, 2\), one for each in "):
+            pckh_mpii(np.zeros(shape), samples / "mpii/mpii_gt_val.mat")
+
+
+AIC_FILES = [f"aic/aic_keypoint_{k}_example.json" for k in ("annotations", "predictions")]
+
+
+def test_published_number_of_aic(samples):
+    assert aic_score(*(samples / f for f in AIC_FILES)) == pytest.approx(0.99674031, abs=1e-8)
+    truth = read_json(samples / AIC_FILES[0])
+    assert aic_score(truth, truth) == 1 and aic_score(truth, []) == 0
+
+
+def aic_loop(truth, found):
+    """SPEC 7.3 in words."""
+    sigmas, by_image = KEYPOINT_SETS["aic"].sigmas, {row["image_id"]: row["keypoint_annotations"] for row in found}
+    thresholds = [0.5 + 0.05 * i for i in range(10)]
+    hits, total = [0] * 10, 0
+    for row in truth:
+        people, predicted = row["keypoint_annotations"], by_image.get(row["image_id"], {})
+        total += max(len(people), len(predicted))
+        for one in predicted.values():
+            best = 0.0
+            for name, own in people.items():
+                x1, y1, x2, y2 = row["human_annotations"][name]
+                area, terms = (x2 - x1) * (y2 - y1) + 1, []
+                for k in range(14):
+                    if own[3 * k + 2] == 1:
+                        squared = (own[3 * k] - one[3 * k]) ** 2 + (own[3 * k + 1] - one[3 * k + 1]) ** 2
+                        terms.append(math.exp(-squared / (2 * (2 * sigmas[k]) ** 2) / area))
+                best = max(best, sum(terms) / len(terms) if terms else 0.0)
+            hits = [h + (best > t) for h, t in zip(hits, thresholds)]
+    return sum(hits) / 10 / total
+
+
+def test_aic_score_is_a_loop(samples):
+    truth = read_json(samples / AIC_FILES[0])[:60]
+    rng = np.random.default_rng(0)
+    found = copy.deepcopy(truth[5:])
+    for row in found:
+        for name, flat in list(row["keypoint_annotations"].items()):
+            row["keypoint_annotations"][name] = (np.array(flat) + rng.normal(0, rng.choice([1, 4]), 42)).tolist()
+        row["keypoint_annotations"] |= {"one more": [0.0] * 42} if rng.random() < 0.3 else {}
+        del row["human_annotations"]
+    expected = aic_loop(truth, found)
+    assert 0.2 < expected < 0.8 and aic_score(truth, found) == pytest.approx(expected, abs=1e-12)
+
+
+GOOD = {"image_id": "a", "human_annotations": {"h": [0, 0, 9, 9]}, "keypoint_annotations": {"h": [1] * 42}}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({}, "expected a list of images"),
+        (None, "expected a list of images"),
+        ([GOOD, 3], "entry 1: expected image_id"),
+        ([GOOD, None], "entry 1: expected image_id"),
+        ([{k: v for k, v in GOOD.items() if k != "image_id"}], "entry 0: expected image_id"),
+        ([{"image_id": "a"}], "entry 0: expected image_id and keypoint_annotations of 14 x, y, v each"),
+        ([GOOD | {"keypoint_annotations": []}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": [[1] * 42]}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 41}}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 42, "i": [1] * 40}}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 84}}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 41 + ["x"]}}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 41 + [NAN]}}], "entry 0: "),
+        ([GOOD | {"keypoint_annotations": {"h": [1] * 41 + [10**400]}}], "entry 0: "),
+        ([GOOD | {"human_annotations": {"h": [0, 0, 9]}}], "entry 0: "),
+        ([GOOD | {"human_annotations": {"h": [0, 0, 9, INF]}}], "entry 0: "),
+        ([GOOD | {"human_annotations": [1]}], "entry 0: "),
+        ([GOOD, GOOD], "entry 1: "),
+    ],
+)
+def test_files_that_are_not_aics_are_refused(bad, message):
+    assert aic_score([GOOD], [GOOD]) == 1
+    for call in (lambda: aic_score(bad, [GOOD]), lambda: aic_score([GOOD], bad)):
+        with pytest.raises(ValueError) as error:
+            call()
+        text = str(error.value)
+        assert message in text and "\n" not in text and text.startswith(("annotations: ", "predictions: "))
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(metrics, name) for name in metrics.__all__)

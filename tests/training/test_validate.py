@@ -12,9 +12,8 @@ from PIL import Image
 
 import vitpose_fast as vp
 from vitpose_fast.__main__ import main
-from vitpose_fast.coco import read_annotations
-from vitpose_fast.training.data import clipped_box
-from vitpose_fast.training.validate import check_can_evaluate, evaluate, people_by_image
+from vitpose_fast.training.readers import read_labels
+from vitpose_fast.training.validate import evaluate, evaluate_labels
 
 COCO = vp.KEYPOINT_SETS["coco"]
 NAN = float("nan")
@@ -125,48 +124,92 @@ def test_several_files_are_one_data_set(data, model):
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
+    ("file", "name", "images", "main_score"),
     [
-        ("coco/test_coco", "coco"),
-        ("aic/test_aic", "aic"),
-        ("crowdpose/test_crowdpose", "crowdpose"),
-        ("ap10k/test_ap10k", "ap10k"),
-        ("ochuman/test_ochuman", "ochuman"),
+        ("coco/test_coco", "coco", None, "AP"),
+        ("coco-wholebody/test_coco_wholebody", "wholebody", "coco", "lefthand AP"),
+        ("aic/test_aic", "aic", None, "AIC score"),
+        ("crowdpose/test_crowdpose", "crowdpose", None, "APH"),
+        ("ap10k/test_ap10k", "ap10k", None, "AP"),
+        ("ochuman/test_ochuman", "ochuman", None, "AP"),
+        ("mpii/test_mpii", "mpii", None, "PCKh"),
+        ("interhand2.6m/test_interhand2.6m_data", "interhand", None, "AUC"),
     ],
 )
-def test_sample_data_sets_evaluate(samples, file, name):
+def test_sample_data_sets_evaluate(samples, file, name, images, main_score):
     model = vp.create_model("vitpose-tiny", tasks=(name,), image_size=(64, 48), depth=1)
-    file = samples / f"{file}.json"
-    truth, _ = read_annotations(file, vp.KEYPOINT_SETS[name])
-    metrics, results, problems = evaluate(model, [(file, file.parent)], flip_test=False)
+    folder = images or str(Path(file).parent)
+    people = read_labels(name, samples / f"{file}.json", samples / folder).people
+    metrics, results, problems = evaluate(model, [(samples / f"{file}.json", samples / folder)], flip_test=False)
     missing = {p.split(":")[0] for p in problems}
-    people = people_by_image(truth)
-    opened = [i for i in truth["images"] if str(file.parent / i["file_name"]) not in missing]
-    assert len(results) == sum(len(people[i["id"]]) for i in opened) and 0 <= metrics["AP"] <= 1
+    found = [p for p in people if str(p.image) not in missing]
+    assert sorted(str(r["annotation_id"]) for r in results) == sorted(str(p.annotation_id) for p in found)
+    assert len(found) == len(people) and all(np.isfinite(value) for value in metrics.values())
+    assert main_score in metrics
 
 
-def test_annotated_people_have_the_official_box(data):
-    truth, _ = read_annotations(data([person(1, 1), person(2, 1, iscrowd=1)])[0][0], COCO)
-    assert people_by_image(truth) == {
-        1: [{"bbox": clipped_box([5, 5, 60, 50], 80, 60), "score": 1.0, "category_id": 1}], 2: [], 3: [],
-    }  # fmt: skip
+class Constant(torch.nn.Module):
+    """A head that gives the same maps [K, h, w] for every sample."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, features):
+        return self.maps.expand(len(features), -1, -1, -1)
 
 
-def test_what_cannot_be_evaluated_is_refused_before_training(data):
+def test_a_crop_of_each_data_set_is_the_one_of_its_training(samples):
+    """MPII's boxes are stretched, InterHand's padded by 1.5: a prediction of the middle comes back as the middle."""
+    for name, file in {"mpii": "mpii/test_mpii", "interhand": "interhand2.6m/test_interhand2.6m_data"}.items():
+        model = vp.create_model("vitpose-tiny", (name,), "minimal", (64, 48), depth=1).eval()
+        height, width = model.config.heatmap_size
+
+        maps = torch.zeros(vp.KEYPOINT_SETS[name].num_keypoints, height, width)
+        maps[:, height // 4, width // 4] = 1.0
+        model.heads[name] = Constant(maps)
+        labels = read_labels(name, samples / f"{file}.json", samples / Path(file).parent)
+        _, results, _ = evaluate_labels(model, [labels], flip_test=False)
+        by_id = {row["annotation_id"]: np.array(row["keypoints"])[:2] for row in results}
+        for person in labels.people:
+            x, y, w, h = person.box
+            size = np.array([w, h]) * person.padding
+            if person.fix_aspect:
+                size = np.array([max(size[0], size[1] * 0.75), max(size[1], size[0] / 0.75)])
+            cells = np.array([width - 1, height - 1]) if name == "mpii" else np.array([width, height])
+            place = np.array([width // 4, height // 4])
+            expected = np.array([x + w / 2, y + h / 2]) - size / 2 + size * place / cells
+            np.testing.assert_allclose(by_id[person.annotation_id], expected, atol=0.02 * size.max() + 1e-3)
+            assert row_area(results, person) == pytest.approx(size.prod(), rel=1e-5)
+
+
+def row_area(results, person):
+    return next(row["area"] for row in results if row["annotation_id"] == person.annotation_id)
+
+
+def test_detections_are_for_data_sets_with_areas(data, samples):
+    model = vp.create_model("vitpose-tiny", ("mpii",), image_size=(64, 48), depth=1)
+    with pytest.raises(ValueError, match="mpii is evaluated with its annotated boxes, got detections"):
+        evaluate(model, [(samples / "mpii/test_mpii.json", samples / "mpii")], detections=[])
+
+
+def test_a_head_of_other_keypoints_is_refused(data, model):
     sources = data([person(1, 1)])
-    check_can_evaluate(COCO, sources)
-    with pytest.raises(ValueError, match="interhand has no OKS sigmas"):
-        check_can_evaluate(vp.KEYPOINT_SETS["interhand"], data([]))
-    with pytest.raises(ValueError, match=r"gone\.json: no such file"):
-        check_can_evaluate(COCO, [(Path("gone.json"), Path("images"))])
+    with pytest.raises(ValueError, match="the head aic has 14 keypoints, coco has other 17"):
+        other = vp.create_model("vitpose-tiny", ("aic",), image_size=(64, 48), depth=1)
+        evaluate_labels(other, [read_labels("coco", *sources[0])])
 
 
 def test_command_names_each_problem_once_and_exits_1(data, model, capsys):
     vp.save_model(model, "weights")
     data([person(1, 1), person(2, 2)])
-    assert run("--out", "results.json") == 0
+    assert run("--out", "results") == 0
     assert "skipped" not in capsys.readouterr().err
-    assert [r["image_id"] for r in json.loads(Path("results.json").read_text())] == [1, 2]
+    assert [r["image_id"] for r in json.loads(Path("results/keypoints.json").read_text())] == [1, 2]
+    written = json.loads(Path("results/results.json").read_text())
+    assert written["metrics"]["AP"] >= 0 and sum(written["mistakes"]["nose"].values()) == 2
+    with Image.open("results/worst.png") as picture:
+        assert np.array(picture).std() > 10
     data([person(1, 1), *(person(i, 2, bbox=None) for i in range(10, 40))])
     assert run() == 1
     shown = capsys.readouterr()

@@ -1,0 +1,132 @@
+"""What kind of mistakes a model makes, keypoint by keypoint: after Ronchi and Perona, "Benchmarking and Error Diagnosis
+in Multi-Instance Pose Estimation" (2017).
+
+A keypoint is near a place if exp(-d² / (2 area (2 sigma)²)) is at least 0.5, as in OKS. One that is near its own place
+is good (0.85) or jitter; else it is an inversion if near its mirror keypoint of the same person, a swap if near the
+same or the mirror keypoint of somebody else, and otherwise a miss.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.coco import Row
+from vitpose_fast.keypoints import DEFAULT_SIGMA, KeypointSet
+from vitpose_fast.training.people import Labels, Person
+
+KINDS = ("good", "jitter", "inversion", "swap", "miss")
+_GOOD, _NEAR, _PAIRED = 0.85, 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A person and the pose that was found for it."""
+
+    person: Person
+    area: float  # px²
+    result: Row
+    oks: float
+
+
+def similarity(predicted: np.ndarray, truth: np.ndarray, area: Any, sigmas: np.ndarray) -> np.ndarray:
+    """exp(-d² / (2 area (2 sigma)²)) of keypoints [..., K, 2] in pixels: [..., K]; `area` [...] in px²."""
+    distance = ((predicted - truth) ** 2).sum(-1)
+    return np.exp(-distance / (2 * np.asarray(area, float)[..., None] * (2 * sigmas) ** 2))
+
+
+def classify(
+    predicted: np.ndarray, people: Sequence[np.ndarray], visible: Sequence[np.ndarray], areas: Sequence[float],
+    own: int, keypoint_set: KeypointSet,
+) -> np.ndarray:  # fmt: skip
+    """Kind of each keypoint (index into `KINDS`, -1 where the truth has none) of one predicted pose.
+
+    Args:
+        predicted: [K, 2] px.
+        people, visible, areas: keypoints [P][K, 2], labels [P][K] and areas [P] of everybody in the image.
+        own: which of them the pose belongs to.
+    """
+    sigmas, mirror = sigmas_of(keypoint_set), list(keypoint_set.flip_permutation)
+    same = np.stack([similarity(predicted, p, a, sigmas) * (v > 0) for p, v, a in zip(people, visible, areas)])
+    other = np.stack(
+        [similarity(predicted, p[mirror], a, sigmas) * (v[mirror] > 0) for p, v, a in zip(people, visible, areas)]
+    )
+    has_mirror = np.array(mirror) != np.arange(len(mirror))
+    inverted = (other[own] >= _NEAR) & has_mirror
+    strangers = [i for i in range(len(people)) if i != own]
+    swapped = (np.maximum(same, other)[strangers] >= _NEAR).any(0) if strangers else np.zeros(len(mirror), bool)
+    kind = np.select([same[own] >= _GOOD, same[own] >= _NEAR, inverted, swapped], [0, 1, 2, 3], default=4)
+    return np.where(visible[own] > 0, kind, -1)
+
+
+def sigmas_of(keypoint_set: KeypointSet) -> np.ndarray:
+    """The OKS sigmas [K], the usual one where a set has none."""
+    return np.array(keypoint_set.sigmas or [DEFAULT_SIGMA] * keypoint_set.num_keypoints)
+
+
+def pair(labels: Labels, results: Sequence[Row]) -> list[Pair]:
+    """Each pose with its person: by `annotation_id`, else, the best first, the one of the highest OKS from 0.1 on."""
+    areas = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
+    sigmas = sigmas_of(labels.data_set.keypoints)
+    left: dict[Any, list[Person]] = defaultdict(list)
+    for person in labels.people:
+        left[person.image_id].append(person)
+    out = []
+    for result in sorted(results, key=lambda r: -r["score"]):
+        points = np.array(result["keypoints"]).reshape(-1, 3)[:, :2]
+        best: Pair | None = None
+        for person in left[result["image_id"]]:
+            area = areas.get(person.annotation_id, 0.53 * person.box[2] * person.box[3])
+            seen = person.visible > 0
+            oks = float(similarity(points, person.keypoints, area, sigmas)[seen].mean()) if seen.any() else 0.0
+            if "annotation_id" in result:
+                if result["annotation_id"] == person.annotation_id:
+                    best = Pair(person, area, result, oks)
+            elif oks >= max(_PAIRED, best.oks if best else 0.0):
+                best = Pair(person, area, result, oks)
+        if best is not None:
+            left[result["image_id"]] = [p for p in left[result["image_id"]] if p is not best.person]
+            out.append(best)
+    return out
+
+
+def count(labels: Labels, pairs: Sequence[Pair]) -> np.ndarray:
+    """How many keypoints of each kind: [K, len(KINDS)]. Keypoints of people without a pose are misses."""
+    everybody: dict[Any, list[Person]] = defaultdict(list)
+    for person in labels.people:
+        everybody[person.image_id].append(person)
+    areas = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
+    keypoints = labels.data_set.keypoints
+    out = np.zeros((keypoints.num_keypoints, len(KINDS)), int)
+    found = set()
+    for one in pairs:
+        here = everybody[one.person.image_id]
+        own = next(i for i, person in enumerate(here) if person is one.person)
+        sizes = [areas.get(p.annotation_id, 0.53 * p.box[2] * p.box[3]) for p in here]
+        points = np.array(one.result["keypoints"]).reshape(-1, 3)[:, :2]
+        kinds = classify(points, [p.keypoints for p in here], [p.visible for p in here], sizes, own, keypoints)
+        for kind in range(len(KINDS)):
+            out[:, kind] += kinds == kind
+        found.add(id(one.person))
+    for person in labels.people:
+        if id(person) not in found:
+            out[:, KINDS.index("miss")] += person.visible > 0
+    return out
+
+
+def breakdown(counts: np.ndarray, keypoint_set: KeypointSet) -> tuple[str, dict[str, dict[str, int]]]:
+    """Counts [K, len(KINDS)] as lines of per cents (of large sets the sum only), and by the names of keypoints."""
+    by_name = {name: dict(zip(KINDS, row.tolist())) for name, row in zip(keypoint_set.names, counts)}
+    shown = {"all keypoints": counts.sum(0)}
+    if keypoint_set.num_keypoints <= 21:
+        shown |= dict(zip(keypoint_set.names, counts))
+    width = max(map(len, shown))
+    lines = [" " * width + "".join(f"{kind:>11}" for kind in KINDS) + f"{'labelled':>11}"]
+    for name, row in shown.items():
+        cells = "".join(f"{100 * n / max(row.sum(), 1):>10.1f}%" for n in row)
+        lines.append(f"{name:{width}}{cells}{row.sum():>11}")
+    return "\n".join(lines), by_name
