@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import vitpose_fast as vp
 from benchmarks.contenders import materialised_loss
 from benchmarks.harness import Case, Contender, close
 from benchmarks.models import crops, keypoints, network_work, official_twin, random_model
+from vitpose_fast.training.recompute import set_recompute
 
 # Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).
 ROWS = {
@@ -65,6 +67,10 @@ def test_training_step(compare, machine, quick, row):
     model = random_model(name, machine.device, **options)
     official = official_twin(model, torch.float32)
     steps = {"vitpose_fast": Step(model, vp.HeatmapLoss(), dtype)}
+    for level in ("norm", "most"):
+        lean = deepcopy(model)
+        set_recompute(lean.backbone, level)
+        steps[f"vitpose_fast, recompute {level}"] = Step(lean, vp.HeatmapLoss(), dtype)
     steps["eager PyTorch"] = Step(official, materialised_loss, dtype)
 
     def make(seed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from vitpose_fast.files import remove_leftovers, sha256, write_named_by_digest
 from vitpose_fast.training.config import TrainConfig
-from vitpose_fast.training.distributed import World, put, whole
+from vitpose_fast.training.distributed import put, whole
 from vitpose_fast.training.optim import Ema
 
 log = logging.getLogger("vitpose_fast")
@@ -76,29 +77,39 @@ class States:
 
 
 def run_state(
-    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, step: int, seconds: float
+    config: TrainConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    step: int,
+    seconds: float,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Everything the next update depends on, after `step` updates and `seconds` of training.
 
-    Tensors are whole and named by parameter, so that any number of processes can go on. Every process has to call it.
+    Tensors are whole, on the host and named by parameter, so that any number of processes can go on. Where a model is
+    shared out (FSDP) every process has to call it; those that do not `keep` it get empty tensors.
     """
+
+    def host(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        gathered = whole(value.detach())
+        return gathered.cpu().clone() if keep else gathered.new_empty(0)
+
     named = dict(model.named_parameters())
     name_of: dict[Any, str] = {p: n for n, p in named.items()}
-    moments = {name_of[p]: {k: _host(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+    moments = {name_of[p]: {k: host(v) for k, v in s.items()} for p, s in optimizer.state.items()}
     return {
         "config": config.to_dict(),
-        "model": {n: _host(v) for n, v in (*named.items(), *model.named_buffers())},
+        "model": {n: host(v) for n, v in (*named.items(), *model.named_buffers())},
         "optimizer": moments,
         "ema": None
         if ema is None
-        else {"updates": ema.updates, "average": {name_of[p]: _host(a) for p, a in zip(ema.parameters, ema.average)}},
+        else {"updates": ema.updates, "average": {name_of[p]: host(a) for p, a in zip(ema.parameters, ema.average)}},
         "step": step,
         "seconds": seconds,
     }
-
-
-def _host(value: Any) -> Any:
-    return whole(value.detach()).cpu().clone() if isinstance(value, torch.Tensor) else value
 
 
 @torch.no_grad()
@@ -159,6 +170,10 @@ def check_free(out: Path, config: TrainConfig) -> None:
         raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
 
 
-def only_first(world: World, states: States, step: int, state: dict[str, Any]) -> None:
-    """Save in the first process; the others wait and learn whether it worked."""
-    world.agree(lambda: states.save(step, state) if world.first else None)
+def remove_run(out: Path, states: States) -> None:
+    """Take away what another run has left in a folder, so that nothing of it is taken for this one's."""
+    for file in (*states.files(), *out.glob("quarantine*.jsonl")):
+        file.unlink()
+    for name in ("best", "model"):
+        if (out / name / "model.safetensors").exists():
+            shutil.rmtree(out / name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row, check_annotations, is_number, read_json
+from vitpose_fast.coco import Row, check_annotations, is_number, read_json, shown
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -68,7 +68,7 @@ def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
     for image in evaluation.truth["images"]:
         if not is_number(image.get("crowdIndex")):
             raise ValueError(
-                f"ground truth: image {image['id']} has crowdIndex {image.get('crowdIndex')!r}, expected a number"
+                f"ground truth: image {shown(image['id'])} has crowdIndex {shown(image.get('crowdIndex'))}, expected a number"
             )
         crowd.append(image["crowdIndex"])
     all_stats = dict(zip(STATS, evaluation.stats(), strict=True))
@@ -144,7 +144,7 @@ class _Evaluation:
                     continue
                 if first != index:
                     raise ValueError(
-                        f"results {first} and {index} have one id, {key}, and differ: leave one of them out"
+                        f"results {first} and {index} have one id, {shown(key)}, and differ: leave one of them out"
                     )
             found.append(own)
         self.found = [{**row, "id": n} for n, row in enumerate(found, 1)]
@@ -156,21 +156,23 @@ class _Evaluation:
             raise ValueError(f"result {index} is a {type(row).__name__}, expected a JSON object")
         image_id, triples, score = (row.get(key) for key in ("image_id", "keypoints", "score"))
         if not isinstance(image_id, (int, float, str)) or image_id not in number:
-            raise ValueError(f"result {index} is for image {image_id}, which is not in the annotations")
+            raise ValueError(f"result {index} is for image {shown(image_id)}, which is not in the annotations")
         category = row.get("category_id", next(iter(self.categories)) if len(self.categories) == 1 else None)
         if not isinstance(category, (int, float, str)) or category not in self.categories:
             valid = ", ".join(map(str, self.categories))
-            raise ValueError(f"result {index} (image {image_id}) has category_id {category}, expected one of {valid}")
+            own = f"result {index} (image {shown(image_id)}) has category_id {shown(category)}"
+            raise ValueError(f"{own}, expected one of {valid}")
         count = 3 * self.keypoints.num_keypoints
         if not isinstance(triples, (list, tuple)) or len(triples) != count:
-            raise ValueError(f"result {index} (image {image_id}): expected a list of {count} keypoint numbers")
+            raise ValueError(f"result {index} (image {shown(image_id)}): expected a list of {count} keypoint numbers")
         if not all(is_number(v, float(np.finfo(np.float32).max)) for v in (score, *triples)):
-            raise ValueError(f"result {index} (image {image_id}) holds NaN or infinite numbers")
+            raise ValueError(f"result {index} (image {shown(image_id)}) holds NaN or infinite numbers")
         own = {"image_id": number[image_id], "category_id": self.categories[category], "score": score}
         return {**own, **_extent(list(triples))}
 
     def of_part(self, part: slice, keypoints: KeypointSet) -> _Evaluation:
-        """The same with some of the keypoints; people without labelled ones among them are ignored."""
+        """The same with some of the keypoints, as COCO-WholeBody's own code: people without labelled ones among them are
+        ignored, results without one that scores above 0 left out; a result is as large as its body."""
         out = _Evaluation.__new__(_Evaluation)
         out.keypoints, out.truth, out.categories, out.images = keypoints, self.truth, self.categories, self.images
         cut = slice(3 * part.start, 3 * part.stop)
@@ -178,7 +180,12 @@ class _Evaluation:
         for row in self.expected:
             own = row["keypoints"][cut]
             out.expected.append({**row, "keypoints": own, "num_keypoints": sum(v > 0 for v in own[2::3])})
-        out.found = [{**row, **_extent(row["keypoints"][cut])} for row in self.found]
+        body = slice(0, 3 * PARTS["body"].stop)
+        out.found = [
+            {**row, **_extent(row["keypoints"][body]), "keypoints": row["keypoints"][cut]}
+            for row in self.found
+            if max(row["keypoints"][cut][2::3]) > 0
+        ]
         return out
 
     def stats(self, images: Sequence[int] | None = None) -> list[float]:

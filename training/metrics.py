@@ -279,16 +279,17 @@ def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray
     name = str(given) if isinstance(given, (str, os.PathLike)) else what
     if not isinstance(rows, list):
         raise ValueError(f"{name}: expected a list of images, AI Challenger's original format")
-    out = {}
+    out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for index, row in enumerate(rows):
         try:
             people, boxes = row["keypoint_annotations"], row.get("human_annotations", {})
-            points = np.array([people[human] for human in people], float).reshape(-1, 14, 3)
-            corners = np.array([boxes.get(human, (0, 0, 0, 0)) for human in people], float).reshape(-1, 4)
+            points = np.array([flat for _, flat in people.items()], float).reshape(len(people), 14, 3)
+            corners = np.array([boxes.get(human, (0, 0, 0, 0)) for human in people], float).reshape(len(people), 4)
             if not (np.isfinite(points).all() and np.isfinite(corners).all()):
                 raise ValueError("a number is not finite")
-            out[str(row["image_id"])] = points, corners
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if out.setdefault(str(row["image_id"]), (points, corners))[0] is not points:
+                raise ValueError("the image_id is that of an earlier entry")
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
                 f"{name}: entry {index}: expected image_id and keypoint_annotations of 14 x, y, v each ({reason})"

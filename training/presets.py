@@ -69,8 +69,8 @@ def _presets() -> dict[str, Preset]:
         "shift-pool-16x12": ("window+shift+pool", (16, 12)),
     }
     for name, (attention, window) in variants.items():
-        text = f"ViTPose-B with features at 1/8 and {attention} attention, windows of {window[0]}x{window[1]}, Table 7"
-        text += " (fp16 in the paper, bf16 here)" if attention == "full" else ""
+        note = " (fp16 in the paper, bf16 here)" if attention == "full" else f", windows of {window[0]}x{window[1]}"
+        text = f"ViTPose-B with features at 1/8, {attention} attention{note}, Table 7"
         precision = "bf16" if attention == "full" else "fp32"
         options = dict(patch_stride=8, attention=attention, window=window, precision=precision)
         add(f"coco-b-8-{name}", text, "vitpose-b", **options)

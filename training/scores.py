@@ -28,8 +28,10 @@ _FAR = 1e7  # pixels: where a keypoint stands that was not found, beyond every t
 
 def joined(labels: Sequence[Labels]) -> tuple[list[Person], Any]:
     """(people, truth) of several files of one data set as one; images and annotations of several are numbered anew."""
-    if len(labels) == 1 or labels[0].truth is None:
-        return all_people(labels), labels[0].truth
+    if len(labels) == 1:
+        return labels[0].people, labels[0].truth
+    if labels[0].truth is None:
+        return [replace(p, annotation_id=n) for n, p in enumerate(all_people(labels))], None
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     people: list[Person] = []
     for one in labels:
@@ -145,10 +147,7 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
     for group in by_set.values():
         if not any(one.people for one in group):
             raise ValueError(f"nobody to evaluate on: {group[0].summary()}")
-        if group[0].data_set.metric == "pckh":
-            _mpii_truth(group)
-        elif group[0].data_set.metric != "hand":
-            score(group, [])
+        score(group, [])
 
 
 def table(metrics: dict[str, float]) -> str:

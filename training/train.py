@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from vitpose_fast.coco import print_problems
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.files import make_folder, remove_leftovers, write_atomic
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_fast.training.checkpoint import States, check_free, only_first, put_back, run_state
+from vitpose_fast.training.checkpoint import States, check_free, put_back, remove_run, run_state
 from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import Feeder, MicroBatches, Order, SampleSet
 from vitpose_fast.training.distributed import World, join, leave, restarted, share, whole
@@ -74,12 +75,10 @@ class Run:
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world, self.out = config, world, Path(config.out)
         if config.batch_size < world.size:
-            raise ValueError(
-                f"got batch_size={config.batch_size} for {world.size} processes, expected one each"
-            )
+            raise ValueError(f"got batch_size={config.batch_size} for {world.size} processes, expected one each")
         if config.parallel == "fsdp" and world.size == 1:
             raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
-        if world.first:
+        if world.first and not restarted():
             check_free(self.out, config)
         self.labels = [read_labels(*source) for source in config.sources("train")]
         self.val = [read_labels(*source) for source in config.sources("val")]
@@ -125,9 +124,7 @@ class Run:
             make_folder(out)
             remove_leftovers(out)
             if self.step == 0 and config.overwrite:
-                (out / "quarantine.jsonl").unlink(missing_ok=True)
-                for old in self.states.files():
-                    old.unlink()
+                remove_run(out, self.states)
             write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
             trackers = [TRACKERS[name](out, config) for name in config.track]
             self.metrics_file = MetricsFile(out / "metrics.jsonl", self.step, trackers)
@@ -228,8 +225,12 @@ class Run:
         Raises:
             OSError: it cannot be written; the one before stays.
         """
-        state = run_state(self.config, self.model, self.optimizer, self.updater.ema, self.step, self.elapsed())
-        only_first(self.world, self.states, self.step, state)
+        state: dict[str, Any] = {}
+        if self.world.first or self.config.parallel == "fsdp":
+            state = run_state(
+                self.config, self.model, self.optimizer, self.updater.ema, self.step, self.elapsed(), self.world.first
+            )
+        self.world.agree(lambda: self.states.save(self.step, state) if self.world.first else None)
 
     def averaged(self) -> Any:
         """A context in which the model has its averaged weights, where there are any."""
@@ -358,7 +359,11 @@ def main(args: list[str] | None = None) -> int:
         metrics, problems = train(config)
     finally:
         leave()
+    if int(os.environ.get("RANK", "0")) > 0:
+        return 0
     code = print_problems(problems)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        code = 0  # torchrun would take it for a crash, and start again
     print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     print(f"model in {config.out / 'model'}" if not config.dry_run else "dry run: everything fits together")
     return code

@@ -10,8 +10,8 @@ from collections.abc import Callable
 COMMANDS = {  # name -> (function, what it does)
     "demo": ("vitpose_fast.training.demo:main", "train the tiny model on rendered people, evaluate it, draw its poses"),
     "predict": ("vitpose_fast.commands:predict", "poses of people in images: results.json and pictures"),
-    "train": ("vitpose_fast.training.train:main", "train on COCO-format data"),
-    "validate": ("vitpose_fast.training.validate:main", "AP and AR of a checkpoint on COCO-format data"),
+    "train": ("vitpose_fast.training.train:main", "train on any of the data sets, alone or under torchrun"),
+    "validate": ("vitpose_fast.training.validate:main", "the metrics of a checkpoint on any of the data sets"),
     "convert": (
         "vitpose_fast.commands:convert",
         "read any checkpoint, write ours, the official or the Hugging Face one",

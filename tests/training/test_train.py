@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -278,3 +279,26 @@ def test_knows_the_sample_people_by_heart(samples, tmp_path):
         PRESETS["overfit"][1], out=tmp_path / "run", train=files, train_images=folders, val=files, val_images=folders
     )
     assert train(config)[0]["AP"] >= 0.9
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, monkeypatch, precision):
+    """On a GPU: 300 updates on rendered people, the loss curves lie on top of each other."""
+    write_dataset(tmp_path / "people", images=200, seed=7, size=(240, 320))
+    files = dict(train=(tmp_path / "people/annotations.json",), train_images=(tmp_path / "people/images",), val=())
+    base = replace(small, **files, model="vitpose-s", image_size=(256, 192), device="cuda", precision=precision)
+    base = replace(base, batch_size=32, epochs=40, log_every=10, lr=5e-4)
+    curves = {}
+    for impl in ("triton", "reference"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "vitpose_fast.training.train.build_model", lambda c, impl=impl: vp.use_impl(build_model(c), impl)
+            )
+            config = replace(base, out=tmp_path / impl)
+            train(config)
+        curves[impl] = np.array([row["loss"] for row in rows(config.out)])
+    ours, plain = curves["triton"], curves["reference"]
+    assert len(ours) == len(plain) >= 30 and plain[-5:].mean() < 0.7 * plain[:5].mean()
+    assert np.abs(ours / plain - 1).mean() < 0.05
