@@ -12,7 +12,15 @@ import time
 
 import pytest
 
-from vitpose_fast.files import make_folder, sha256, write_atomic, write_folder_atomic
+from vitpose_fast.files import (
+    _exchange,
+    make_folder,
+    remove_leftovers,
+    sha256,
+    write_atomic,
+    write_folder_atomic,
+    write_named_by_digest,
+)
 
 
 def names(folder) -> list[str]:
@@ -117,6 +125,33 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_name_with_the_digest_can_be_checked(tmp_path):
+    path = write_named_by_digest(tmp_path, "state-", ".bin", lambda p: p.write_bytes(b"abc"))
+    assert path.name == "state-ba7816bf8f01cfea.bin" and names(tmp_path) == [path.name]
+    with pytest.raises(OSError, match=r"cannot write .*state-\.\.\.\.bin: power cut"):
+        write_named_by_digest(tmp_path, "state-", ".bin", lambda p: (_ for _ in ()).throw(OSError("power cut")))
+    assert names(tmp_path) == [path.name]
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "partial-1.pt").write_text("half")
+    (tmp_path / "partial-model-x").mkdir()
+    (tmp_path / "partial-model-x" / "a").write_text("half")
+    (tmp_path / "impartial.txt").write_text("mine")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["impartial.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2")
+def test_a_folder_is_exchanged_in_one_step(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    assert _exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "content").read_text() == "b" and (tmp_path / "b" / "content").read_text() == "a"
+    assert not _exchange(tmp_path / "a", tmp_path / "gone") and names(tmp_path) == ["a", "b"]
 
 
 CHILD = """

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vitpose_fast.images import as_image, read_image
 
@@ -110,3 +110,37 @@ def test_a_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
 def test_arrays_that_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
         as_image(image)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_jpeg_files_have_the_same_pixels_with_and_without_simplejpeg(tmp_path, monkeypatch, installed, caplog):
+    pytest.importorskip("simplejpeg")
+    if not installed:
+        monkeypatch.setattr("vitpose_fast.images.simplejpeg", None)
+    for mode in ("RGB", "L", "CMYK"):
+        path = tmp_path / f"{mode}.jpg"
+        Image.fromarray(photo(64, 48)).convert(mode).save(path, quality=90)
+        with Image.open(path) as image:
+            expected = np.array(image.convert("RGB")).astype(int)
+        difference = np.abs(read_image(path).numpy().astype(int) - expected)
+        assert difference.max() <= (1 if mode == "CMYK" else 0)
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo(64, 48)).save(turned, exif=exif)
+    with Image.open(turned) as image:
+        assert np.array_equal(read_image(turned).numpy(), np.array(ImageOps.exif_transpose(image)))
+    assert not caplog.text
+
+
+def test_damage_that_pillow_does_not_see_is_logged(tmp_path, caplog):
+    """Zeros in the middle of the scan: Pillow gives pixels, simplejpeg refuses."""
+    pytest.importorskip("simplejpeg")
+    path = tmp_path / "scratched.jpg"
+    Image.fromarray(photo(256, 256)).save(path, quality=95)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    assert read_image(path).shape == (256, 256, 3)
+    assert "scratched.jpg: simplejpeg refuses it (" in caplog.text and "decoded by Pillow" in caplog.text

@@ -125,6 +125,24 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert DropPath(0.0).train()(x) is x
 
 
+def test_drop_path_by_numbers_that_are_handed_in():
+    """A sample's branches depend on its own numbers alone: the same in any batch."""
+    model = small(drop_path=0.5, depth=4).train()
+    images, uniform = torch.randn(3, 3, 64, 48), torch.rand(4, 2, 3)
+    together = model.backbone(images, None, uniform)
+    torch.manual_seed(9)
+    for i in range(3):
+        alone = model.backbone(images[i : i + 1], None, uniform[..., i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
+    kept = model.backbone(images, None, torch.ones(4, 2, 3))
+    dropped = model.backbone(images, None, torch.zeros(4, 2, 3))  # a draw below the rate
+    assert not torch.allclose(kept, dropped)
+    tokens = model.backbone.patch_embed(images, model.backbone.pos_embed[0, 1:] + model.backbone.pos_embed[0, :1])
+    only_first = model.backbone.blocks[0](tokens, None)  # rate 0: nothing to drop
+    expected = model.backbone.last_norm(only_first).transpose(1, 2).unflatten(2, (4, 3))
+    torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_drop_path_rises_linearly_and_both_branches_draw_alone():
     model = vp.create_model("vitpose-s", image_size=(64, 48))
     rates = [b.drop_path.rate for b in model.backbone.blocks]

@@ -14,7 +14,7 @@ from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.draw import keypoint_colours
 from vitpose_fast.geometry import transform_points, warp_matrix
 from vitpose_fast.models.config import PLUS_TASKS
-from vitpose_fast.training.augment import crop_of
+from vitpose_fast.training.augment import Augmentation, crop_of
 from vitpose_fast.training.catalog import data_set
 from vitpose_fast.training.presets import PRESETS
 from vitpose_fast.training.readers import read_labels
@@ -98,12 +98,17 @@ def test_a_joint_dry_run(sources, tmp_path):
 
 @pytest.mark.slow
 def test_six_data_sets_by_heart(sources, tmp_path):
-    """About 4 minutes on two cores: every task reaches 0.95 of its ceiling, and falls without its experts."""
-    files = tuple(sources[task][0] for task in PLUS_TASKS), tuple(sources[task][1] for task in PLUS_TASKS)
+    """About 6 minutes on two cores: every task reaches 0.95 of its ceiling, and falls without its experts.
+
+    Sizes and angles vary a little: then the best answer to integer-centred targets leans to the side where the keypoint
+    is, which the quarter-pixel decoder reads. On crops that are always the same the side is noise (AIC: 0.6 of 0.75).
+    """
+    annotations, images = (tuple(sources[task][i] for task in PLUS_TASKS) for i in (0, 1))
+    views = Augmentation(0.0, False, 0.0, 0.0, scale_factor=0.1, rotation_degrees=4.0, rotation_probability=1.0)
     config = replace(
         PRESETS["overfit"][1], model="vitpose++-tiny", tasks=PLUS_TASKS, out=tmp_path / "run", batch_size=15,
-        epochs=220, lr=1.5e-3, warmup=50, precision="bf16", device="cpu", train=files[0], train_images=files[1],
-        val=files[0], val_images=files[1],
+        epochs=260, lr=1.5e-3, warmup=50, precision="bf16", device="cpu", augment=True, augmentation=views,
+        train=annotations, train_images=images, val=annotations, val_images=images,
     )  # fmt: skip
     metrics, problems = train(config)
     assert problems == []
@@ -113,7 +118,6 @@ def test_six_data_sets_by_heart(sources, tmp_path):
         for block in bare.backbone.blocks:
             block.mlp.expert_weight.zero_()
             block.mlp.expert_bias.zero_()
-    fallen = 0
     for task in PLUS_TASKS:
         labels = read_labels(data_set(task), *sources[task])
         found, without = (main_number(labels, evaluate_labels(m, [labels], flip_test=False)[0]) for m in (model, bare))
@@ -121,5 +125,4 @@ def test_six_data_sets_by_heart(sources, tmp_path):
         print(f"{task:10} found {found:8.4f}  ceiling {most:8.4f}  without experts {without:8.4f}")
         assert found == pytest.approx(metrics[f"{task} {SCORE[labels.data_set.metric]}"], abs=1e-9)
         assert found >= 0.95 * most, task
-        fallen += without < 0.5 * found
-    assert fallen == len(PLUS_TASKS)
+        assert without < 0.5 * found, task
