@@ -69,6 +69,8 @@ class Augmentation:
         for name, value in vars(self).items():
             if name.endswith("probability") and value is not None and not 0 <= value <= 1:
                 raise ValueError(f"got augmentation.{name}={value}, expected 0 to 1")
+        if self.half_body_over is not None and self.half_body_over < 0:
+            raise ValueError(f"got augmentation.half_body_over={self.half_body_over}, expected at least 0")
         if self.scale_factor is not None and not 0 <= self.scale_factor < 1:
             raise ValueError(f"got augmentation.scale_factor={self.scale_factor}, expected at least 0 and below 1")
         if self.rotation_degrees is not None and not 0 <= self.rotation_degrees <= 180:

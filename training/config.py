@@ -169,6 +169,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"got {name}={value}, expected a positive number")
+        if not self.layer_decay <= 1:
+            raise ValueError(f"got layer_decay={self.layer_decay}, expected at most 1")
+        if not math.isfinite(self.weight_decay):
+            raise ValueError(f"got weight_decay={self.weight_decay}, expected a finite number")
+        if self.val_tasks is not None and (not self.val_tasks or len(set(self.val_tasks)) != len(self.val_tasks)):
+            raise ValueError(f"got val_tasks={self.val_tasks}, expected at least one, each once; leave it out for all")
         if self.seed >= 2**32:
             raise ValueError(f"got seed={self.seed}, expected less than 2**32")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -147,7 +147,11 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
     for group in by_set.values():
         if not any(one.people for one in group):
             raise ValueError(f"nobody to evaluate on: {group[0].summary()}")
-        score(group, [])
+        try:
+            score(group, [])
+        except ValueError as error:
+            files = ", ".join(dict.fromkeys(one.people[0].source for one in group if one.people))
+            raise ValueError(f"{files}: cannot be evaluated on: {error}") from None
 
 
 def table(metrics: dict[str, float]) -> str:

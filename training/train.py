@@ -35,7 +35,7 @@ from vitpose_fast.training.scores import SCORE, check_can_evaluate
 from vitpose_fast.training.speed import forward_flops, peak_flops
 from vitpose_fast.training.step import PoseLoss, Update, Updater
 from vitpose_fast.training.tracking import TRACKERS, Meter, MetricsFile, Quarantine, Tracker
-from vitpose_fast.training.validate import evaluate_labels
+from vitpose_fast.training.validate import check_detections, evaluate_labels
 
 log = logging.getLogger("vitpose_fast")
 _MAX_SKIPPED = 10  # updates in a row that were not finite
@@ -83,6 +83,9 @@ class Run:
         self.labels = [read_labels(*source) for source in config.sources("train")]
         self.val = [read_labels(*source) for source in config.sources("val")]
         check_can_evaluate(self.val)
+        if config.boxes is not None and self.val:
+            first = [one for one in self.val if one.data_set.name == self.val[0].data_set.name]
+            check_detections(first, config.boxes)
         self.problems = list(dict.fromkeys(p for one in (*self.labels, *self.val) for p in one.problems))
         empty = next((one for one in self.labels if not one.people), None)
         if not self.labels or empty:
@@ -314,8 +317,8 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
     """
     if not config.dry_run:
         return _train(config)
-    parent = make_folder(Path(config.out).parent)
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix="dry-run-"))
+    there = next(parent for parent in Path(config.out).absolute().parents if parent.is_dir())
+    folder = Path(tempfile.mkdtemp(dir=there, prefix="dry-run-"))
     try:
         return _train(replace(config, out=folder, overwrite=True, resume=False, log_every=1))
     finally:
@@ -329,8 +332,9 @@ def _train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
     if world.first:
         count = sum(p.numel() for p in run.model.parameters())
         print(f"{config.model}: {count:,} parameters, {len(run.samples)} people, {world.size} x {world.device}")
-        for one in (*run.labels, *run.val):
-            print(one.summary())
+        for use, labels in (("train", run.labels), ("evaluate", run.val)):
+            for one in labels:
+                print(f"{use} on {one.summary()}")
 
     def stop(*_: object) -> None:
         run.stopping = True

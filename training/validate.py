@@ -161,6 +161,15 @@ def _row(person: Person) -> Row:
     return {"bbox": person.box, "score": 1.0, **ids}
 
 
+def check_detections(labels: Sequence[Labels], detections: Path | list[Row]) -> None:
+    """Refuse now what `evaluate_labels` would refuse of a file of detections.
+
+    Raises:
+        ValueError: a file that is of no use for these labels.
+    """
+    _detected(labels, joined(labels)[1], detections, [])
+
+
 def _detected(
     labels: Sequence[Labels], truth: Any, detections: Path | list[Row], problems: list[str]
 ) -> dict[Path, list[Row]]:

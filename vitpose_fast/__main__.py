@@ -40,7 +40,7 @@ def run(command: Callable[[], int]) -> int:
     try:
         return command()
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else repr(error))
         print(f"vitpose-fast: error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -125,6 +125,13 @@ def test_presets_say_what_they_are_and_where_the_released_configuration_differs(
             "a file for each task",
         ),
         (dict(lr=float("nan")), "got lr=nan, expected a positive number"),
+        (dict(layer_decay=2.0), "got layer_decay=2.0, expected at most 1"),
+        (dict(weight_decay=float("inf")), "got weight_decay=inf, expected a finite number"),
+        (dict(val_tasks=()), "got val_tasks=(), expected at least one"),
+        (dict(val_tasks=("coco", "coco")), "each once; leave it out for all"),
+        (dict(frozen_stages=99), "frozen_stages 99, expected -1 (none) to 3"),
+        (dict(frozen_stages=-2), "frozen_stages -2, expected -1 (none) to 3"),
+        (dict(image_size=(100000, 192)), "expected (height, width) of 16 to 4096"),
     ],
 )
 def test_contradictions_are_refused_with_the_reason(changes, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
 
 import numpy as np
 import pytest
+from scipy.io import loadmat
 
 from vitpose_fast.coco import read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS
@@ -88,11 +90,29 @@ def test_exact_mpii_poses_are_100(labels_of):
     assert score([labels], results_of(labels.people, (1000, 0)))["PCKh"] == 0
 
 
+def test_mpii_begins_at_1(samples, labels_of):
+    """Half a pixel within half a head's size, and half a pixel beyond it."""
+    labels, results = labels_of("mpii"), results_of(labels_of("mpii").people)
+    boxes = loadmat(samples / "mpii/mpii_gt_val.mat")["headboxes_src"].astype(float)
+    sizes = 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0)
+    for beyond, expected in ((-0.5, 100), (0.5, 0)):
+        moved = copy.deepcopy(results)
+        for row, size in zip(moved, sizes, strict=True):
+            row["keypoints"][0::3] = [x - size / 2 - beyond for x in row["keypoints"][0::3]]
+        assert score([labels], moved)["PCKh"] == pytest.approx(expected)
+
+
 def test_exact_hands(labels_of):
     labels = labels_of("interhand")
     assert score([labels], results_of(labels.people)) == {"PCK": 1.0, "AUC": pytest.approx(0.95), "EPE": 0.0}
     metrics = score([labels], results_of(labels.people, (3, 4)))  # 5 pixels: within i / 20 * 30 from i = 4 on
     assert metrics == {"PCK": 1.0, "AUC": pytest.approx(16 / 20), "EPE": pytest.approx(5, abs=1e-4)}
+
+
+def test_the_auc_of_hands_goes_up_to_30_pixels(labels_of):
+    labels = labels_of("interhand")
+    for away, share in ((5.95, 16 / 20), (6.05, 15 / 20)):  # the fifth threshold is 6 pixels
+        assert score([labels], results_of(labels.people, (away, 0)))["AUC"] == pytest.approx(share)
 
 
 def test_hands_are_found_within_a_fifth_of_the_longer_side(labels_of):

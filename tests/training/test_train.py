@@ -302,3 +302,17 @@ def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, 
     ours, plain = curves["triton"], curves["reference"]
     assert len(ours) == len(plain) >= 30 and plain[-5:].mean() < 0.7 * plain[:5].mean()
     assert np.abs(ours / plain - 1).mean() < 0.05
+
+
+def test_what_an_evaluation_would_refuse_is_refused_before_the_training(small, tmp_path):
+    (tmp_path / "boxes.json").write_text('[{"image_id": 77, "bbox": [0, 0, 9, 9]}]')
+    for file, message in {
+        "gone.json": "no such file",
+        "boxes.json": "none of the 1 detections is for one of the 8",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            train(replace(small, boxes=tmp_path / file))
+    assert not small.out.exists()
+    with pytest.raises(ValueError, match="device 'meta' cannot be used"):
+        train(replace(small, device="meta", dry_run=True, out=tmp_path / "a" / "b" / "c"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.json"]  # a dry run that fails leaves nothing either

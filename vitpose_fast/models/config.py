@@ -72,8 +72,10 @@ class ModelConfig:
             f"ffn_ratio {self.ffn_ratio}, expected 4 in models with experts",
         )
         self._check(self.patch_stride in (8, 16), f"patch_stride {self.patch_stride}, expected 16 or 8")
-        sizes = len(self.image_size) == 2 and all(isinstance(s, int) and s >= 16 for s in self.image_size)
-        self._check(sizes, f"image_size {self.image_size}, expected (height, width) of at least 16")
+        sizes = len(self.image_size) == 2 and all(isinstance(s, int) and 16 <= s <= 4096 for s in self.image_size)
+        self._check(sizes, f"image_size {self.image_size}, expected (height, width) of 16 to 4096")
+        stages = f"frozen_stages {self.frozen_stages}, expected -1 (none) to {self.depth - 1}"
+        self._check(-1 <= self.frozen_stages < self.depth, stages)
         if self.attention != "full":
             fits = all(1 <= w <= g for w, g in zip(self.window, self.grid, strict=True))
             self._check(fits, f"window {self.window} does not fit the {self.grid[0]}x{self.grid[1]} grid of tokens")
