@@ -39,10 +39,8 @@ class States:
 
     def files(self) -> list[Path]:
         """The states, the last one first."""
-        found = {
-            p: m for p in self.folder.glob("step-*.pt") if (m := re.fullmatch(r"step-(\d+)-[0-9a-f]{16}\.pt", p.name))
-        }
-        return sorted(found, key=lambda p: int(found[p][1]), reverse=True)
+        found = [p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+-[0-9a-f]{16}\.pt", p.name)]
+        return sorted(found, key=_step_of, reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a state, then remove those that are too old.
@@ -52,28 +50,50 @@ class States:
         """
         remove_leftovers(self.folder)
         new = write_named_by_digest(self.folder, f"step-{step:08d}-", ".pt", lambda p: torch.save(state, p))
-        same = [p for p in self.files() if p.name.startswith(f"step-{step:08d}-") and p != new]
-        for old in (*same, *[p for p in self.files() if p not in same][self.keep :]):
+        others = [p for p in self.files() if p != new]
+        # later ones are of a run that was given up, or damaged
+        stale = [p for p in others if _step_of(p) >= step]
+        for old in (*stale, *[p for p in others if p not in stale][self.keep - 1 :]):
             old.unlink(missing_ok=True)
 
-    def load(self) -> tuple[Path, dict[str, Any]] | None:
-        """The last whole state and its file; None if there is none.
+    def last(self) -> Path | None:
+        """The last whole state; None if there are no states.
 
         Raises:
             ValueError: there are states, and every one of them is damaged.
         """
         files = self.files()
         for path in files:
-            if not sha256(path).startswith(path.stem.rsplit("-", 1)[1]):
-                log.warning("%s: damaged (its checksum differs); the state before it is used", path)
-                continue
-            try:
-                return path, torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # whole, but not ours
-                log.warning("%s: not a state (%s)", path, " ".join(str(error).split())[:200])
+            if sha256(path).startswith(path.stem.rsplit("-", 1)[1]):
+                return path
+            log.warning("%s: damaged (its checksum differs); the state before it is used", path)
         if files:
             raise ValueError(f"{self.folder}: none of its {len(files)} states can be read; start with --overwrite")
         return None
+
+
+def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """A state to go on from with a config.
+
+    Raises:
+        ValueError: there is none, it is not ours, or of a run with other options (named).
+    """
+    if path is None:
+        raise ValueError(f"{folder}: nothing to resume from; start without --resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        before = state["config"]
+    except Exception as error:
+        raise ValueError(f"{path}: cannot resume from it ({' '.join(str(error).split())[:200]})") from None
+    now = config.to_dict()
+    for name in now:
+        if name not in _FREE and now[name] != before.get(name):
+            raise ValueError(f"{path}: cannot resume with another {name}: {before.get(name)} then, {now[name]} now")
+    return state
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def run_state(
@@ -114,25 +134,13 @@ def run_state(
 
 @torch.no_grad()
 def put_back(
-    found: tuple[Path, dict[str, Any]] | None,
-    folder: Path,
-    config: TrainConfig,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
+    state: dict[str, Any], path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
 ) -> tuple[int, float]:
-    """Continue from what `States.load` gave: (updates done, seconds spent).
+    """Continue from what `read_state` gave: (updates done, seconds spent). Every process has to call it.
 
     Raises:
-        ValueError: there is none, or it is of a run with other options (named).
+        ValueError: a state of another model.
     """
-    if found is None:
-        raise ValueError(f"{folder}: nothing to resume from; start without --resume")
-    path, state = found
-    before, now = state["config"], config.to_dict()
-    for name in now:
-        if name not in _FREE and now[name] != before.get(name):
-            raise ValueError(f"{path}: cannot resume with another {name}: {before.get(name)} then, {now[name]} now")
     try:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         if own.keys() != state["model"].keys():
@@ -166,7 +174,9 @@ def check_free(out: Path, config: TrainConfig) -> None:
     Raises:
         ValueError: in one line.
     """
-    if not (config.resume or config.overwrite) and (States(out / "states").files() or (out / "metrics.jsonl").exists()):
+    metrics = out / "metrics.jsonl"
+    begun = States(out / "states").files() or (metrics.is_file() and metrics.stat().st_size)
+    if begun and not (config.resume or config.overwrite):
         raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
 
 
@@ -175,5 +185,6 @@ def remove_run(out: Path, states: States) -> None:
     for file in (*states.files(), *out.glob("quarantine*.jsonl")):
         file.unlink()
     for name in ("best", "model"):
-        if (out / name / "model.safetensors").exists():
+        ours = {"model.safetensors", "config.json", "manifest.json"}
+        if (out / name).is_dir() and {p.name for p in (out / name).iterdir()} == ours:
             shutil.rmtree(out / name)

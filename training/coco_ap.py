@@ -34,7 +34,8 @@ def evaluate_coco(
     """The ten COCO keypoint numbers (SPEC 7.1).
 
     Categories are matched apart and averaged, as pycocotools does. Rows of results with an `annotation_id` or `id` that
-    came before in their image (the padding of a sampler) count once; without ids every row counts.
+    came before in their image (the padding of a sampler) count once. Without ids every row counts, as in pycocotools:
+    nothing tells a repeated row from two equal poses, and published numbers hold such poses.
 
     Args:
         truth_json: COCO annotations: a file or a dict, see `vitpose_fast.coco.check_annotations`.
@@ -66,11 +67,10 @@ def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
     evaluation = _Evaluation(truth_json, results, KEYPOINT_SETS["crowdpose"], use_area=False)
     crowd = []
     for image in evaluation.truth["images"]:
-        if not is_number(image.get("crowdIndex")):
-            raise ValueError(
-                f"ground truth: image {shown(image['id'])} has crowdIndex {shown(image.get('crowdIndex'))}, expected a number"
-            )
-        crowd.append(image["crowdIndex"])
+        own = image.get("crowdIndex")
+        if not is_number(own):
+            raise ValueError(f"ground truth: image {shown(image['id'])} has crowdIndex {shown(own)}, expected a number")
+        crowd.append(own)
     all_stats = dict(zip(STATS, evaluation.stats(), strict=True))
     out = {name: all_stats[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
     level = np.digitize(crowd, CROWD_LIMITS)
@@ -80,18 +80,17 @@ def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
 
 
 def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
-    """COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", "foot AR", ...).
+    """COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", ..., "whole AR").
 
-    Each part is evaluated alone, with its sigmas, on the people who have labelled keypoints there (SPEC 7.3). Arguments
-    and errors as in `evaluate_coco`; keypoints are lists of 133 x, y, v.
+    Each part is evaluated alone, with its sigmas, on the people who have labelled keypoints there (SPEC 7.3), and
+    on the results that have one there which scores above 0. Arguments and errors as in `evaluate_coco`; keypoints are
+    lists of 133 x, y, v.
     """
     whole = KEYPOINT_SETS["wholebody"]
     checked = _Evaluation(truth_json, results, whole, use_area=True)
-    out: dict[str, float] = {}
-    for name, part in PARTS.items():
-        stats = dict(zip(STATS, checked.of_part(part, _part_of(whole, part)).stats(), strict=True))
-        out |= stats if name == "whole" else {f"{name} AP": stats["AP"], f"{name} AR": stats["AR"]}
-    return {k: out[k] for k in (*STATS, *(k for k in out if k not in STATS))}
+    by_part = {name: checked.of_part(part, _part_of(whole, part)).stats() for name, part in PARTS.items()}
+    out = dict(zip(STATS, by_part["whole"], strict=True))
+    return out | {f"{name} {k}": own[STATS.index(k)] for name, own in by_part.items() for k in ("AP", "AR")}
 
 
 def _part_of(whole: KeypointSet, part: slice) -> KeypointSet:
@@ -160,8 +159,8 @@ class _Evaluation:
         category = row.get("category_id", next(iter(self.categories)) if len(self.categories) == 1 else None)
         if not isinstance(category, (int, float, str)) or category not in self.categories:
             valid = ", ".join(map(str, self.categories))
-            own = f"result {index} (image {shown(image_id)}) has category_id {shown(category)}"
-            raise ValueError(f"{own}, expected one of {valid}")
+            which = f"result {index} (image {shown(image_id)})"
+            raise ValueError(f"{which} has category_id {shown(category)}, expected one of {valid}")
         count = 3 * self.keypoints.num_keypoints
         if not isinstance(triples, (list, tuple)) or len(triples) != count:
             raise ValueError(f"result {index} (image {shown(image_id)}): expected a list of {count} keypoint numbers")
@@ -171,8 +170,8 @@ class _Evaluation:
         return {**own, **_extent(list(triples))}
 
     def of_part(self, part: slice, keypoints: KeypointSet) -> _Evaluation:
-        """The same with some of the keypoints, as COCO-WholeBody's own code: people without labelled ones among them are
-        ignored, results without one that scores above 0 left out; a result is as large as its body."""
+        """The same with some of the keypoints, as in COCO-WholeBody's own code: people without labelled ones among them
+        are ignored, results without one that scores above 0 left out; a result is as large as its body."""
         out = _Evaluation.__new__(_Evaluation)
         out.keypoints, out.truth, out.categories, out.images = keypoints, self.truth, self.categories, self.images
         cut = slice(3 * part.start, 3 * part.stop)

@@ -81,7 +81,8 @@ class TrainConfig:
 
     epochs: int = 210
     batch_size: int = 64
-    """Samples of one update, over all processes and micro-batches: it makes the same updates however it is shared."""
+    """Samples of one update, over all processes and micro-batches. However it is shared the gradient is that of all of
+    them; BatchNorm (in the classic decoder) sees those that one process computes at once, as in the official code."""
     micro_batch: int | None = None
     """Samples that one process computes at once; gradients of several add up to one update. None: all of its share."""
     lr: float = 5e-4

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
 from vitpose_fast.images import read_image
 from vitpose_fast.training.augment import ORDER, REPLACEMENT, Augmentation, View, draws, no_augmentation
-from vitpose_fast.training.people import Labels, Person
+from vitpose_fast.training.people import Labels, Person, all_people
 
 _TRIES = 20  # unusable images in a row before a sample is given up
 
@@ -42,9 +42,36 @@ class Sample:
     view: View
     bad: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) of those that this one replaces
 
-    def pin_memory(self) -> Sample:
+
+@dataclass
+class Packed:
+    """Samples whose images lie in one tensor: one piece of shared memory, one upload, each image once."""
+
+    samples: list[Sample]  # images are empty
+    pixels: Tensor  # uint8, flat
+    sizes: list[tuple[int, int]]
+    image_of: list[int]  # number of each sample's image
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Packed:
+        images = {id(s.image): s.image for s in samples}
+        number = {key: i for i, key in enumerate(images)}
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return cls(
+            [replace(s, image=nothing) for s in samples],
+            torch.cat([image.flatten() for image in images.values()]),
+            [(image.shape[0], image.shape[1]) for image in images.values()],
+            [number[id(s.image)] for s in samples],
+        )
+
+    def pin_memory(self) -> Packed:
         """Called by the loader where samples go to a GPU."""
-        return replace(self, image=self.image.pin_memory())
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def on_device(self, device: torch.device | str) -> list[Tensor]:
+        """The images [h, w, 3]."""
+        parts = self.pixels.to(device, non_blocking=True).split([3 * h * w for h, w in self.sizes])
+        return [part.view(h, w, 3) for part, (h, w) in zip(parts, self.sizes)]
 
 
 class SampleSet(Dataset):
@@ -57,7 +84,6 @@ class SampleSet(Dataset):
         labels: annotation files, as `read_labels` gives them.
         image_size: (H, W) of the network's input.
         augmentation: None: boxes as they are.
-        official_boxes, mpii_stretch: see `TrainConfig`.
         keep_images: keep decoded images in memory.
     """
 
@@ -67,12 +93,10 @@ class SampleSet(Dataset):
         image_size: tuple[int, int],
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        official_boxes: bool = True,
-        mpii_stretch: bool = True,
         keep_images: bool = False,
     ) -> None:
         self.sets = {one.data_set.name: one.data_set for one in labels}
-        self.people = [_adjusted(p, official_boxes, mpii_stretch) for one in labels for p in one.people]
+        self.people = all_people(labels)
         self.task_of = [one.data_set.name for one in labels for _ in one.people]
         self.augmentations = {n: None if augmentation is None else augmentation.of(s) for n, s in self.sets.items()}
         self.image_size, self.seed = image_size, seed
@@ -120,16 +144,6 @@ class SampleSet(Dataset):
         return image
 
 
-def _adjusted(person: Person, official_boxes: bool, mpii_stretch: bool) -> Person:
-    """A person with the oddities of the official loaders that are not wanted taken back."""
-    if not mpii_stretch and not person.fix_aspect:
-        person = replace(person, fix_aspect=True)
-    if not official_boxes and person.fix_aspect:
-        x, y, w, h = person.box
-        person = replace(person, box=(x, y, w + 1, h + 1))
-    return person
-
-
 @dataclass
 class Part:
     """The samples of one task in a batch: keypoints [n, K, 2] in crop pixels, visible [n, K]."""
@@ -149,21 +163,21 @@ class Batch:
     positions: list[int]  # of each sample in its step's batch
 
 
-def make_batch(samples: Sequence[Sample], codecs: Mapping[str, HeatmapCodec], device: torch.device | str) -> Batch:
+def make_batch(
+    given: Packed | Sequence[Sample], codecs: Mapping[str, HeatmapCodec], device: torch.device | str
+) -> Batch:
     """Cut the people of each task out of their images in one launch and move their keypoints along."""
-    order = {name: i for i, name in enumerate(codecs)}
-    samples = sorted(samples, key=lambda s: (order[s.task], s.position))
-    images: dict[int, Tensor] = {}  # several people share one decoded image
-    for sample in samples:
-        if id(sample.image) not in images:
-            images[id(sample.image)] = sample.image.to(device, non_blocking=True)
-    place = {key: i for i, key in enumerate(images)}
+    packed = given if isinstance(given, Packed) else Packed.of(given)
+    images = packed.on_device(device)
+    numbered = sorted(zip(packed.samples, packed.image_of), key=lambda pair: pair[0].position)
+    samples: list[Sample] = []
     crops, parts, start = [], {}, 0
     for name, codec in codecs.items():
-        own = [s for s in samples if s.task == name]
+        own = [s for s, _ in numbered if s.task == name]
+        samples += own
         if own:
-            index = torch.tensor([place[id(s.image)] for s in own])
-            cut, points, visible = _cut(own, list(images.values()), index, codec)
+            index = torch.tensor([number for s, number in numbered if s.task == name])
+            cut, points, visible = _cut(own, images, index, codec)
             crops.append(cut)
             rows = slice(start, start + len(own))
             parts[name] = Part(rows, points.to(device, non_blocking=True), visible.to(device, non_blocking=True))
@@ -252,6 +266,23 @@ class MicroBatches(Sampler):
                 yield own[i * len(own) // pieces : (i + 1) * len(own) // pieces]
 
 
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+class _Loaded(Dataset):
+    """What the workers call: the samples of some keys, packed, or why there are none (exceptions lose their text)."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: list[Key]) -> Packed | str:
+        try:
+            return Packed.of([self.samples[key] for key in keys])
+        except ValueError as error:
+            return str(error)
+
+
 class Feeder:
     """Micro-batches on the device; `prepare` the next one while the device computes.
 
@@ -269,9 +300,9 @@ class Feeder:
     ) -> None:
         self.codecs, self.device, self.waited = codecs, device, 0.0
         loader = DataLoader(
-            samples,
+            _Loaded(samples),
             batch_sampler=keys,
-            collate_fn=list,
+            collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=4 if workers else None,
@@ -291,18 +322,20 @@ class Feeder:
             return
         started = time.perf_counter()
         try:
-            samples = next(self._loader, None)
+            packed = next(self._loader, None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"a data worker died ({reason}); out of memory? lower --workers") from None
         self.waited += time.perf_counter() - started
-        if not samples:
+        if isinstance(packed, str):
+            raise ValueError(packed)
+        if packed is None:
             return
         with torch.cuda.stream(self._stream):  # no-op for None
-            batch = make_batch(samples, self.codecs, self.device)
-        self._ready = batch, [bad for s in samples for bad in s.bad]
+            batch = make_batch(packed, self.codecs, self.device)
+        self._ready = batch, [bad for s in packed.samples for bad in s.bad]
 
     def take(self) -> tuple[Batch, list[tuple[str, str]]]:
         """(micro-batch, images that had to be replaced, with the reason).

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -60,6 +62,12 @@ class World:
             raise ValueError(first)
         return value
 
+    def from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
 
 def join(device: str | None) -> World:
     """The world that torchrun describes in the environment, else this process alone.
@@ -71,25 +79,58 @@ def join(device: str | None) -> World:
     if size == 1:
         return World(pick_device(device))
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device is not None and device.startswith("cuda:"):
+        raise ValueError(f"got --device {device} for {size} processes, expected cuda: each takes its own")
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{local}"
     picked = pick_device(device)
     if picked.type == "cuda":
         torch.cuda.set_device(picked)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+        rank = int(os.environ["RANK"])
+        backend = "nccl" if picked.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_fresh_store(rank, size), rank=rank, world_size=size)
     return World(picked, dist.get_rank(), size)
+
+
+def several() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def leave() -> None:
     """Say good-bye to the other processes."""
-    if dist.is_available() and dist.is_initialized():
+    if several():
         dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def _fresh_store(rank: int, size: int) -> dist.Store:
+    """Where processes find each other's addresses.
+
+    torchrun hands out one store to all attempts of a run, in which there can be addresses of processes that are dead
+    (torch 2.13). So the first process opens one of its own and says where; the others ask until it answers.
+    """
+    shared, _, _ = next(dist.rendezvous("env://", rank, size))
+    host, key = os.environ["MASTER_ADDR"], "vitpose_fast store"
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+        shared.set(key, str(store.port))
+        return store
+    give_up = time.monotonic() + 300
+    while True:
+        try:
+            port = int(shared.get(key))
+            return dist.TCPStore(host, port, size, timeout=timedelta(seconds=10), wait_for_workers=False)
+        except RuntimeError:  # of an earlier attempt
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.2)
+
+
+def job() -> str:
+    """What a run started by torchrun is called, the same when torchrun starts it again; "" without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{name}-{os.getppid()}" if name == "none" else name  # torchrun itself is the parent
 
 
 def share(module: nn.Module, blocks: list[nn.Module], world: World, parallel: str) -> nn.Module:

@@ -1,16 +1,18 @@
 """The metrics of all data sets (SPEC 7): OKS suppression, PCK, AUC, EPE, PCKh, AIC's score; COCO's AP is in `coco_ap`.
 
-Keypoints are arrays (or whatever numpy makes one of) [N, K, 2] in pixels.
+Keypoints are [N, K, 2] in pixels: arrays, tensors of any device and precision, or nested lists.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from vitpose_fast.coco import Row, read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
@@ -37,6 +39,19 @@ _SOFT_MOST = 20  # people that the soft suppression keeps
 _HEAD = 0.6  # MPII's head size is this share of the head box's diagonal
 
 
+def _array(values: Any, dtype: Any = float) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+    return np.asarray(values, dtype)
+
+
+def _check_shapes(what: str, arrays: Sequence[np.ndarray], fits: bool, expected: str) -> None:
+    if not fits:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"{what} have shapes {shapes}, expected {expected}")
+
+
 def oks_nms(
     keypoints: Any,
     scores: Any,
@@ -48,16 +63,28 @@ def oks_nms(
 ) -> list[int]:
     """Suppress people that are much like a better one (SPEC 7.1): indices of those that stay, in order.
 
+    Of equal scores the later person is the better one. A pose that is not a number is like no other: it stays, for the
+    evaluation to refuse.
+
     Args:
-        keypoints: [P, K, 3] x, y in pixels and score (the score only matters with `visible_threshold`).
+        keypoints: [P, K, 3] x, y in pixels and score, or [P, K, 2] without `visible_threshold`.
         scores: [P]. areas: [P] in px², of the padded boxes. sigmas: [K].
         threshold: one whose OKS with a better one is above it is dropped.
         visible_threshold: compare only keypoints that have a score above it in both; None: all.
         soft: lower the scores of similar people by exp(-OKS² / threshold) instead, and keep the best 20.
+
+    Raises:
+        ValueError: shapes that do not go together.
     """
-    points, left, area = np.asarray(keypoints, float), np.array(scores, float), np.asarray(areas, float)
-    variances = (2 * np.asarray(sigmas, float)) ** 2
-    order = _best_first(left)
+    points, left, area, sigma = (_array(v) for v in (keypoints, scores, areas, sigmas))
+    if not len(points):
+        return []
+    given, least = (points, left, area, sigma), 2 if visible_threshold is None else 3
+    fits = points.ndim == 3 and points.shape[2] in (least, 3) and sigma.shape == points.shape[1:2]
+    fits = fits and left.shape == area.shape == (len(points),)
+    _check_shapes("keypoints, scores, areas, sigmas", given, fits, f"[P, K, {least}], [P], [P], [K]")
+    variances = (2 * sigma) ** 2
+    order = _best_first(left, np.arange(len(points)))
     left = left[order]
     keep: list[int] = []
     while len(order) and not (soft and len(keep) >= _SOFT_MOST):
@@ -71,18 +98,19 @@ def oks_nms(
         else:
             both = (points[best, :, 2] > visible_threshold) & (points[order, :, 2] > visible_threshold)
             oks = (similar * both).sum(-1) / np.maximum(both.sum(-1), 1)
+        oks[np.isnan(oks)] = 0
         if soft:
             left = left * np.exp(-(oks**2) / threshold)
-            again = _best_first(left)
+            again = _best_first(left, order)
             order, left = order[again], left[again]
         else:
             order, left = order[oks <= threshold], left[oks <= threshold]
     return keep
 
 
-def _best_first(scores: np.ndarray) -> np.ndarray:
-    """Indices by falling score; of equal ones the later first, as in the code whose results are published."""
-    return np.argsort(scores, kind="stable")[::-1]
+def _best_first(scores: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """By falling score, NaN last; of equal ones the higher number first: the published AP of moved people needs it."""
+    return np.lexsort((number, np.where(np.isnan(scores), -np.inf, scores)))[::-1]
 
 
 def suppress(results: list[Row], keypoint_set: KeypointSet, threshold: float = 0.9, soft: bool = False) -> list[Row]:
@@ -116,7 +144,9 @@ def rescore(
     "bbox_keypoint": box times the mean of the keypoints above `threshold`, 0 if none (SPEC 7.1); "bbox_rle": box plus
     mean plus maximum; "bbox": the box alone.
     """
-    boxes, points = np.asarray(box_scores, float), np.asarray(keypoint_scores)
+    boxes, points = _array(box_scores), _array(keypoint_scores, None)  # float32 is compared with 0.2 as float32
+    fits = points.ndim == 2 and boxes.shape == (len(points),)
+    _check_shapes("scores of boxes and keypoints", (boxes, points), fits, "[P], [P, K]")
     if mode == "bbox":
         return boxes
     if mode == "bbox_rle":
@@ -134,16 +164,29 @@ def _sum(values: np.ndarray) -> np.ndarray:
 
 def _distances(predicted: Any, truth: Any, mask: Any, normalizer: Any) -> np.ndarray:
     """[N, K] normalised distances, NaN where they do not count: masked out, or no positive normalizer."""
-    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
-    if predicted.shape != truth.shape or predicted.ndim != 3 or np.shape(mask) != truth.shape[:2]:
-        shapes = f"{predicted.shape}, {truth.shape} and {np.shape(mask)}"
-        raise ValueError(f"predicted, truth and mask have shapes {shapes}, expected [N, K, 2] twice and [N, K]")
-    size = np.broadcast_to(np.asarray(normalizer, float), (len(truth), truth.shape[2]))
-    counts = np.asarray(mask, bool) & (size > 0).all(1, keepdims=True)
+    predicted, truth, mask, size = _array(predicted), _array(truth), _array(mask, bool), _array(normalizer)
+    fits = predicted.shape == truth.shape and truth.ndim == 3 and mask.shape == truth.shape[:2]
+    _check_shapes("predicted, truth and mask", (predicted, truth, mask), fits, "[N, K, 2] twice and [N, K]")
+    whole = (len(truth), truth.shape[2])
+    if size.ndim and (size.ndim != 2 or any(n not in (1, m) for n, m in zip(size.shape, whole))):
+        raise ValueError(f"normalizer has shape {size.shape}, expected a number or {whole}: in x and y of each sample")
+    size = np.broadcast_to(size, whole)
+    counts = mask & (size > 0).all(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.linalg.norm((predicted - truth) / size[:, None], axis=-1)
     distance[np.isnan(distance)] = np.inf  # a prediction that is not a number is no hit
     return np.where(counts, distance, np.nan)
+
+
+def _shares(distance: np.ndarray, threshold: float) -> np.ndarray:
+    """[K]: the share of the distances that count which are below the threshold, -1 where none counts."""
+    counted = ~np.isnan(distance)
+    hits = (distance < threshold).sum(0)  # NaN is not
+    return np.where(counted.any(0), hits / np.maximum(counted.sum(0), 1), -1.0)
+
+
+def _mean(shares: np.ndarray) -> float:
+    return float(shares[shares >= 0].mean()) if (shares >= 0).any() else 0.0
 
 
 def pck_by_keypoint(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> tuple[np.ndarray, int]:
@@ -152,31 +195,30 @@ def pck_by_keypoint(predicted: Any, truth: Any, mask: Any, threshold: float, nor
     Args:
         predicted, truth: [N, K, 2] px. mask: bool [N, K], which are labelled.
         threshold: a hit is nearer than this, strictly, after division by the normalizer.
-        normalizer: [N, 2] px, in x and y; samples without positive ones do not count.
+        normalizer: [N, 2] px, in x and y, or one number; samples without positive ones do not count.
 
     Raises:
         ValueError: shapes that do not go together.
     """
-    distance = _distances(predicted, truth, mask, normalizer)
-    counted = ~np.isnan(distance)
-    hits = (distance < threshold).sum(0)  # NaN is not
-    accuracy = np.where(counted.any(0), hits / np.maximum(counted.sum(0), 1), -1.0)
+    accuracy = _shares(_distances(predicted, truth, mask, normalizer), threshold)
     return accuracy, int((accuracy >= 0).sum())
 
 
 def pck(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> float:
     """Share of correct keypoints: the mean over keypoints that have a sample; see `pck_by_keypoint`."""
-    accuracy, count = pck_by_keypoint(predicted, truth, mask, threshold, normalizer)
-    return float(accuracy[accuracy >= 0].mean()) if count else 0.0
+    return _mean(_shares(_distances(predicted, truth, mask, normalizer), threshold))
 
 
 def auc(predicted: Any, truth: Any, mask: Any, normalizer: Any, steps: int = 20) -> float:
     """Area under the curve of PCK: the mean over thresholds i / steps, i = 0 .. steps - 1 (the first one adds 0).
 
     Args:
-        normalizer: px that the threshold 1 stands for: a number, or [N, 2]. Others as in `pck_by_keypoint`.
+        normalizer: px that the threshold 1 stands for, a number or [N, 2]. Others and errors as in `pck_by_keypoint`.
     """
-    return sum(pck(predicted, truth, mask, i / steps, normalizer) for i in range(steps)) / steps
+    if steps < 1:
+        raise ValueError(f"got steps={steps}, expected 1 or more")
+    distance = _distances(predicted, truth, mask, normalizer)
+    return sum(_mean(_shares(distance, i / steps)) for i in range(steps)) / steps
 
 
 def epe(predicted: Any, truth: Any, mask: Any) -> float:
@@ -200,12 +242,21 @@ def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str,
 
     Returns:
         "PCKh" and "PCKh@0.1": means over the joints without pelvis and thorax, weighted by how often they are labelled;
-        "Head", "Shoulder", ... of the paper's table; one value for each of the 16 joints.
+        "Head", "Shoulder", ... of the paper's table; one value for each of the 16 joints. 0 where none is labelled.
+
+    Raises:
+        ValueError: shapes that do not go together, a head size that is not positive.
     """
     names = KEYPOINT_SETS["mpii"].names
-    visible = np.asarray(visible, bool)
-    error = np.linalg.norm(np.asarray(predicted, float) - np.asarray(truth, float), axis=-1)
-    error = np.where(np.isnan(error), np.inf, error) / np.asarray(head_sizes, float)[:, None]
+    predicted, truth, visible, sizes = _array(predicted), _array(truth), _array(visible, bool), _array(head_sizes)
+    joints = (*sizes.shape, len(names))
+    fits = sizes.ndim == 1 and visible.shape == joints and predicted.shape == truth.shape == (*joints, 2)
+    given = predicted, truth, visible, sizes
+    _check_shapes("predicted, truth, visible, head_sizes", given, fits, "[N, 16, 2] twice, [N, 16], [N]")
+    if not (sizes > 0).all():
+        raise ValueError(f"the smallest head size is {sizes.min()}, expected more than 0 pixels")
+    error = np.linalg.norm(predicted - truth, axis=-1)
+    error = np.where(np.isnan(error), np.inf, error) / sizes[:, None]
     counts = visible.sum(0)
 
     def by_joint(threshold: float) -> np.ndarray:
@@ -238,7 +289,7 @@ def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[s
     count = truth.shape[-1]
     if truth.shape != (16, 2, count) or missing.shape != (16, count) or boxes.shape != (2, 2, count):
         raise ValueError(f"{mat_path}: pos_gt_src, jnt_missing, headboxes_src have other shapes than MPII's")
-    predicted = np.asarray(predictions_one_based, float)
+    predicted = _array(predictions_one_based)
     if predicted.shape != (count, 16, 2):
         raise ValueError(
             f"got predictions of shape {predicted.shape}, expected {(count, 16, 2)}, one for each in {mat_path}"

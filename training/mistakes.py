@@ -55,11 +55,10 @@ def classify(
     other = np.stack(
         [similarity(predicted, p[mirror], a, sigmas) * (v[mirror] > 0) for p, v, a in zip(people, visible, areas)]
     )
-    has_mirror = np.array(mirror) != np.arange(len(mirror))
-    inverted = (other[own] >= _NEAR) & has_mirror
-    strangers = [i for i in range(len(people)) if i != own]
-    swapped = (np.maximum(same, other)[strangers] >= _NEAR).any(0) if strangers else np.zeros(len(mirror), bool)
-    kind = np.select([same[own] >= _GOOD, same[own] >= _NEAR, inverted, swapped], [0, 1, 2, 3], default=4)
+    near_anybody = (np.maximum(same, other) >= _NEAR).any(0)  # the first that holds counts: only others are left then
+    kind = np.select(
+        [same[own] >= _GOOD, same[own] >= _NEAR, other[own] >= _NEAR, near_anybody], [0, 1, 2, 3], default=4
+    )
     return np.where(visible[own] > 0, kind, -1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,26 @@ class Labels:
             f"{self.data_set.name}: {len(self.people)} used of {self.entries} entries on {self.images} images "
             f"({self.unlabelled} without keypoints, {self.crowd} crowds, {len(self.problems)} refused)"
         )
+
+
+def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = True) -> Labels:
+    """Labels with oddities of the official loaders taken back.
+
+    Args:
+        official_boxes: False: boxes that lost a pixel of width and height (COCO's layouts, SPEC 3.1) get it back.
+        mpii_stretch: False: MPII's square crops get the aspect of the input, and are not stretched to it (SPEC 6.6).
+    """
+    if official_boxes and mpii_stretch:
+        return labels
+    lost = labels.data_set.layout not in ("mpii", "interhand")
+
+    def own(person: Person) -> Person:
+        if not official_boxes and lost:
+            x, y, w, h = person.box
+            person = replace(person, box=(x, y, w + 1, h + 1))
+        return person if mpii_stretch else replace(person, fix_aspect=True)
+
+    return replace(labels, people=[own(person) for person in labels.people])
 
 
 def all_people(labels: Iterable[Labels]) -> list[Person]:

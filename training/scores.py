@@ -87,7 +87,7 @@ def _hands(people: Sequence[Person], results: list[Row]) -> dict[str, float]:
     return {
         "PCK": pck(points, truth, mask, 0.2, np.stack([size, size], 1)),
         "AUC": auc(points, truth, mask, 30.0),
-        "EPE": epe(points[found], truth[found], mask[found]) if found.any() else float("nan"),
+        "EPE": epe(points[found], truth[found], mask[found]) if found.any() else -1.0,
     }
 
 
@@ -154,11 +154,14 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
             raise ValueError(f"{files}: cannot be evaluated on: {error}") from None
 
 
-def table(metrics: dict[str, float]) -> str:
-    """Metrics in lines of up to six, AP and the like in per cent."""
-    cells = [
-        f"{name} {value:.2f} px" if name == "EPE" else f"{name} {value if value > 1 or value < 0 else 100 * value:.1f}"
-        for name, value in metrics.items()
-    ]
+def table(metrics: dict[str, float], per_cent: bool = False) -> str:
+    """Metrics in lines of up to six, in per cent; `per_cent`: they are already. -1, nothing to measure, stays."""
+
+    def shown(name: str, value: float) -> str:
+        if name == "EPE":
+            return f"{value:.2f} px"
+        return f"{value if per_cent or value < 0 else 100 * value:.1f}"
+
+    cells = [f"{name} {shown(name, value)}" for name, value in metrics.items()]
     width = max(map(len, cells)) + 3
     return "\n".join("".join(c.ljust(width) for c in cells[i : i + 6]).rstrip() for i in range(0, len(cells), 6))

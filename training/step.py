@@ -41,9 +41,10 @@ class PoseLoss(nn.Module):
         self.model, self.codecs, self.batchnorm, self.autocast = model, dict(codecs), batchnorm, autocast
 
     def forward(self, batch: Batch, uniform: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
-        """A batch, [depth, 2, B] numbers for drop path, samples of the update -> losses [T], finite bool [B].
+        """A batch, [depth, 2, B] numbers for drop path, samples of the update -> losses [T], finite bool [2, B].
 
-        `finite` says whether the keypoints and heatmaps of a sample are.
+        `finite` says whether a sample's keypoints and features are, and whether its heatmaps are as well: where
+        BatchNorm sees all samples, a bad one spoils the heatmaps of all.
         """
         device = batch.crops.device
         ids = torch.zeros(len(batch.crops), dtype=torch.int64)
@@ -53,7 +54,8 @@ class PoseLoss(nn.Module):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
             features = self.model.backbone(batch.crops, ids.to(device, non_blocking=True), uniform)
             heatmaps = {name: self._heatmaps(name, features, batch) for name in self.model.tasks}
-        losses, finite = [], torch.ones(len(batch.crops), dtype=torch.bool, device=device)
+        losses = []
+        finite = features.detach().float().sum((1, 2, 3)).isfinite().repeat(2, 1)
         for name, maps in heatmaps.items():
             part = batch.parts.get(name)
             if part is None:  # every head takes part in every update, with zero gradients if need be
@@ -61,8 +63,8 @@ class PoseLoss(nn.Module):
                 continue
             mean = self.codecs[name].loss(maps, part.keypoints, part.visible)
             losses.append(mean * ((part.rows.stop - part.rows.start) / samples))
-            good = part.keypoints.isfinite().all((1, 2)) if part.keypoints.ndim == 3 else True
-            finite[part.rows] = maps.detach().float().sum((1, 2, 3)).isfinite() & good
+            finite[:, part.rows] &= part.keypoints.isfinite().all(2).all(1)
+            finite[1, part.rows] &= maps.detach().float().sum((1, 2, 3)).isfinite()
         return torch.stack(losses), finite
 
     def _heatmaps(self, name: str, features: Tensor, batch: Batch) -> Tensor:
@@ -76,13 +78,15 @@ class PoseLoss(nn.Module):
 
 @dataclass
 class Update:
-    """What happened in one update: loss of each task, gradient norm, and which samples were not finite."""
+    """What happened in one update: loss of each task and gradient norm over all processes, which of this process's
+    samples were not finite, how many images had to be replaced in all processes."""
 
     losses: dict[str, float]
     norm: float
     taken: bool
     bad: list[Person]
     images: int
+    replaced: int
 
     @property
     def loss(self) -> float:
@@ -104,9 +108,6 @@ class Updater:
         """Update `step` from the next `pieces` micro-batches: (what happened, images that were replaced).
 
         Nothing changes, neither parameters nor BatchNorm's statistics, if a loss or the gradient is not finite.
-
-        Raises:
-            ValueError: out of memory, with the setting to lower.
         """
         before = [b.clone() for b in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
@@ -119,22 +120,20 @@ class Updater:
             batch, bad_images = feeder.take()
             replaced += bad_images
             own = None if uniform is None else uniform[..., batch.positions].to(device, non_blocking=True)
-            try:
-                with only_last(self.module, piece == pieces - 1):
-                    parts, good = self.module(batch, own, samples)
-                    (parts.sum() * self.world.size).backward()  # processes are averaged
-            except RuntimeError as error:
-                raise _explained(error, self.config, len(batch.positions)) from None
+            with only_last(self.module, piece == pieces - 1):
+                parts, good = self.module(batch, own, samples)
+                (parts.sum() * self.world.size).backward()  # processes are averaged
             losses += parts.detach()
             finite.append(good)
             batches += batch.people
             if piece < pieces - 1 or device.type == "cuda":
                 feeder.prepare()  # while the device computes
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
-        mask = torch.cat(finite)
-        counted = self.world.sum(torch.cat([losses.double(), (~mask).sum().double().reshape(1)]))
-        *by_task, bad_samples, norm_value = torch.cat([counted, norm.double().reshape(1).to(device)]).tolist()
-        taken = not bad_samples and math.isfinite(sum(by_task)) and math.isfinite(norm_value)
+        good = torch.cat(finite, 1)
+        images = torch.tensor([len(replaced)], dtype=torch.float64, device=device)
+        counted = self.world.sum(torch.cat([losses.double(), (~good).sum().double().reshape(1), images]))
+        *by_task, not_finite, all_replaced, length = torch.cat([counted, norm.double().reshape(1).to(device)]).tolist()
+        taken = not not_finite and math.isfinite(sum(by_task)) and math.isfinite(length)
         if taken:
             self.optimizer.step()
             if self.ema is not None:
@@ -144,10 +143,17 @@ class Updater:
                 for now, then in zip(self.statistics, before):
                     now.copy_(then)
             self.optimizer.zero_grad(set_to_none=True)
-        bad = [] if taken else [p for p, good in zip(batches, mask.tolist()) if not good]
-        # a gradient can overflow where every sample is finite
-        named = batches if not taken and not bad_samples else bad
-        return Update(dict(zip(self.inner.model.tasks, by_task)), norm_value, taken, named, samples), replaced
+        names = self.inner.model.tasks
+        bad = [] if taken else self._at_fault(good, batches, bool(not_finite))
+        return Update(dict(zip(names, by_task)), length, taken, bad, samples, int(all_replaced)), replaced
+
+    @staticmethod
+    def _at_fault(good: Tensor, people: list[Person], any_sample: bool) -> list[Person]:
+        """Those with bad keypoints or features, else those with bad heatmaps; if a gradient overflowed, everybody."""
+        if not any_sample:
+            return people
+        own, maps = good.tolist()
+        return [p for p, fine in zip(people, maps if all(own) else own) if not fine]
 
     def _uniform(self, step: int) -> Tensor | None:
         """Numbers for drop path [depth, 2, samples], by seed, step and sample: the same however work is shared."""
@@ -156,16 +162,3 @@ class Updater:
             return None
         rng = draws(self.config.seed, DROP_PATH, step)
         return torch.from_numpy(rng.random((config.depth, 2, self.config.batch_size), dtype="float32"))
-
-
-def _explained(error: RuntimeError, config: TrainConfig, samples: int) -> Exception:
-    """An error of the computation; out of memory in one line that says what to lower."""
-    from vitpose_fast.predictor import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        return error
-    levels = f"raise --recompute (now {config.recompute})"
-    return ValueError(
-        f"out of memory with {samples} samples at once in one process: lower --micro-batch (now "
-        f"{config.micro_batch or 'the whole share'}; the updates stay the same), {levels}, or use --precision bf16"
-    )

@@ -81,6 +81,7 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.best = max([r["score"] for r in rows if "score" in r], default=-1.0)
         """The highest score so far."""
+        self._scored = {r["step"] for r in rows if "score" in r}
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row.
@@ -89,10 +90,16 @@ class MetricsFile:
             OSError: the disk is full or gone.
         """
         self._file.write(json.dumps(row) + "\n")
-        self.best = max(self.best, row.get("score", -1.0))
+        if "score" in row:
+            self.best = max(self.best, row["score"])
+            self._scored.add(row["step"])
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         for tracker in self.trackers:
             tracker.write(row["step"], numbers)
+
+    def scored(self, step: int) -> bool:
+        """Whether there is a row of an evaluation after so many updates."""
+        return step in self._scored
 
     def close(self) -> None:
         self._file.close()
@@ -170,6 +177,10 @@ class Meter:
             out["mfu"] = round(speed * self.flops / self.peak, 4)
         self.images, self._since, self._waited = 0, time.monotonic(), waited
         return out
+
+    def start_again(self) -> None:
+        """Do not count what has happened since the last row: an evaluation, for instance."""
+        self.images, self._since = 0, time.monotonic()
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,13 @@ from vitpose_fast.coco import print_problems
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.files import make_folder, remove_leftovers, write_atomic
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_fast.training.checkpoint import States, check_free, put_back, remove_run, run_state
+from vitpose_fast.predictor import is_out_of_memory
+from vitpose_fast.training.checkpoint import States, check_free, put_back, read_state, remove_run, run_state
 from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import Feeder, MicroBatches, Order, SampleSet
-from vitpose_fast.training.distributed import World, join, leave, restarted, share, whole
+from vitpose_fast.training.distributed import World, job, join, leave, several, share, whole
 from vitpose_fast.training.optim import lr_factor, make_optimizer, set_lr
-from vitpose_fast.training.people import Labels
+from vitpose_fast.training.people import Labels, adjusted
 from vitpose_fast.training.presets import PRESETS
 from vitpose_fast.training.readers import read_labels
 from vitpose_fast.training.recompute import set_recompute
@@ -74,50 +77,65 @@ class Run:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world, self.out = config, world, Path(config.out)
-        if config.batch_size < world.size:
-            raise ValueError(f"got batch_size={config.batch_size} for {world.size} processes, expected one each")
-        if config.parallel == "fsdp" and world.size == 1:
-            raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
-        if world.first and not restarted():
-            check_free(self.out, config)
-        self.labels = [read_labels(*source) for source in config.sources("train")]
-        self.val = [read_labels(*source) for source in config.sources("val")]
-        check_can_evaluate(self.val)
-        if config.boxes is not None and self.val:
-            first = [one for one in self.val if one.data_set.name == self.val[0].data_set.name]
-            check_detections(first, config.boxes)
-        self.problems = list(dict.fromkeys(p for one in (*self.labels, *self.val) for p in one.problems))
-        empty = next((one for one in self.labels if not one.people), None)
-        if not self.labels or empty:
-            raise ValueError(f"nothing to train on: {empty.summary() if empty else 'give --data, or --train files'}")
-        self.model = build_model(config).to(world.device).train()
+        self.states = States(self.out / "states", config.keep)
+        self.step, self.seconds, self.stopping = 0, 0.0, False
+        world.agree(self._read)  # in here nobody waits for another process, so that all of them can refuse alike
         model = self.model.config
-        self.codecs = {t.name: HeatmapCodec(t, model.image_size, model.heatmap_size, config.sigma) for t in model.tasks}
-        self.loss = PoseLoss(self.model, self.codecs, config.batchnorm, config.precision == "bf16")
-        set_recompute(self.model.backbone, config.recompute)
         self.module = share(self.loss, list(self.model.backbone.blocks), world, config.parallel)
         if config.compile:
             self.model.backbone.compile()
         self.optimizer = make_optimizer(self.model, config)
         self.updater = Updater(self.module, self.loss, self.optimizer, config, world)
-        self.states = States(self.out / "states", config.keep)
-        self.step, self.seconds = 0, 0.0
-        if config.resume or (restarted() and self.states.files()):
-            found = self.states.load()
-            ema = self.updater.ema
-            self.step, self.seconds = put_back(found, self.states.folder, config, self.model, self.optimizer, ema)
+        if world.gather(self.resumes)[0]:
+            path = world.gather(world.agree(self.states.last) if world.first else world.agree(lambda: None))[0]
+            state = world.agree(lambda: read_state(path, self.states.folder, config))
+            self.step, self.seconds = put_back(state, path, self.model, self.optimizer, self.updater.ema)
         self.samples = SampleSet(
             self.labels,
             model.image_size,
             config.augmentation if config.augment else None,
             config.seed,
-            config.official_boxes,
-            config.mpii_stretch,
             config.keep_images,
         )
         self.order = Order(self.samples.task_of, config.batch_size, config.seed, config.sampling)
         self.total = 2 if config.dry_run else config.epochs * self.order.steps
-        self.stopping = False
+
+    def _read(self) -> None:
+        """Everything that can be refused: options, data, the model, the folder."""
+        config, world = self.config, self.world
+        if config.batch_size < world.size:
+            raise ValueError(f"got batch_size={config.batch_size} for {world.size} processes, expected one each")
+        smallest, largest = config.batch_size // world.size, math.ceil(config.batch_size / world.size)
+        if smallest < math.ceil(largest / (config.micro_batch or largest)):
+            raise ValueError(
+                f"--batch-size {config.batch_size} in pieces of --micro-batch {config.micro_batch} leaves one of "
+                f"{world.size} processes without samples at times: choose a batch that they divide"
+            )
+        if config.parallel == "fsdp" and world.size == 1:
+            raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
+        self.resumes = False
+        if world.first:  # torchrun may start its own run again; anybody else's is asked for
+            own = self.out / "job"
+            if job() and own.is_file() and own.read_text(encoding="utf-8") == job():
+                self.resumes = bool(self.states.files())
+            else:
+                check_free(self.out, config)
+                self.resumes = config.resume
+        oddities = config.official_boxes, config.mpii_stretch
+        self.labels = [adjusted(read_labels(*source), *oddities) for source in config.sources("train")]
+        for one in self.labels:
+            one.truth = None  # of use in evaluations only, and large
+        self.val = [adjusted(read_labels(*source), *oddities) for source in config.sources("val")]
+        check_can_evaluate(self.val)
+        if config.boxes is not None and self.val:
+            first = [one for one in self.val if one.data_set.name == self.val[0].data_set.name]
+            check_detections(first, config.boxes)
+        self.problems = list(dict.fromkeys(p for one in (*self.labels, *self.val) for p in one.problems))
+        self.model = build_model(config).to(world.device).train()
+        model = self.model.config
+        self.codecs = {t.name: HeatmapCodec(t, model.image_size, model.heatmap_size, config.sigma) for t in model.tasks}
+        self.loss = PoseLoss(self.model, self.codecs, config.batchnorm, config.precision == "bf16")
+        set_recompute(self.model.backbone, config.recompute)
 
     def start_files(self) -> None:
         """Make the folder, and in it everything that is written from the beginning."""
@@ -128,11 +146,12 @@ class Run:
             remove_leftovers(out)
             if self.step == 0 and config.overwrite:
                 remove_run(out, self.states)
+            if job():
+                write_atomic(out / "job", lambda p: p.write_text(job(), encoding="utf-8"))
             write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
             trackers = [TRACKERS[name](out, config) for name in config.track]
             self.metrics_file = MetricsFile(out / "metrics.jsonl", self.step, trackers)
-        suffix = "" if world.first else f"-rank{world.rank}"
-        self.quarantine = Quarantine(out / f"quarantine{suffix}.jsonl", config.max_bad_images)
+            self.quarantine = Quarantine(out / "quarantine.jsonl", config.max_bad_images)
         peak = peak_flops(world.device, config.precision)
         flops = 3 * forward_flops(self.model.config)
         self.meter = Meter(world.device, flops, peak and peak * world.size)
@@ -158,10 +177,13 @@ class Run:
         self._started = time.monotonic()
         skipped, saved, metrics = 0, self.step, {}
         progress = self.progress()
+        if self.step and progress < 1 and self._evaluation_due():  # it was interrupted before its end
+            metrics = self.validate()
         while progress < 1:
             set_lr(self.optimizer, config, lr_factor(config, self.step, progress))
             update, bad_images = self.updater(self.step, feeder, keys.pieces())
-            self._note_bad_images(bad_images)
+            if update.replaced:
+                self._note_bad_images(bad_images)
             skipped = 0 if update.taken else skipped + 1
             self._note(update, feeder.waited, skipped, bar)
             self.step += 1
@@ -176,14 +198,19 @@ class Run:
             if stop:
                 bar.close()
                 raise InterruptedError(f"stopped by a signal after update {saved}; --resume goes on from there")
-            epochs = self.step // self.order.steps
-            due = config.eval_every and epoch_over and epochs % config.eval_every == 0 and progress < 1
-            if self.val and due:
+            if progress < 1 and self._evaluation_due():
                 metrics = self.validate()
         bar.close()
         with self.averaged():
             self._save_model("model")
         return self.validate() if self.val else metrics
+
+    def _evaluation_due(self) -> bool:
+        """Whether the model of now is to be evaluated in the middle of the run, and has not been."""
+        epochs, rest = divmod(self.step, self.order.steps)
+        if not self.val or not self.config.eval_every or rest or epochs % self.config.eval_every:
+            return False
+        return not self.world.gather(self.world.first and self.metrics_file.scored(self.step))[0]
 
     def _note(self, update: Update, waited: float, skipped: int, bar: tqdm) -> None:
         """Write a row, name what was not finite, and stop after too many of those."""
@@ -214,8 +241,10 @@ class Run:
             bar.set_postfix(shown, refresh=False)
 
     def _note_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        self.quarantine.add_images(self.step, bad)
-        self.problems += [reason for _, reason in bad if reason not in self.problems]
+        everybody = [one for own in self.world.gather(bad) for one in own]
+        self.problems += [reason for _, reason in dict(everybody).items() if reason not in self.problems]
+        if self.world.first:
+            self.quarantine.add_images(self.step, everybody)
 
     def _stop_asked(self) -> bool:
         if self.world.size == 1:
@@ -262,6 +291,7 @@ class Run:
         for one in self.val:
             by_task.setdefault(one.data_set.name, []).append(one)
         out: dict[str, float] = {}
+        self.world.from_first(self.model.buffers())  # BatchNorm's statistics: those that are saved
         with self.averaged():
             model = self._plain_model()
             for i, (task, labels) in enumerate(by_task.items()):
@@ -281,9 +311,11 @@ class Run:
             if self.world.first:
                 best = score > self.metrics_file.best
                 row = {"step": self.step, "score": score, **out, "seconds": round(self.elapsed(), 2)}
-                self.metrics_file.write(row)
+                if not self.metrics_file.scored(self.step):
+                    self.metrics_file.write(row)
                 if best:
                     save_model(model, self.out / "best", overwrite=True)
+        self.meter.start_again()
         return out
 
 
@@ -327,7 +359,20 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
 
 def _train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
     world = join(config.device)
-    run = world.agree(lambda: Run(config, world))
+    try:
+        return _run(config, world)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        share = math.ceil(config.batch_size / world.size)
+        raise ValueError(
+            f"out of memory with {min(share, config.micro_batch or share)} samples at once in one process: lower "
+            f"--micro-batch, raise --recompute (now {config.recompute}) or use bf16 (now {config.precision})"
+        ) from None
+
+
+def _run(config: TrainConfig, world: World) -> tuple[dict[str, float], list[str]]:
+    run = Run(config, world)
     world.agree(run.start_files)
     if world.first:
         count = sum(p.numel() for p in run.model.parameters())
@@ -355,14 +400,32 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def _leave_others(error: Exception) -> None:
+    """One of several processes failed: go at once, since a good-bye would wait for the others, who wait for this one.
+
+    torchrun then ends them. What a process says that lost another one is of no interest.
+    """
+    if not several():
+        return
+    if isinstance(error, (ValueError, OSError, ImportError, MemoryError)):
+        print(f"vitpose-fast: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    elif "onnection" in str(error) or "NCCL" in str(error):
+        print("vitpose-fast: another process of this run has failed", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exc()
+    os._exit(1)
+
+
 def main(args: list[str] | None = None) -> int:
     import tyro
 
     config = tyro.extras.overridable_config_cli(PRESETS, prog="vitpose-fast train", args=args, description=__doc__)
     try:
         metrics, problems = train(config)
-    finally:
-        leave()
+    except Exception as error:
+        _leave_others(error)
+        raise
+    leave()
     if int(os.environ.get("RANK", "0")) > 0:
         return 0
     code = print_problems(problems)

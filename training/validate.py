@@ -20,7 +20,7 @@ from vitpose_fast.predictor import PosePredictor, pick_device
 from vitpose_fast.training.catalog import DATA_SETS, DataSet, data_set
 from vitpose_fast.training.distributed import World
 from vitpose_fast.training.metrics import suppress
-from vitpose_fast.training.people import Labels, Person
+from vitpose_fast.training.people import Labels, Person, adjusted
 from vitpose_fast.training.readers import read_labels
 from vitpose_fast.training.scores import check_can_evaluate, joined, score, table
 
@@ -53,6 +53,10 @@ class ValidateConfig:
     batch_size: int = 64
     blur_kernel: int = 11
     """Blur before decoding; 11 is for heatmaps of 64x48 and more."""
+    official_boxes: bool = True
+    """As the model was trained: annotated boxes lose a pixel (SPEC 3.1)."""
+    mpii_stretch: bool = True
+    """As the model was trained: MPII's square crops are stretched (SPEC 6.6)."""
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,9 +101,10 @@ def evaluate_labels(
 ) -> tuple[dict[str, float], list[Row], list[str]]:
     """Metrics of a model over labels of one data set: (metrics, results, problems that came up).
 
-    Several files count as one, with images of their own. With detections, OKS non-maximum suppression is applied.
-    Images, boxes and detections that cannot be used are named and left out: their people count as missed. Several
-    processes share the images; all of them get everything.
+    Several files count as one, with images of their own. For the OKS metrics similar poses are suppressed (SPEC 7.1):
+    from the results with detections; with annotated boxes the results stay whole, the metrics leave them out. Images,
+    boxes and detections that cannot be used are named and left out: their people count as missed. Several processes
+    share the images; all of them get everything.
 
     Args:
         task: which head, None: that of the data set's name, else the only one.
@@ -124,7 +129,7 @@ def evaluate_labels(
         raise ValueError(f"the head {head.name} has {head.num_keypoints} keypoints, {own.name} has other {count}")
     problems: list[str] = []
     if detections is not None:
-        rows_of = _detected(labels, truth, detections, problems)
+        rows_of = dict(list(_detected(labels, truth, detections, problems).items())[:limit])
     else:
         rows_of = {}
         for person in people[:limit]:
@@ -148,11 +153,15 @@ def evaluate_labels(
                 ids: Row = {k: row[k] for k in ("image_id", "category_id", "annotation_id") if k in row}
                 results.append({**found, **ids, "area": area})
         bar.update(len(mine) - bar.n)
+    results = [row for part in world.gather(results) for row in part]
     if detections is not None:
         results = suppress(results, own.keypoints)
-    results = [row for part in world.gather(results) for row in part]
     problems = list(dict.fromkeys(p for part in world.gather(problems) for p in part))
-    metrics = world.gather(score(labels, results) if world.first else {})[0]
+    metrics: dict[str, float] = {}
+    if world.first:
+        by_oks = own.metric not in ("pckh", "hand")
+        metrics = score(labels, suppress(results, own.keypoints) if by_oks and detections is None else results)
+    metrics = world.gather(metrics)[0]
     return metrics, results, problems
 
 
@@ -219,6 +228,7 @@ def main(args: list[str] | None = None) -> int:
     model = load_model(config.weights, task=config.task).to(device)
     task = model.resolve_task(config.task)
     labels = read_labels(*_source(config, model.config.task(task)))
+    labels = adjusted(labels, config.official_boxes, config.mpii_stretch)
     check_can_evaluate([labels])
     print(labels.summary())
     metrics, results, problems = evaluate_labels(
@@ -232,7 +242,7 @@ def main(args: list[str] | None = None) -> int:
         progress=True,
     )
     code = print_problems([*labels.problems, *problems])
-    print(table(metrics))
+    print(table(metrics, labels.data_set.metric == "pckh"))
     keypoints, pairs = labels.data_set.keypoints, pair(labels, results)
     text, mistakes = breakdown(count(labels, pairs), keypoints)
     print(text)

@@ -261,8 +261,9 @@ def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
         raise ValueError(f"keypoints {shown(flat)} are not a flat list of finite numbers x, y, v")
     if len(flat) != count:
         raise ValueError(f"{len(flat)} keypoint numbers, expected {count} for {keypoint_set.name}")
-    if min(flat[2::3]) < 0:
-        raise ValueError(f"a keypoint has visibility {min(flat[2::3])}, expected 0, 1 or 2")
+    wrong = [v for v in flat[2::3] if not 0 <= v <= 2]
+    if wrong:
+        raise ValueError(f"a keypoint has visibility {shown(wrong[0])}, expected 0, 1 or 2")
     return flat
 
 

@@ -49,6 +49,8 @@ def read_image(path: str | os.PathLike) -> Tensor:
         raise ValueError(f"{path}: not an image, expected {', '.join(FORMATS)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes the decoders raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
 

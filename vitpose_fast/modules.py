@@ -211,7 +211,8 @@ class TaskFFN(nn.Module):
 
 def _per_sample(x: Tensor, weight: Tensor, bias: Tensor, task: Tensor) -> Tensor:
     """x [B, N, I] times the weight [T, O, I] of each sample's task: [B, N, O]. Every task gets a gradient."""
-    return torch.bmm(x, weight.index_select(0, task).transpose(1, 2)) + bias.index_select(0, task)[:, None]
+    out = torch.bmm(x, weight.index_select(0, task).transpose(1, 2))
+    return out + bias.index_select(0, task)[:, None].to(out.dtype)  # autocast leaves additions alone
 
 
 class ClassicDecoder(nn.Module):

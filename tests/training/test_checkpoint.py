@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import vitpose_fast as vp
-from vitpose_fast.training.checkpoint import States, put_back, run_state
+from vitpose_fast.training.checkpoint import States, put_back, read_state, run_state
 from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.optim import Ema, make_optimizer
 
@@ -23,30 +23,48 @@ def state(step, size=1000):
     return {"step": step, "values": torch.full((size,), float(step))}
 
 
+def load(states):
+    """(file, content) of the last state."""
+    path = states.last()
+    return path, torch.load(path, weights_only=True)
+
+
 def test_the_last_ones_stay_and_the_last_whole_one_is_read(tmp_path, caplog):
     states = States(tmp_path, keep=2)
-    assert states.load() is None
+    assert states.last() is None
     for step in (5, 10, 15):
         states.save(step, state(step))
     assert [p.name[:13] for p in states.files()] == ["step-00000015", "step-00000010"]
     last, before = states.files()
-    path, found = states.load()
+    path, found = load(states)
     assert path == last and found["step"] == 15
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     last.write_bytes(content)
-    path, found = states.load()
+    path, found = load(states)
     assert path == before and found["step"] == 10 and f"{last}: damaged (its checksum differs)" in caplog.text
     before.write_bytes(b"")
     with pytest.raises(ValueError, match="none of its 2 states can be read; start with --overwrite"):
-        states.load()
+        states.last()
+
+
+def test_one_state_is_enough_even_after_a_damaged_one(tmp_path):
+    """Go on from 10, since 14 is damaged: the new 12 stays, and 14, which would hide it, goes."""
+    states = States(tmp_path, keep=2)
+    for step in (10, 14):
+        states.save(step, state(step))
+    states.files()[0].write_bytes(b"")
+    states = States(tmp_path, keep=1)
+    assert load(states)[1]["step"] == 10
+    states.save(12, state(12))
+    assert [p.name[:13] for p in states.files()] == ["step-00000012"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     states = States(tmp_path, keep=2)
     states.save(5, state(5))
     states.save(5, {**state(5), "more": 1})
-    assert len(states.files()) == 1 and states.load()[1]["more"] == 1
+    assert len(states.files()) == 1 and load(states)[1]["more"] == 1
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
@@ -65,7 +83,7 @@ def test_a_full_or_read_only_disk_leaves_the_state_before(tmp_path, monkeypatch,
         patch.setattr(os, "replace", full)
         with pytest.raises(OSError):
             states.save(10, state(10))
-    assert states.load()[1]["step"] == 5
+    assert load(states)[1]["step"] == 5
     assert [p.name[:13] for p in tmp_path.iterdir()] == ["step-00000005"]
 
 
@@ -85,8 +103,8 @@ def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
         time.sleep(rng.uniform(0.005, 0.08))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = states.load()
-        if found is not None:
+        if states.last() is not None:
+            found = load(states)
             step = found[1]["step"]
             assert (found[1]["values"] == step).all() and found[0] == states.files()[0]
             steps.append(step)
@@ -116,8 +134,9 @@ def test_a_state_puts_everything_back(tmp_path):
     states = States(tmp_path)
     states.save(7, run_state(config, *first, 7, 1.5))
     second = parts(1)
-    args = (states.load(), tmp_path, config)
-    assert put_back(*args, *second) == (7, 1.5)
+    path = states.last()
+    saved = read_state(path, tmp_path, config)
+    assert put_back(saved, path, *second) == (7, 1.5)
     for a, b in ((first, second),):
         torch.manual_seed(3)
         update(*a)
@@ -126,10 +145,13 @@ def test_a_state_puts_everything_back(tmp_path):
         assert all(torch.equal(x, b[0].state_dict()[n]) for n, x in a[0].state_dict().items())
         assert all(torch.equal(x, y) for x, y in zip(a[2].average, b[2].average))
     with pytest.raises(ValueError, match=r"cannot resume with another lr: 0.0005 then, 0.1 now"):
-        put_back(*args[:2], replace(config, lr=0.1), *second)
-    assert put_back(*args[:2], replace(config, workers=7, micro_batch=3, out=Path("x")), *second)[0] == 7
+        read_state(path, tmp_path, replace(config, lr=0.1))
+    read_state(path, tmp_path, replace(config, workers=7, micro_batch=3, out=Path("x")))
     other = vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1)
     with pytest.raises(ValueError, match="cannot resume from it .it holds other weights: "):
-        put_back(*args, other, make_optimizer(other, config), None)
+        put_back(saved, path, other, make_optimizer(other, config), None)
     with pytest.raises(ValueError, match="nothing to resume from; start without --resume"):
-        put_back(None, *args[1:], *second)
+        read_state(None, tmp_path, config)
+    path.write_bytes(b"not a state")
+    with pytest.raises(ValueError, match="cannot resume from it"):
+        read_state(path, tmp_path, config)

@@ -14,7 +14,7 @@ from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.training.augment import Augmentation
 from vitpose_fast.training.catalog import data_set
 from vitpose_fast.training.data import Feeder, Key, MicroBatches, Order, SampleSet, make_batch
-from vitpose_fast.training.people import Labels, Person
+from vitpose_fast.training.people import Labels, Person, adjusted
 
 SIZE = (256, 192)
 STILL = Augmentation(0.0, False, 0.0, 0.0, scale_factor=0.0, rotation_probability=0.0)
@@ -133,10 +133,11 @@ def test_an_image_of_another_size_than_annotated_is_bad(marked):
 def test_the_oddities_of_official_loaders_can_be_switched_off(marked):
     person, square = marked(), marked("mpii", fix_aspect=False, padding=1.0, box=(50.0, 60.0, 120.0, 120.0))
     both = [labels("coco", [person]), labels("mpii", [square])]
-    usual, free = SampleSet(both, SIZE), SampleSet(both, SIZE, official_boxes=False, mpii_stretch=False)
+    usual, free = SampleSet(both, SIZE), SampleSet([adjusted(one, False, False) for one in both], SIZE)
     scale = [[s[0, i, 0].view["scale"].tolist() for i in (0, 1)] for s in (usual, free)]
-    assert scale[0][1] == pytest.approx([120, 120]) and scale[1][1] == pytest.approx([121, 121 * 4 / 3])
+    assert scale[0][1] == pytest.approx([120, 120]) and scale[1][1] == pytest.approx([120, 160])
     assert scale[1][0][1] / scale[0][0][1] == pytest.approx(180 / 179)
+    assert adjusted(both[0]) is both[0]
 
 
 class TestOrder:

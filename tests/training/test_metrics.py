@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
@@ -47,6 +48,17 @@ def perfect(truth):
     return [{k: a[k] for k in keys} | {"score": 1.0} for a in truth["annotations"] if any(a["keypoints"][2::3])]
 
 
+WHOLE_BODY_KEYS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+
+
+def merged(truth):
+    """COCO-WholeBody annotations with all 133 keypoints in one list."""
+    for row in truth["annotations"]:
+        row["keypoints"] = [v for key in WHOLE_BODY_KEYS for v in row[key]]
+        row["num_keypoints"] = sum(v > 0 for v in row["keypoints"][2::3])
+    return truth
+
+
 def person(row, factors, box_score, mode="bbox_keypoint"):
     """A result: the annotated keypoints times factors for x, y, v, in float32 as networks give them."""
     keypoints = np.array(row["keypoints"], np.float32).reshape(-1, 3) * np.array(factors, np.float32)
@@ -60,9 +72,15 @@ def person(row, factors, box_score, mode="bbox_keypoint"):
     ("file", "name", "use_area", "medium"),
     [
         ("coco/test_coco", "coco", True, 1.0),
+        ("coco/extra_ccby_val2017", "coco", True, 1.0),
+        ("coco/extra_ccby_train2017", "coco", True, 1.0),  # with crowds, whose segmentations are run lengths
+        ("coco/fce_keypoints_gt", "coco", True, 1.0),
         ("ochuman/test_ochuman", "ochuman", True, -1.0),  # nobody there is of medium size
         ("aic/test_aic", "aic", False, -1.0),
         ("ap10k/test_ap10k", "ap10k", True, -1.0),  # one animal each of categories 26 and 22
+        ("apt-36k/apt36k_wolf_reconstructed", "apt36k", True, 1.0),
+        ("crowdpose/test_crowdpose", "crowdpose", False, -1.0),
+        ("crowdpose/example_crowdpose_val", "crowdpose", False, 1.0),
         ("coco-wholebody/test_keypoint_partition_metric", "wholebody", True, 1.0),
     ],
 )
@@ -99,8 +117,14 @@ def test_ground_truth_is_perfect_on_crowds_and_whole_bodies(samples):
     }
     file = samples / "coco-wholebody/test_keypoint_partition_metric.json"
     found = evaluate_wholebody(file, perfect(read_json(file)))
-    parts = [f"{part} {what}" for part in PARTS if part != "whole" for what in ("AP", "AR")]
-    assert found == dict.fromkeys([*STATS, *parts], 1.0)
+    parts = [f"{part} {what}" for part in PARTS for what in ("AP", "AR")]
+    assert found == dict.fromkeys([*STATS, *parts], 1.0) and list(found) == [*STATS, *parts]
+
+
+@pytest.mark.parametrize("file", ["test_coco_wholebody", "example_gt"])
+def test_ground_truth_is_perfect_on_whole_bodies_of_the_original_layout(samples, file):
+    truth = merged(read_json(samples / f"coco-wholebody/{file}.json"))
+    assert set(evaluate_wholebody(truth, perfect(truth)).values()) == {1.0}
 
 
 def test_published_numbers_of_a_crowded_image(samples):
@@ -139,8 +163,12 @@ def test_crowd_levels_are_those_of_their_images_alone(samples):
 
 HARD = [.5833333333333333, .9166666666666666, .5833333333333334, .44, .6857142857142857]  # fmt: skip
 ALIGNMENT = {  # mmpose's test of its COCO metric
-    "bbox_keypoint": [.5287458745874587, .9042904290429042, .5009900990099009, .42475247524752474, .6219554455445544, *HARD],
-    "bbox_rle": [.5004950495049505, .8836633663366337, .4679867986798679, .42475247524752474, .5814108910891089, *HARD],
+    "bbox_keypoint": [
+        .5287458745874587, .9042904290429042, .5009900990099009, .42475247524752474, .6219554455445544, *HARD
+    ],
+    "bbox_rle": [
+        .5004950495049505, .8836633663366337, .4679867986798679, .42475247524752474, .5814108910891089, *HARD
+    ],
 }  # fmt: skip
 
 
@@ -172,17 +200,19 @@ PART_NUMBERS = {
 
 
 def test_published_numbers_of_whole_body_parts(samples):
-    """Results without a keypoint in a part that scores above 0 are left out of that part's evaluation."""
+    """Results without a keypoint in a part that scores above 0 are left out of that part's evaluation.
+
+    Nothing is rounded to whole numbers: every person of this file has fractions, so an array of one is floating point.
+    """
     truth = read_json(samples / "coco-wholebody/test_keypoint_partition_metric.json")
     results = []
     for row in truth["annotations"]:
         keypoints = (np.array(row["keypoints"], float).reshape(-1, 3) * [0.99, 1.02, 0.8]).flatten().tolist()
         results.append({"image_id": row["image_id"], "category_id": 1, "score": 1.0, "keypoints": keypoints})
     found = evaluate_wholebody(truth, results)
-    names = {part: ("AP", "AR") if part == "whole" else (f"{part} AP", f"{part} AR") for part in PARTS}
-    assert {part: (found[ap], found[ar]) for part, (ap, ar) in names.items()} == {
-        part: pytest.approx(numbers, abs=6e-4) for part, numbers in PART_NUMBERS.items()
-    }
+    names = {part: (f"{part} AP", f"{part} AR") for part in PARTS}
+    assert {part: (round(found[ap], 3), round(found[ar], 3)) for part, (ap, ar) in names.items()} == PART_NUMBERS
+    assert (found["whole AP"], found["whole AR"]) == (found["AP"], found["AR"])
     for row in results:  # now everybody has all parts, most of them at (0, 0), as sure as the others
         row["keypoints"][2::3] = [0.8] * 133
     everybody = evaluate_wholebody(truth, results)
@@ -202,14 +232,13 @@ WITNESS = {  # xtcocotools d74033f, whose code for whole bodies is that of COCO-
 def test_equal_to_xtcocotools_on_whole_bodies(samples):
     """Real results, in which every third part has no keypoint that scores above 0; one score for all parts."""
     truth, found = (read_json(samples / f"coco-wholebody/example_{k}.json") for k in ("gt", "pred"))
-    keys = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
     for i, row in enumerate(found):
-        for part, key in enumerate(keys):
+        for part, key in enumerate(WHOLE_BODY_KEYS):
             if (i + part) % 3 == 0:
                 row[key][2::3] = [0] * (len(row[key]) // 3)
-    for row in (*truth["annotations"], *found):
-        row["keypoints"] = [v for key in keys for v in row[key]]
-    assert evaluate_wholebody(truth, found) == pytest.approx(WITNESS, abs=1e-12)
+    found = merged({"annotations": found})["annotations"]
+    expected = WITNESS | {"whole AP": WITNESS["AP"], "whole AR": WITNESS["AR"]}
+    assert evaluate_wholebody(merged(truth), found) == pytest.approx(expected, abs=1e-12)
 
 
 def by_pycocotools(truth, results, folder):
@@ -431,7 +460,78 @@ def test_suppression_of_near_copies():
     given = (points, [0.9, 0.4, 0.7], [100] * 3, COCO.sigmas, 0.9)
     assert oks_nms(*given) == [0, 2]
     assert oks_nms(*given, soft=True) == [0, 2, 1]
-    assert oks_nms(points[:0], [], [], COCO.sigmas, 0.9) == []
+    assert oks_nms(points[:0], [], [], COCO.sigmas, 0.9) == [] == oks_nms([], [], [], COCO.sigmas, 0.9)
+    ones = np.stack([np.ones((17, 3)), np.ones((17, 3)), np.zeros((17, 3))])
+    assert oks_nms(ones, [3, 2, 1], [1] * 3, [1] * 17, 1 - 1e-9) == [0, 2]  # equal people: OKS 1
+    assert oks_nms(ones[:, :, :2], [3, 2, 1], [1] * 3, COCO.sigmas, 0.01) == [0, 2]  # others: below 0.01
+
+
+def test_of_equal_scores_the_later_person_is_the_better_one():
+    """As in the code behind the published numbers: the other order moves the AP of moved people by 0.002."""
+    points = np.zeros((4, 17, 2)) + np.array([10, 10, 500, 900])[:, None, None]
+    for soft, expected in ((False, [3, 2, 1]), (True, [3, 2, 1, 0])):
+        assert oks_nms(points, [0.5] * 4, [100] * 4, COCO.sigmas, 0.9, soft=soft) == expected
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_pose_that_is_no_number_hides_nobody(samples, soft):
+    """Whoever evaluates the rest then says so; without it everybody else would be gone in silence."""
+    points = np.arange(4.0)[:, None, None] * 1000 + np.zeros((4, 17, 3))
+    points[1] = NAN
+    assert sorted(oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO.sigmas, 0.9, soft=soft)) == [0, 1, 2, 3]
+    assert oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO.sigmas, 0.9, soft=soft)[-1] == 2
+    truth = read_json(samples / "coco/test_coco.json")
+    results = [{**r, "area": 1e4} for r in perfect(truth)]
+    results[0] |= {"keypoints": [NAN] * 51, "score": 2.0}
+    kept = suppress(results, COCO, soft=soft)
+    assert len(kept) == len(results)
+    with pytest.raises(ValueError, match="holds NaN or infinite numbers"):
+        evaluate_coco(truth, kept, COCO)
+
+
+@pytest.mark.filterwarnings("error")
+def test_tensors_and_lists_are_as_good_as_arrays():
+    generator = torch.Generator().manual_seed(0)
+    found, truth = torch.rand(2, 6, 16, 2, generator=generator)
+    mask, scores = torch.rand(6, 16, generator=generator) > 0.3, torch.rand(6, 16, generator=generator)
+    given = {
+        "list": lambda t: t.tolist(),
+        "tensor": lambda t: t,
+        "double": lambda t: t.double(),
+        "gradient": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t,
+    }
+
+    def everything(of):
+        people = torch.cat([found, scores[..., None]], -1)
+        size, areas = torch.full((6, 2), 0.5), torch.full((6,), 0.5)
+        yield oks_nms(of(people), of(scores[:, 0]), of(areas), of(torch.full((16,), 0.3)), 0.6, 0.2)
+        yield pck(of(found), of(truth), of(mask), 0.5, of(size))
+        yield auc(of(found), of(truth), of(mask), of(size))
+        yield epe(of(found), of(truth), of(mask))
+        yield pckh(of(found), of(truth), of(mask), of(areas))
+
+    expected = list(everything(lambda t: t.numpy()))
+    assert 1 < len(expected[0]) < 6 and 0.1 < expected[1] < 0.9
+    for of in given.values():
+        assert list(everything(of)) == expected
+    for of in (given["tensor"], given["gradient"]):
+        assert rescore(of(scores[:, 0]), of(scores)).tolist() == rescore(scores[:, 0].numpy(), scores.numpy()).tolist()
+    half = found.bfloat16()
+    assert epe(half, truth, mask) == epe(half.float(), truth, mask)
+
+
+@pytest.mark.parametrize(
+    "change", [dict(scores=[1, 2]), dict(areas=[1, 2, 3, 4]), dict(sigmas=[0.1]), dict(keypoints=[[1, 2]] * 3)]
+)
+def test_people_that_do_not_go_together_are_not_suppressed(change):
+    given = dict(keypoints=np.zeros((3, 17, 3)), scores=[1, 2, 3], areas=[1, 2, 3], sigmas=COCO.sigmas, threshold=0.9)
+    assert len(oks_nms(**given)) == 1
+    with pytest.raises(
+        ValueError, match=r"keypoints, scores, areas, sigmas have shapes .*, expected \[P, K, 2\], \[P\]"
+    ):
+        oks_nms(**(given | change))
+    with pytest.raises(ValueError, match=r"expected \[P, K, 3\], \[P\], \[P\], \[K\]"):
+        oks_nms(**(given | dict(keypoints=np.zeros((3, 17, 2)), visible_threshold=0.2)))
 
 
 def test_soft_suppression_keeps_twenty():
@@ -448,7 +548,7 @@ def test_suppression_by_visible_keypoints():
     given = (points, [2, 1], [100] * 2, [0.05] * 4)
     assert oks_nms(*given, 0.6) == [0, 1]  # half of the keypoints are equal
     assert oks_nms(*given, 0.4) == [0]
-    assert oks_nms(*given, 0.6, visible_threshold=0.2) == [0]
+    assert oks_nms(*given, 0.8, visible_threshold=0.2) == [0]  # both see the first alone
     assert oks_nms(*given, 0.6, visible_threshold=0.05) == [0, 1]
     assert oks_nms(*given, 0.6, visible_threshold=0.95) == [0, 1]  # no keypoint is seen by both: nothing in common
 
@@ -460,17 +560,47 @@ def oks_loop(a, b, area, sigmas):
     return out / len(sigmas)
 
 
-@given(seed=st.integers(0, 2**32 - 1), people=st.integers(0, 12), threshold=st.sampled_from([0.3, 0.6, 0.9]))
-def test_suppression_is_the_greedy_loop(seed, people, threshold):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    people=st.integers(0, 12),
+    threshold=st.sampled_from([0.3, 0.6, 0.9]),
+    soft=st.booleans(),
+)
+def test_suppression_is_the_greedy_loop(seed, people, threshold, soft):
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, 20, (people, 1, 2)) + rng.uniform(0, 8, (people, 5, 2))
     scores, areas, sigmas = rng.random(people), rng.uniform(500, 4000, people), rng.uniform(0.03, 0.1, 5)
-    left, expected = sorted(range(people), key=lambda i: -scores[i]), []
-    while left:
-        best = left.pop(0)
+    now, expected = dict(enumerate(scores.tolist())), []
+    while now:
+        best = max(now, key=now.get)
+        del now[best]
         expected.append(best)
-        left = [i for i in left if oks_loop(points[best], points[i], (areas[best] + areas[i]) / 2, sigmas) <= threshold]
-    assert oks_nms(points, scores, areas, sigmas, threshold) == expected
+        for i in list(now):
+            oks = oks_loop(points[best], points[i], (areas[best] + areas[i]) / 2, sigmas)
+            if soft:
+                now[i] *= math.exp(-(oks**2) / threshold)
+            elif oks > threshold:
+                del now[i]
+    assert oks_nms(points, scores, areas, sigmas, threshold, soft=soft) == expected
+
+
+@given(seed=st.integers(0, 2**32 - 1), people=st.integers(0, 24), threshold=st.sampled_from([0.3, 0.6, 0.9]))
+def test_soft_suppression_by_visible_keypoints_is_a_loop(seed, people, threshold):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, 20, (people, 1, 2)) + rng.uniform(0, 8, (people, 5, 2))
+    points = np.concatenate([points, rng.random((people, 5, 1))], -1)
+    scores, areas, sigmas = rng.random(people), rng.uniform(500, 4000, people), rng.uniform(0.03, 0.1, 5)
+    left, expected = dict(enumerate(scores.tolist())), []
+    while left and len(expected) < 20:
+        best = max(left, key=left.get)
+        expected.append(best)
+        del left[best]
+        for i in left:
+            both = [k for k in range(5) if points[best, k, 2] > 0.4 and points[i, k, 2] > 0.4]
+            shared = [points[j][both][:, :2] for j in (best, i)]
+            oks = oks_loop(*shared, (areas[best] + areas[i]) / 2, sigmas[both]) if both else 0.0
+            left[i] *= math.exp(-(oks**2) / threshold)
+    assert oks_nms(points, scores, areas, sigmas, threshold, visible_threshold=0.4, soft=True) == expected
 
 
 def test_suppression_stays_within_an_image_and_keeps_the_better(samples):
@@ -491,12 +621,15 @@ def test_scores_of_people():
     assert rescore([0.5, 0.9], points, "bbox_rle").tolist() == pytest.approx([0.5 + 0.375 + 0.7, 0.9 + 0.075 + 0.2])
     with pytest.raises(ValueError, match="got mode='best', expected 'bbox', 'bbox_keypoint' or 'bbox_rle'"):
         rescore([1], [[1]], "best")
+    for boxes, keypoints in (([1, 2], points[:1]), ([1], points), (1.0, points), ([0.5, 0.9], points[0])):
+        with pytest.raises(ValueError, match=r"scores of boxes and keypoints have shapes .*, expected \[P\], \[P, K\]"):
+            rescore(boxes, keypoints)
 
 
 def test_equal_people_have_equal_scores():
     """Whatever the other keypoints are that do not count: AP puts equal scores in the order of images."""
     rng = np.random.default_rng(0)
-    points = np.full((50, 133), 0.8, np.float32)
+    points = np.full((50, 133), 0.8)
     points[rng.random(points.shape) < 0.5] = 0
     points[:, 0] = 0.8
     counts = (points > 0).sum(1)
@@ -577,16 +710,30 @@ def test_what_is_no_number_is_no_hit():
 
 
 def test_shapes_that_do_not_go_together_are_refused():
-    for given in ((FOUND[:1], TRUTH, MASK), (FOUND, TRUTH, MASK[:, :3]), (FOUND[0], TRUTH[0], MASK[0])):
+    for shapes in ((FOUND[:1], TRUTH, MASK), (FOUND, TRUTH, MASK[:, :3]), (FOUND[0], TRUTH[0], MASK[0])):
         for call in (lambda g: pck(*g, 0.5, [[10, 10]] * 2), lambda g: auc(*g, 10), lambda g: epe(*g)):
             with pytest.raises(
                 ValueError, match=r"predicted, truth and mask have shapes .*, expected \[N, K, 2\] twice"
             ):
-                call(given)
+                call(shapes)
+
+
+@pytest.mark.parametrize("normalizer", [[10, 10], [[10, 10]] * 3, [[10, 10, 10]] * 2, [[[10]]]])
+def test_a_normalizer_that_could_mean_two_things_is_refused(normalizer):
+    """Two numbers for two people: theirs, or those of x and y?"""
+    assert pck(FOUND, TRUTH, MASK, 0.5, 10) == pck(FOUND, TRUTH, MASK, 0.5, [[10, 10]] * 2) == 0.875
+    for call in (lambda: pck(FOUND, TRUTH, MASK, 0.5, normalizer), lambda: auc(FOUND, TRUTH, MASK, normalizer)):
+        with pytest.raises(ValueError, match=r"normalizer has shape .*, expected a number or \(2, 2\)"):
+            call()
+    with pytest.raises(ValueError, match="got steps=0, expected 1 or more"):
+        auc(FOUND, TRUTH, MASK, 10, steps=0)
 
 
 TOMPSON = "mpii/mpii_gt_val_with_tompson_preds.mat"
-GROUPS = {"Head": [9], "Shoulder": [12, 13], "Elbow": [11, 14], "Wrist": [10, 15], "Hip": [2, 3], "Knee": [1, 4], "Ankle": [0, 5]}  # fmt: skip
+GROUPS = {
+    "Head": [9], "Shoulder": [12, 13], "Elbow": [11, 14], "Wrist": [10, 15], "Hip": [2, 3], "Knee": [1, 4],
+    "Ankle": [0, 5],
+}  # fmt: skip
 
 
 def test_exact_mpii_predictions_are_100(samples):
@@ -635,6 +782,15 @@ def test_pckh_counts_the_border_in_and_unlabelled_joints_out():
     assert [seen[names[j]] for j in range(5)] == [100, 0, 0, 0, 100]
     assert seen["PCKh"] == pytest.approx(100 * 11 / 13) and seen["PCKh@0.1"] == pytest.approx(100 * 10 / 13)
     assert set(pckh(found, truth, ~visible & False, [10]).values()) == {0.0}
+    for sizes in ([0], [-1], [NAN]):
+        with pytest.raises(ValueError, match=r"the smallest head size is .*, expected more than 0 pixels"):
+            pckh(found, truth, visible, sizes)
+    bodies = found[:, :14], truth[:, :14], visible[:, :14], [1]
+    for people in ((found, truth, visible, [1, 2]), (found, truth, visible[:, :1], [1]), bodies):
+        with pytest.raises(
+            ValueError, match=r"predicted, truth, visible, head_sizes have shapes .*, expected \[N, 16, 2\]"
+        ):
+            pckh(*people)
 
 
 def test_files_that_are_not_mpiis_are_refused(samples, tmp_path):
@@ -699,6 +855,15 @@ def test_aic_score_is_a_loop(samples):
         del row["human_annotations"]
     expected = aic_loop(truth, found)
     assert 0.2 < expected < 0.8 and aic_score(truth, found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_aic_counts_one_pixel_beside_the_box():
+    """A person without a box is one square pixel large; OKS 0.77 is above six of the ten thresholds."""
+    sigma = KEYPOINT_SETS["aic"].sigmas[0]
+    away = math.sqrt(-math.log(0.77) * 2 * (2 * sigma) ** 2)
+    truth = [{"image_id": "a", "keypoint_annotations": {"h": [0, 0, 1, *[0, 0, 2] * 13]}}]
+    found = [{"image_id": "a", "keypoint_annotations": {"p": [away, 0, 1, *[99, 99, 1] * 13]}}]
+    assert aic_score(truth, found) == pytest.approx(0.6)
 
 
 GOOD = {"image_id": "a", "human_annotations": {"h": [0, 0, 9, 9]}, "keypoint_annotations": {"h": [1] * 42}}

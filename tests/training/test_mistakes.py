@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from vitpose_fast.keypoints import DEFAULT_SIGMA, KEYPOINT_SETS
 from vitpose_fast.training.catalog import data_set
 from vitpose_fast.training.mistakes import KINDS, breakdown, classify, count, pair, similarity
 from vitpose_fast.training.people import Labels, Person
@@ -67,6 +72,44 @@ def test_each_kind_of_mistake_is_recognised():
     hidden[[nose, right_hip]] = 0
     kinds = classify(found, [me.keypoints], [hidden], [AREA], 0, COCO)
     assert kinds[nose] == -1 and kinds[left_hip] == kinds[left_knee] == KINDS.index("miss")
+
+
+@given(seed=st.integers(0, 2**32 - 1), people=st.integers(1, 4), name=st.sampled_from(["coco", "mpii", "interhand"]))
+def test_kinds_are_a_loop(seed, people, name):
+    """The definition in words, one keypoint after another; hands have neither sigmas nor mirror keypoints."""
+    keypoints = KEYPOINT_SETS[name]
+    count_of = keypoints.num_keypoints
+    sigmas = keypoints.sigmas or [DEFAULT_SIGMA] * count_of
+    rng = np.random.default_rng(seed)
+    truth, seen = rng.uniform(0, 60, (people, count_of, 2)), (rng.random((people, count_of)) < 0.7).astype(float)
+    areas, own = rng.uniform(500, 4000, people), int(rng.integers(people))
+    mirrored = truth[own][list(keypoints.flip_permutation)]
+    found = np.where(rng.random((count_of, 1)) < 0.3, mirrored, truth[own])
+    found = found + rng.normal(0, rng.choice([1, 8, 20]), (count_of, 2))
+
+    def near(k, person, at, limit):
+        squared = math.dist(found[k], truth[person, at]) ** 2
+        return seen[person, at] > 0 and math.exp(-squared / (2 * areas[person] * (2 * sigmas[k]) ** 2)) >= limit
+
+    expected = []
+    for k, mirror in enumerate(keypoints.flip_permutation):
+        others = [(p, at) for p in range(people) if p != own for at in (k, mirror)]
+        if not seen[own, k]:
+            expected.append(-1)
+        elif near(k, own, k, 0.5):
+            expected.append(0 if near(k, own, k, 0.85) else 1)
+        elif mirror != k and near(k, own, mirror, 0.5):
+            expected.append(2)
+        else:
+            expected.append(3 if any(near(k, p, at, 0.5) for p, at in others) else 4)
+    assert classify(found, list(truth), list(seen), areas.tolist(), own, keypoints).tolist() == expected
+
+
+def test_poses_that_are_no_numbers_are_misses():
+    me = person(0, (0, 0))
+    found = np.full((17, 2), np.nan)
+    assert set(classify(found, [me.keypoints], [me.visible], [AREA], 0, COCO)) == {KINDS.index("miss")}
+    assert pair(labels(me), [result(found)]) == []
 
 
 def test_poses_find_their_people_by_id_or_by_oks():

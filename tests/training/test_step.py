@@ -111,7 +111,7 @@ def test_the_loss_is_the_padded_and_masked_one_of_the_official_code():
         maps, w = head(features), weight[:, :k, None, None]
         expected = ((w * maps - w * target[:, :k]) ** 2).mean()
         torch.testing.assert_close(losses[i], expected)
-    assert finite.all()
+    assert finite.shape == (2, 6) and finite.all()
 
 
 @pytest.mark.parametrize("batchnorm", ["all", "own"])
@@ -168,9 +168,8 @@ def test_nothing_changes_where_something_is_not_finite(where):
     update, _ = updater(1, Fed(batch), 1)
     assert not update.taken and same(before, state(model))
     named = [p.annotation_id for p in update.bad]
-    # with the statistics of all samples one NaN is in every heatmap, those of its task at least
-    assert 4 in named if where != "gradient" else named == list(range(6))
-    assert where != "keypoint" or named == [4]
+    # BatchNorm puts a NaN into every heatmap; named is the sample that has it
+    assert named == (list(range(6)) if where == "gradient" else [4])
     assert all(torch.equal(moments[p], s["exp_avg"]) for p, s in updater.optimizer.state.items())
     assert all(torch.equal(a, b) for a, b in zip(average, updater.ema.average))
     if where == "gradient":
@@ -185,23 +184,6 @@ def test_a_head_without_samples_gets_zero_gradients():
     unused = list(model.heads["mpii"].parameters()) + [model.backbone.blocks[0].mlp.expert_weight]
     assert all(p.grad is not None for p in unused)
     assert not unused[0].grad.any() and not unused[-1].grad[2].any() and unused[-1].grad[0].any()
-
-
-def test_running_out_of_memory_says_what_to_lower(monkeypatch):
-    model = make_model()
-    updater = updater_of(model, replace(CONFIG, micro_batch=6, recompute="norm"))
-
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
-
-    monkeypatch.setattr(model.backbone.blocks[1], "forward", fail)
-    with pytest.raises(
-        ValueError, match=r"out of memory with 6 samples .* --micro-batch \(now 6;.*--recompute \(now norm"
-    ):
-        updater(0, Fed(make_batch()), 1)
-    monkeypatch.setattr(model.backbone.blocks[1], "forward", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        updater(0, Fed(make_batch()), 1)
 
 
 def test_bf16_computes_the_losses_in_float32():

@@ -85,7 +85,7 @@ def test_a_dry_run_takes_two_updates_and_leaves_nothing(small, monkeypatch):
 def test_the_average_is_what_is_evaluated_and_saved(small):
     config = replace(small, ema=0.9, epochs=4)
     metrics, _ = train(config)
-    state = States(small.out / "states").load()[1]
+    state = torch.load(States(small.out / "states").last())
     averaged, last = state["ema"]["average"], state["model"]
     saved = weights(small.out)
     name = "backbone.blocks.0.attn.qkv.weight"
@@ -94,11 +94,48 @@ def test_the_average_is_what_is_evaluated_and_saved(small):
     assert evaluate(model, [(a, i) for _, a, i in small.sources("val")])[0] == metrics
 
 
-def test_compiled_and_recomputed_runs_are_the_same_run(small):
+def test_recomputed_runs_are_the_same_run(small):
     train(replace(small, epochs=1, val=(), out=small.out / "plain"))
     train(replace(small, epochs=1, val=(), out=small.out / "again", recompute="most", micro_batch=4))
     a, b = weights(small.out / "plain"), weights(small.out / "again")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_compiled_run_is_the_same_but_for_rounding(small):
+    """Backbone, drop path and recomputation in one graph."""
+    config = replace(small, epochs=1, val=(), recompute="norm", log_every=1, decoder="simple")
+    train(replace(config, out=small.out / "plain"))
+    train(replace(config, out=small.out / "compiled", compile=True))
+    a, b = ([row["loss"] for row in rows(small.out / name)] for name in ("plain", "compiled"))
+    assert a == pytest.approx(b, rel=1e-4) and len(a) == 3
+
+
+def test_running_out_of_memory_says_what_to_lower(small, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    said = r"out of memory with 3 samples at once in one process: lower --micro-batch, raise --recompute \(now norm\)"
+    for place in ("torch.optim.AdamW.step", "vitpose_fast.training.data.make_batch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, fail)
+            with pytest.raises(ValueError, match=said):
+                train(replace(small, val=(), micro_batch=3, recompute="norm", overwrite=True))
+
+
+def test_an_evaluation_that_was_interrupted_takes_place(small, monkeypatch):
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    config = replace(small, epochs=3, eval_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitpose_fast.training.train.evaluate_labels", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert not any("score" in row for row in rows(small.out))
+    train(replace(config, resume=True))
+    assert [row["step"] for row in rows(small.out) if "score" in row] == [3, 6, 9]
+    train(replace(config, resume=True))  # of a run that is through
+    assert [row["step"] for row in rows(small.out) if "score" in row] == [3, 6, 9]
 
 
 def test_sigterm_saves_and_stops(small, monkeypatch):
@@ -117,7 +154,7 @@ def test_sigterm_saves_and_stops(small, monkeypatch):
         patch.setattr("vitpose_fast.training.train.lr_factor", warn)
         with pytest.raises(InterruptedError, match="stopped by a signal after update 5; --resume goes on from there"):
             train(parts)
-    assert States(parts.out / "states").load()[1]["step"] == 5  # in the middle of the second epoch
+    assert torch.load(States(parts.out / "states").last())["step"] == 5  # in the middle of the second epoch
     train(replace(parts, resume=True))
     a, b = weights(whole.out), weights(parts.out)
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -203,8 +240,9 @@ def test_a_broken_image_is_named_and_replaced(small, data, tmp_path):
     assert len(failed) == 2 and broken.name in failed[0]
     with pytest.raises(ValueError, match=r"2 images cannot be used, more than --max-bad-images 1; the last: .*jpg"):
         train(replace(small, train_images=(copy,), val=(), max_bad_images=1, out=tmp_path / "strict"))
-    with pytest.raises(ValueError, match="20 images of coco in a row cannot be used; the first"):
-        train(replace(small, train_images=(tmp_path,), val=(), out=tmp_path / "nowhere"))
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match="^20 images of coco in a row cannot be used; the first"):
+            train(replace(small, train_images=(tmp_path,), val=(), out=tmp_path / f"nowhere{workers}", workers=workers))
 
 
 def test_samples_that_are_not_finite_are_named_and_ten_in_a_row_stop_the_run(small, monkeypatch):
