@@ -188,6 +188,8 @@ class TrainConfig:
             raise ValueError(f"got micro_batch={self.micro_batch}, more than batch_size={self.batch_size}")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with the run in --out, --overwrite replaces it: choose one")
+        if self.schedule == "cosine" and self.milestones != TrainConfig.milestones:
+            raise ValueError("got --milestones with the cosine schedule, which has none: choose --schedule step")
         if self.boxes is not None and len(self.val) > 1 and len(self.tasks) == 1:
             raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected one file with them")
 

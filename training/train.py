@@ -55,8 +55,11 @@ def build_model(config: TrainConfig) -> ViTPose:
     if config.init is None:
         return model
     source = load_model(config.init, image_size=config.image_size)
-    if source.load_report.family == "mae" or model.config.has_experts or len(model.tasks) > 1:
+    pose = source.load_report.family != "mae"
+    if not pose or model.config.has_experts or len(model.tasks) > 1:
         print(load_pretrained(model, config.init))
+        if pose:
+            _take_heads(model, source)
         return model
     for name in ("width", "depth", "heads", "decoder", "decoder_width", "patch_stride", "attention"):
         found, wanted = getattr(source.config, name), getattr(model.config, name)
@@ -66,6 +69,18 @@ def build_model(config: TrainConfig) -> ViTPose:
     start = target.name if target.name in source.heads else next(iter(source.heads))
     training = {n: getattr(model.config, n) for n in ("drop_path", "freeze_attn", "freeze_ffn", "frozen_stages")}
     return source.with_keypoints(target, start, **training)
+
+
+def _take_heads(model: ViTPose, source: ViTPose) -> None:
+    """The heads of tasks that the source has, too, as far as they are built alike; says which."""
+    taken = []
+    for name, head in model.heads.items():
+        own, theirs = head.state_dict(), source.heads[name].state_dict() if name in source.heads else {}
+        if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in theirs.items()}:
+            head.load_state_dict(theirs)
+            taken.append(name)
+    new = [name for name in model.heads if name not in taken]
+    print(f"heads from the checkpoint: {', '.join(taken) or 'none'}; new: {', '.join(new) or 'none'}")
 
 
 class Run:

@@ -125,6 +125,7 @@ def test_presets_say_what_they_are_and_where_the_released_configuration_differs(
             "a file for each task",
         ),
         (dict(lr=float("nan")), "got lr=nan, expected a positive number"),
+        (dict(schedule="cosine", milestones=(0.5,)), "the cosine schedule, which has none"),
         (dict(layer_decay=2.0), "got layer_decay=2.0, expected at most 1"),
         (dict(weight_decay=float("inf")), "got weight_decay=inf, expected a finite number"),
         (dict(val_tasks=()), "got val_tasks=(), expected at least one"),

@@ -18,6 +18,7 @@ import torch
 
 import vitpose_fast as vp
 from vitpose_fast.__main__ import main as front_door
+from vitpose_fast.checkpoints import save_official
 from vitpose_fast.training.checkpoint import States
 from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import make_batch
@@ -224,6 +225,22 @@ def test_init_starts_from_another_checkpoint(small, tmp_path):
     assert torch.equal(new.weight[1], old.weight[0]) and not torch.equal(new.weight[0], old.weight[1])
     with pytest.raises(ValueError, match=r"has width 192, vitpose-s has 384; choose --model"):
         build_model(replace(small, init=str(tmp_path / "source"), model="vitpose-s"))
+
+
+def test_experts_and_heads_are_taken_by_the_names_of_their_tasks(small, tmp_path, scramble):
+    tasks = ("coco", "aic", "mpii", "ap10k")
+    source = scramble(vp.create_model("vitpose++-tiny", tasks, image_size=(64, 48)))
+    vp.save_model(source, tmp_path / "ours")
+    save_official(source, tmp_path / "official.pth")
+    for file in ("ours", "official.pth"):
+        chosen = dict(tasks=("ap10k", "interhand", "coco"), train=(), val=())
+        model = build_model(replace(small, init=str(tmp_path / file), model="vitpose++-tiny", **chosen))
+        theirs, own = (m.backbone.blocks[1].mlp.expert_weight for m in (source, model))
+        assert torch.equal(own[0], theirs[3]) and torch.equal(own[2], theirs[0])
+        assert torch.equal(own[1], theirs[0])  # one that the checkpoint does not know: as the first
+        for name in ("ap10k", "coco"):
+            state = source.heads[name].state_dict()
+            assert all(torch.equal(v, state[k]) for k, v in model.heads[name].state_dict().items())
 
 
 def test_a_broken_image_is_named_and_replaced(small, data, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vitpose_fast.checkpoints.detect import LoadReport, detect_config, grid_of
 from vitpose_fast.checkpoints.formats import State
 from vitpose_fast.checkpoints.read import find_checkpoint, read_checkpoint
 from vitpose_fast.keypoints import KeypointSet, keypoint_set
-from vitpose_fast.models.config import ModelConfig
+from vitpose_fast.models.config import PLUS_TASKS, ModelConfig
 from vitpose_fast.models.vitpose import ViTPose
 
 log = logging.getLogger("vitpose_fast")
@@ -110,13 +111,34 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
     state, written, report = _open(find_checkpoint(source), "a ViT backbone")
     report.ignored += [k for k in state if not k.startswith("backbone.")]
     state = {k: v for k, v in state.items() if k.startswith("backbone.")}
-    if model.config.has_experts:
-        _split_dense(state, model.config, report)
     own = written.get("vitpose_fast")
-    file_grid = ModelConfig.from_dict(own).grid if own else None
+    config = ModelConfig.from_dict(own) if own else None
+    if model.config.has_experts:
+        _match_experts(state, model.config, PLUS_TASKS if config is None else [t.name for t in config.tasks], report)
+        _split_dense(state, model.config, report)
+    file_grid = config.grid if config else None
     _fill(model, state, file_grid, report, backbone_only=True)
     log.info("%s", report)
     return report
+
+
+def _match_experts(state: State, config: ModelConfig, tasks: Sequence[str], report: LoadReport) -> None:
+    """Experts of a split FFN by the names of their tasks: those of the file stand in the order of `tasks`.
+
+    A task that the file does not know starts from the file's first expert.
+    """
+    pattern = re.compile(r"(backbone\.blocks\.\d+\.mlp\.experts)\.(\d+)\.(weight|bias)")
+    found = {(m[1], int(m[2]), m[3]): state.pop(k) for k in list(state) if (m := pattern.fullmatch(k))}
+    if not found:
+        return
+    source = {t.name: tasks.index(t.name) if t.name in tasks else 0 for t in config.tasks}
+    for (stem, number, kind), value in found.items():
+        for i, task in enumerate(config.tasks):
+            if source[task.name] == number:
+                state[f"{stem}.{i}.{kind}"] = value
+    new = [name for name in source if name not in tasks]
+    if new:
+        report.reshaped.append(f"experts of {', '.join(new)} start from that of {tasks[0]}")
 
 
 def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
