@@ -44,6 +44,7 @@ setup(
             *TRAIN,
             *HUB,
             "build",
+            "faster-coco-eval>=1.7",
             "hypothesis",
             "mypy",
             "opencv-python-headless==4.11.0.86",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -71,3 +72,28 @@ def scramble():
         return model
 
     return randomise
+
+
+@pytest.fixture(scope="session")
+def damage():
+    """damage(data, rng) -> a copy of JSON-like data with some places replaced by what nobody expects, or deleted."""
+    leaves = [None, "", "x", -1, 0, 1e308, float("nan"), [], {}, True, [[1]], "1", 10**400]
+
+    def damaged(data, rng):
+        """`data` with one to three random places replaced by a random leaf, or deleted."""
+        data = copy.deepcopy(data)
+        for _ in range(rng.randint(1, 3)):
+            place, key = None, None
+            inside = data
+            while isinstance(inside, (dict, list)) and inside and (place is None or rng.random() < 0.8):
+                place, key = inside, rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+                inside = place[key]
+            if place is None:
+                return data
+            if rng.random() < 0.25:
+                del place[key]
+            else:
+                place[key] = copy.deepcopy(rng.choice(leaves))
+        return data
+
+    return damaged

@@ -305,7 +305,7 @@ class Feeder:
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=2 if workers else None,
             generator=torch.Generator(),  # its own: torch's is left alone
         )
         self._loader = iter(loader)

@@ -546,26 +546,8 @@ def test_interhands_companions_must_be_there(samples, tmp_path):
         read_labels("interhand", tmp_path / "none_data.json", tmp_path)
 
 
-def damage(data, rng):
-    """`data` with one to three random places replaced by a random leaf, or deleted."""
-    data = copy.deepcopy(data)
-    for _ in range(rng.randint(1, 3)):
-        place, key = None, None
-        inside = data
-        while isinstance(inside, (dict, list)) and inside and (place is None or rng.random() < 0.8):
-            place, key = inside, rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
-            inside = place[key]
-        if place is None:
-            return data
-        if rng.random() < 0.25:
-            del place[key]
-        else:
-            place[key] = copy.deepcopy(rng.choice(LEAVES))
-    return data
-
-
 @pytest.mark.parametrize("layout", FILES)
-def test_random_damage(samples, original, reread, tmp_path, layout):
+def test_random_damage(samples, original, reread, tmp_path, damage, layout):
     """Whatever happens to a file is said in one line; what is left can be trained on and scored."""
     rng = random.Random(0)
     data = original(layout)

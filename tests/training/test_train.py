@@ -24,8 +24,9 @@ from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import make_batch
 from vitpose_fast.training.optim import lr_factor
 from vitpose_fast.training.presets import PRESETS
+from vitpose_fast.training.starting_model import build_model
 from vitpose_fast.training.synthetic import write_dataset
-from vitpose_fast.training.train import build_model, train
+from vitpose_fast.training.train import train
 from vitpose_fast.training.validate import evaluate
 
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_what_it_says(small, capsys):
 
 def test_a_dry_run_takes_two_updates_and_leaves_nothing(small, monkeypatch):
     steps = []
-    monkeypatch.setattr("vitpose_fast.training.train.set_lr", lambda *args: steps.append(args))
+    monkeypatch.setattr("vitpose_fast.training.run.set_lr", lambda *args: steps.append(args))
     metrics, problems = train(replace(small, dry_run=True, epochs=500))
     assert len(steps) == 2 and "AP" in metrics and problems == []
     assert not small.out.exists() and list(small.out.parent.glob("dry-run*")) == []
@@ -129,7 +130,7 @@ def test_an_evaluation_that_was_interrupted_takes_place(small, monkeypatch):
 
     config = replace(small, epochs=3, eval_every=1)
     with monkeypatch.context() as patch:
-        patch.setattr("vitpose_fast.training.train.evaluate_labels", kill)
+        patch.setattr("vitpose_fast.training.run.evaluate_labels", kill)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert not any("score" in row for row in rows(small.out))
@@ -152,7 +153,7 @@ def test_sigterm_saves_and_stops(small, monkeypatch):
         return lr_factor(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitpose_fast.training.train.lr_factor", warn)
+        patch.setattr("vitpose_fast.training.run.lr_factor", warn)
         with pytest.raises(InterruptedError, match="stopped by a signal after update 5; --resume goes on from there"):
             train(parts)
     assert torch.load(States(parts.out / "states").last())["step"] == 5  # in the middle of the second epoch
@@ -349,7 +350,7 @@ def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, 
     for impl in ("triton", "reference"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                "vitpose_fast.training.train.build_model", lambda c, impl=impl: vp.use_impl(build_model(c), impl)
+                "vitpose_fast.training.run.build_model", lambda c, impl=impl: vp.use_impl(build_model(c), impl)
             )
             config = replace(base, out=tmp_path / impl)
             train(config)
