@@ -221,7 +221,7 @@ class TrainConfig:
     def sources(self, name: Literal["train", "val"]) -> list[Source]:
         """What to train or evaluate on: the files given, else those of the data sets below `data`.
 
-        Without files the evaluation takes place on the data sets that are there; without any, not at all.
+        A run that is given files to train on and none to evaluate on is not evaluated.
 
         Raises:
             ValueError: a data set for evaluation only in training, an unknown task.

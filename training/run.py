@@ -84,8 +84,8 @@ class Run:
             raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
         self.resumes = False
         if world.first:  # torchrun may start its own run again; anybody else's is asked for
-            own = self.out / "job"
-            if job() and own.is_file() and own.read_text(encoding="utf-8") == job():
+            file = self.out / "job"
+            if job() and file.is_file() and file.read_text(encoding="utf-8") == job():
                 self.resumes = bool(self.states.files())
             else:
                 check_free(self.out, config)
@@ -94,12 +94,17 @@ class Run:
         self.labels = [adjusted(read_labels(*source), *oddities) for source in config.sources("train")]
         for one in self.labels:
             one.truth = None  # of use in evaluations only, and large
-        self.val = [adjusted(read_labels(*source), *oddities) for source in config.sources("val")]
+        sources, missing = config.sources("val"), []
+        if not config.val and config.val_tasks is None:  # nobody has asked for them
+            gone = [source for source in sources if not source[1].is_file()]
+            missing = [f"{file}: no such file, so {own.name} is not evaluated" for own, file, _ in gone]
+            sources = [source for source in sources if source not in gone]
+        self.val = [adjusted(read_labels(*source), *oddities) for source in sources]
         check_can_evaluate(self.val)
         if config.boxes is not None and self.val:
             first = [one for one in self.val if one.data_set.name == self.val[0].data_set.name]
             check_detections(first, config.boxes)
-        self.problems = list(dict.fromkeys(p for one in (*self.labels, *self.val) for p in one.problems))
+        self.problems = list(dict.fromkeys([*missing, *(p for one in (*self.labels, *self.val) for p in one.problems)]))
         self.model = build_model(config).to(world.device).train()
         model = self.model.config
         self.codecs = {t.name: HeatmapCodec(t, model.image_size, model.heatmap_size, config.sigma) for t in model.tasks}

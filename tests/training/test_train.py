@@ -19,6 +19,7 @@ import torch
 import vitpose_fast as vp
 from vitpose_fast.__main__ import main as front_door
 from vitpose_fast.checkpoints import save_official
+from vitpose_fast.training.catalog import DATA_SETS
 from vitpose_fast.training.checkpoint import States
 from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import make_batch
@@ -226,6 +227,35 @@ def test_init_starts_from_another_checkpoint(small, tmp_path):
     assert torch.equal(new.weight[1], old.weight[0]) and not torch.equal(new.weight[0], old.weight[1])
     with pytest.raises(ValueError, match=r"has width 192, vitpose-s has 384; choose --model"):
         build_model(replace(small, init=str(tmp_path / "source"), model="vitpose-s"))
+
+
+def test_data_sets_lie_below_one_folder(small, data, tmp_path):
+    """Two in their original layouts; one has nothing to evaluate on, which is said."""
+    for name, split in (("ap10k", "train"), ("crowdpose", "train"), ("crowdpose", "val")):
+        root = tmp_path / "data" / name
+        file = DATA_SETS[name].splits[split][0]
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        truth = json.loads((data / "annotations.json").read_text())
+        count = DATA_SETS[name].keypoints.num_keypoints
+        for image in truth["images"]:
+            image["crowdIndex"] = 0.5
+        for person in truth["annotations"]:
+            person["keypoints"] = person["keypoints"][: 3 * count]
+            person["num_keypoints"] = sum(v > 0 for v in person["keypoints"][2::3])
+        (root / file).write_text(json.dumps(truth))
+        images = root / DATA_SETS[name].splits[split][1]
+        if not images.exists():
+            shutil.copytree(data / "images", images)
+    files = dict(train=(), train_images=(), val=(), val_images=(), data=tmp_path / "data")
+    config = replace(small, **files, tasks=("ap10k", "crowdpose"), epochs=1)
+    metrics, problems = train(config)
+    assert "APM" in metrics and "APH" in metrics  # CrowdPose's, and only those
+    assert problems == [
+        f"{tmp_path}/data/ap10k/annotations/ap10k-val-split1.json: no such file, so ap10k is not evaluated"
+    ]
+    assert tuple(vp.load_model(config.out / "best").heads) == ("ap10k", "crowdpose")
+    with pytest.raises(ValueError, match=r"ap10k-val-split1\.json: no such file"):
+        train(replace(config, val_tasks=("ap10k",), overwrite=True))
 
 
 def test_experts_and_heads_are_taken_by_the_names_of_their_tasks(small, tmp_path, scramble):
