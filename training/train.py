@@ -109,14 +109,19 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         _leave_others(error)
         raise
+    joined = several()
     leave()
-    if int(os.environ.get("RANK", "0")) > 0:
-        return 0
-    code = print_problems(problems)
+    code = 0
+    if int(os.environ.get("RANK", "0")) == 0:
+        code = print_problems(problems)
+        print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        print(f"model in {config.out / 'model'}" if not config.dry_run else "dry run: everything fits together")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         code = 0  # torchrun would take it for a crash, and start again
-    print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    print(f"model in {config.out / 'model'}" if not config.dry_run else "dry run: everything fits together")
+    if joined:  # threads that torch leaves behind can abort an interpreter that ends (seen with FSDP on gloo)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
