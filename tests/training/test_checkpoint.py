@@ -91,6 +91,10 @@ def test_a_full_or_read_only_disk_leaves_the_state_before(tmp_path, monkeypatch,
 def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
     states, rng, steps = States(tmp_path, keep=2), random.Random(0), []
     model = vp.create_model("vitpose-tiny", depth=1, image_size=(64, 48))
+    started = time.monotonic()
+    States(tmp_path / "other").save(0, state(0, 200_000))
+    vp.save_model(model, tmp_path / "other" / "best")
+    once = time.monotonic() - started  # on this disk
     for round_ in range(30):
         child = os.fork()
         if child == 0:  # saves as fast as it can, models and states
@@ -100,7 +104,7 @@ def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
                     vp.save_model(model, tmp_path / "best", overwrite=True)
             finally:
                 os._exit(1)
-        time.sleep(rng.uniform(0.005, 0.08))
+        time.sleep(rng.uniform(0.1, 3) * once)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if states.last() is not None:
