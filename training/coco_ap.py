@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from vitpose_fast.coco import Row, check_annotations, is_number, read_json, shown
-from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
+from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.keypoints import keypoint_set as find_keypoint_set
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 CROWD_LIMITS = (0.2, 0.8)  # of crowdIndex: easy below, hard from there on
@@ -51,7 +52,7 @@ def evaluate_coco(
         ValueError: a keypoint set without sigmas, damaged ground truth; results that are not finite, have another
             number of keypoints, name unknown images or categories, or have one id and differ.
     """
-    evaluation = _Evaluation(truth_json, results, _resolve(keypoint_set), use_area)
+    evaluation = _Evaluation(truth_json, results, find_keypoint_set(keypoint_set), use_area)
     return dict(zip(STATS, evaluation.stats(), strict=True))
 
 
@@ -97,10 +98,6 @@ def _part_of(whole: KeypointSet, part: slice) -> KeypointSet:
     assert whole.sigmas is not None
     names, sigmas = whole.names[part], whole.sigmas[part]
     return replace(whole, names=names, sigmas=sigmas, flip_pairs=(), skeleton=(), upper_body=())
-
-
-def _resolve(spec: str | KeypointSet) -> KeypointSet:
-    return keypoint_set(spec)
 
 
 class _Evaluation:
@@ -202,10 +199,8 @@ class _Evaluation:
             sides = []
             for annotations in (self.expected, self.found):
                 side = COCO()
-                side.dataset = {
-                    **base,
-                    "annotations": [dict(a) for a in annotations],
-                }  # the evaluation writes into them
+                copies = [dict(a) for a in annotations]  # the evaluation writes into them
+                side.dataset = {**base, "annotations": copies}
                 side.createIndex()
                 sides.append(side)
             evaluation = COCOeval(*sides, "keypoints")

@@ -9,7 +9,7 @@ same or the mirror keypoint of somebody else, and otherwise a miss.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vitpose_fast.coco import Row
 from vitpose_fast.keypoints import DEFAULT_SIGMA, KeypointSet
-from vitpose_fast.training.people import Labels, Person
+from vitpose_fast.training.people import Labels, Person, points_of
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
 _GOOD, _NEAR, _PAIRED = 0.85, 0.5, 0.1
@@ -28,7 +28,6 @@ class Pair:
     """A person and the pose that was found for it."""
 
     person: Person
-    area: float  # px²
     result: Row
     oks: float
 
@@ -67,26 +66,31 @@ def sigmas_of(keypoint_set: KeypointSet) -> np.ndarray:
     return np.array(keypoint_set.sigmas or [DEFAULT_SIGMA] * keypoint_set.num_keypoints)
 
 
+def _areas(labels: Labels) -> Callable[[Person], float]:
+    """Person -> area in px²: the annotated one, else 0.53 times that of the box (SPEC 7.1)."""
+    known = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
+    return lambda person: known.get(person.annotation_id, 0.53 * person.box[2] * person.box[3])
+
+
 def pair(labels: Labels, results: Sequence[Row]) -> list[Pair]:
     """Each pose with its person: by `annotation_id`, else, the best first, the one of the highest OKS from 0.1 on."""
-    areas = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
-    sigmas = sigmas_of(labels.data_set.keypoints)
+    area_of, sigmas = _areas(labels), sigmas_of(labels.data_set.keypoints)
     left: dict[Any, list[Person]] = defaultdict(list)
     for person in labels.people:
         left[person.image_id].append(person)
     out = []
     for result in sorted(results, key=lambda r: -r["score"]):
-        points = np.array(result["keypoints"]).reshape(-1, 3)[:, :2]
+        points = points_of(result)
         best: Pair | None = None
         for person in left[result["image_id"]]:
-            area = areas.get(person.annotation_id, 0.53 * person.box[2] * person.box[3])
             seen = person.visible > 0
-            oks = float(similarity(points, person.keypoints, area, sigmas)[seen].mean()) if seen.any() else 0.0
+            similar = similarity(points, person.keypoints, area_of(person), sigmas)[seen]
+            oks = float(similar.mean()) if seen.any() else 0.0
             if "annotation_id" in result:
                 if result["annotation_id"] == person.annotation_id:
-                    best = Pair(person, area, result, oks)
+                    best = Pair(person, result, oks)
             elif oks >= max(_PAIRED, best.oks if best else 0.0):
-                best = Pair(person, area, result, oks)
+                best = Pair(person, result, oks)
         if best is not None:
             left[result["image_id"]] = [p for p in left[result["image_id"]] if p is not best.person]
             out.append(best)
@@ -98,15 +102,13 @@ def count(labels: Labels, pairs: Sequence[Pair]) -> np.ndarray:
     everybody: dict[Any, list[Person]] = defaultdict(list)
     for person in labels.people:
         everybody[person.image_id].append(person)
-    areas = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
-    keypoints = labels.data_set.keypoints
+    area_of, keypoints = _areas(labels), labels.data_set.keypoints
     out = np.zeros((keypoints.num_keypoints, len(KINDS)), int)
     found = set()
     for one in pairs:
         here = everybody[one.person.image_id]
         own = next(i for i, person in enumerate(here) if person is one.person)
-        sizes = [areas.get(p.annotation_id, 0.53 * p.box[2] * p.box[3]) for p in here]
-        points = np.array(one.result["keypoints"]).reshape(-1, 3)[:, :2]
+        sizes, points = [area_of(p) for p in here], points_of(one.result)
         kinds = classify(points, [p.keypoints for p in here], [p.visible for p in here], sizes, own, keypoints)
         for kind in range(len(KINDS)):
             out[:, kind] += kinds == kind

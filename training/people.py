@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vitpose_fast.coco import Row
 from vitpose_fast.training.catalog import DataSet
 
 
@@ -83,6 +84,19 @@ def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = T
         return person if mpii_stretch else replace(person, fix_aspect=True)
 
     return replace(labels, people=[own(person) for person in labels.people])
+
+
+def by_data_set(labels: Iterable[Labels]) -> dict[str, list[Labels]]:
+    """Files by the name of their data set, in the order in which these first come."""
+    out: dict[str, list[Labels]] = {}
+    for one in labels:
+        out.setdefault(one.data_set.name, []).append(one)
+    return out
+
+
+def points_of(result: Row) -> np.ndarray:
+    """[K, 2] in pixels of a COCO keypoint result."""
+    return np.array(result["keypoints"]).reshape(-1, 3)[:, :2]
 
 
 def all_people(labels: Iterable[Labels]) -> list[Person]:

@@ -23,7 +23,7 @@ from vitpose_fast.training.config import TrainConfig
 from vitpose_fast.training.data import Feeder, MicroBatches, Order, SampleSet
 from vitpose_fast.training.distributed import World, job, share, whole
 from vitpose_fast.training.optim import lr_factor, make_optimizer, set_lr
-from vitpose_fast.training.people import Labels, adjusted
+from vitpose_fast.training.people import adjusted, by_data_set
 from vitpose_fast.training.readers import read_labels
 from vitpose_fast.training.recompute import set_recompute
 from vitpose_fast.training.scores import SCORE, check_can_evaluate
@@ -102,8 +102,7 @@ class Run:
         self.val = [adjusted(read_labels(*source), *oddities) for source in sources]
         check_can_evaluate(self.val)
         if config.boxes is not None and self.val:
-            first = [one for one in self.val if one.data_set.name == self.val[0].data_set.name]
-            check_detections(first, config.boxes)
+            check_detections(by_data_set(self.val)[self.val[0].data_set.name], config.boxes)
         self.problems = list(dict.fromkeys([*missing, *(p for one in (*self.labels, *self.val) for p in one.problems)]))
         self.model = build_model(config).to(world.device).train()
         model = self.model.config
@@ -270,9 +269,7 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Metrics of every task that has something to be evaluated on; the best model so far is kept."""
         config = self.config
-        by_task: dict[str, list[Labels]] = {}
-        for one in self.val:
-            by_task.setdefault(one.data_set.name, []).append(one)
+        by_task = by_data_set(self.val)
         out: dict[str, float] = {}
         self.world.from_first(self.model.buffers())  # BatchNorm's statistics: those that are saved
         with self.averaged():

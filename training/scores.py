@@ -20,7 +20,7 @@ from vitpose_fast.training.metrics import (
     pck,
     pckh_mpii,
 )
-from vitpose_fast.training.people import Labels, Person, all_people
+from vitpose_fast.training.people import Labels, Person, all_people, by_data_set, points_of
 
 SCORE = {"coco": "AP", "crowdpose": "AP", "wholebody": "AP", "pckh": "PCKh", "hand": "AUC"}  # metric -> its main number
 _FAR = 1e7  # pixels: where a keypoint stands that was not found, beyond every threshold
@@ -65,7 +65,7 @@ def score(labels: Sequence[Labels], results: list[Row]) -> dict[str, float]:
         return evaluate_crowdpose(truth, results)
     metrics = evaluate_coco(truth, results, own.keypoints, own.use_area)
     if own.layout == "aic":
-        metrics["AIC score"] = aic_score(_aic_truth(truth), _aic_results(truth, results))
+        metrics["AIC score"] = aic_score(_aic_truth(truth), _aic_results(results))
     return metrics
 
 
@@ -74,7 +74,7 @@ def _points(people: Sequence[Person], results: list[Row]) -> np.ndarray:
     out = np.full((len(people), *people[0].keypoints.shape), _FAR)
     by_id = {p.annotation_id: i for i, p in enumerate(people)}
     for row in results:
-        out[by_id[row["annotation_id"]]] = np.array(row["keypoints"]).reshape(-1, 3)[:, :2]
+        out[by_id[row["annotation_id"]]] = points_of(row)
     return out
 
 
@@ -96,7 +96,7 @@ def _pckh(labels: Sequence[Labels], results: list[Row]) -> dict[str, float]:
     mat = _mpii_truth(labels)
     points = np.full((labels[0].entries, 16, 2), _FAR)
     for row in results:
-        points[int(row["annotation_id"])] = np.array(row["keypoints"]).reshape(-1, 3)[:, :2] + 1
+        points[int(row["annotation_id"])] = points_of(row) + 1
     return pckh_mpii(points, mat)
 
 
@@ -127,7 +127,7 @@ def _aic_truth(truth: dict[str, Any]) -> list[Row]:
     return list(rows.values())
 
 
-def _aic_results(truth: dict[str, Any], results: list[Row]) -> list[Row]:
+def _aic_results(results: list[Row]) -> list[Row]:
     rows: dict[Any, Row] = {}
     for i, result in enumerate(results):
         row = rows.setdefault(result["image_id"], {"image_id": str(result["image_id"]), "keypoint_annotations": {}})
@@ -141,10 +141,7 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
     Raises:
         ValueError: a keypoint set without OKS sigmas, ground truth or files that are of no use.
     """
-    by_set: dict[str, list[Labels]] = {}
-    for one in labels:
-        by_set.setdefault(one.data_set.name, []).append(one)
-    for group in by_set.values():
+    for group in by_data_set(labels).values():
         if not any(one.people for one in group):
             raise ValueError(f"nobody to evaluate on: {group[0].summary()}")
         try:

@@ -13,6 +13,7 @@ from vitpose_fast.draw import save_picture, sheet
 from vitpose_fast.images import read_image
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.training.mistakes import Pair
+from vitpose_fast.training.people import points_of
 from vitpose_fast.training.survey import draw_person
 
 
@@ -30,7 +31,7 @@ def draw_worst(pairs: Sequence[Pair], keypoint_set: KeypointSet, path: Path, mos
             image = read_image(one.person.image)
         except (ValueError, OSError):
             continue
-        points = np.array(one.result["keypoints"], np.float32).reshape(-1, 3)[:, :2]
+        points = points_of(one.result).astype(np.float32)
         found = replace(one.person, keypoints=points, visible=np.ones(len(points), np.float32))
         both = [draw_person(person, image, keypoint_set) for person in (one.person, found)]
         tiles.append(sheet(both, columns=2, gap=2))

@@ -7,23 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import vitpose_fast as vp
 from vitpose_fast.training.checkpoint import States
-from vitpose_fast.training.synthetic import write_dataset
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
-    write_dataset(folder, images=8, seed=5, size=(120, 160))
-    return folder
 
 
 @pytest.fixture

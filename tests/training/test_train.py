@@ -31,13 +31,6 @@ from vitpose_fast.training.train import train
 from vitpose_fast.training.validate import evaluate
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
-    write_dataset(folder, images=8, seed=5, size=(120, 160))
-    return folder
-
-
 @pytest.fixture
 def small(data, tmp_path) -> TrainConfig:
     return replace(
