@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from pathlib import Path
 
 # Before torch is imported: its second thread spins beside a busy neighbour and makes small models 50 times slower.
@@ -24,6 +25,10 @@ settings.register_profile("same", derandomize=True, **shared_machine)
 settings.register_profile("explore", **shared_machine)
 settings.load_profile("same")
 
+# float32 means float32: by default cuDNN convolutions run in TF32, whose error is a thousand times that of float32.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +37,32 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def leave_if_broken():
+    """leave_if_broken(test, synchronize, leave): leave(70), after one line, where the GPU no longer synchronizes."""
+
+    def check(test, synchronize=torch.cuda.synchronize, leave=os._exit):
+        try:
+            synchronize()
+        except RuntimeError as error:
+            line = str(error).splitlines()[0]
+            print(f"\n{test}: the CUDA context is broken ({line}); this process ends", file=sys.stderr, flush=True)
+            leave(70)
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def sound_device(request, leave_if_broken):
+    """End the process after a test that broke the GPU's context: in it every later test would fail too.
+
+    pytest-xdist reports the test as crashed and starts a new worker; without it the run ends here and says why.
+    """
+    yield
+    if torch.cuda.is_initialized():
+        leave_if_broken(request.node.nodeid)
 
 
 @pytest.fixture(scope="session")

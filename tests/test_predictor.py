@@ -36,7 +36,7 @@ def model():
 BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 70.0]]
 
 
-def check_same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
+def check_same(a: vp.Poses, b: vp.Poses, tolerance=5e-3):  # processors sum batches of different sizes differently
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=tolerance)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -138,6 +141,20 @@ def test_layer_norm_is_folded_where_the_measured_error_allows_it(make, monkeypat
     assert "LayerNorm" not in vp.freeze(model, dtype=torch.float32, impl="triton").freeze_report.folded
 
 
+@torch.no_grad()
+def test_errors_are_measured_against_float64(make, monkeypatch):
+    """Not against float32, whose own error (on a GPU that of TF32) would pass for that of freezing."""
+    seen = []
+    measure = runtime._relative_error
+    monkeypatch.setattr(runtime, "_relative_error", lambda a, b: (seen.append(b["coco"]), measure(a, b))[1])
+    model = make()
+    report = vp.freeze(model, dtype=torch.float32).freeze_report
+    truth = copy.deepcopy(model).double()(runtime._smooth_images(model).double())
+    assert torch.equal(seen[0], truth) and truth.dtype == torch.float64
+    assert 0 < report.heatmap_error < 1e-6
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_wrong_use_is_named(make):
     model = make("vitpose++-tiny", ("coco", "aic"))
     with pytest.raises(ValueError, match=r"got dtype=torch.float64, expected float32, bfloat16 or float16"):
@@ -189,14 +206,19 @@ def recorder(monkeypatch):
     recorded = []
 
     def record(self, function, inputs):
-        self._recording = True
-        out = function(*inputs)
-        self._recording = False
+        def run():
+            self._recorder = threading.get_ident()
+            try:
+                return function(*inputs)
+            finally:
+                self._recorder = None
+
+        out = run()
         out = tuple(out) if isinstance(out, tuple) else (out,)
 
         class Graph:
             def replay(_):
-                again = function(*inputs)
+                again = run()
                 for buffer, value in zip(out, again if isinstance(again, tuple) else (again,), strict=True):
                     buffer.copy_(value)
 
@@ -240,6 +262,77 @@ def test_an_output_survives_the_next_replay_and_names_are_kept_apart(recorder):
         assert other.buckets == (2,) and not other._recorded
 
 
+@pytest.mark.parametrize("locked", [True, False])
+def test_one_frozen_model_serves_many_threads(monkeypatch, locked):
+    """The replay of a graph reads its static input some time after it was filled, and fills its static output."""
+
+    def record(self, function, inputs):
+        out = function(*inputs)
+
+        class Slow:
+            def replay(_):
+                given = inputs[0].clone()
+                time.sleep(0.002)
+                out.copy_(function(given))
+                time.sleep(0.002)
+
+        return graphs._Recorded(Slow(), inputs, (out,))
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    replay = Graphs((1, 4))
+    replay("double", lambda x: 2 * x, torch.zeros(3, 5))
+    if not locked:
+        replay._lock = nullcontext()
+    wrong = []
+
+    def serve(number):
+        for step in range(10):
+            x = torch.full((3, 5), 100.0 * number + step)
+            if not torch.equal(replay("double", lambda x: 2 * x, x), 2 * x):
+                wrong.append((number, step))
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bool(wrong) != locked, f"{len(wrong)} of 80 answers wrong"
+
+
+def test_other_threads_may_record_meanwhile(recorder):
+    """Only calls of the recording thread run as they are; others record for themselves."""
+    replay, seen = Graphs((2,)), []
+
+    def outer(x):
+        thread = threading.Thread(target=lambda: seen.append(other("inner", lambda y: y + 1, x)))
+        other = Graphs((2,))
+        thread.start()
+        thread.join()
+        return replay("inner", lambda y: y * 2, x)
+
+    assert replay("outer", outer, torch.ones(2)).tolist() == [2, 2]
+    assert seen[0].tolist() == [2, 2] and set(replay._recorded) == {("outer", 2, (torch.Size([]), torch.float32))}
+
+
+@torch.no_grad()
+def test_mixed_tasks_hand_tokens_on_without_a_transposing_copy(make, recorder):
+    """What goes into the graph of a head are the rows of its samples: [n, N, C], not features [n, C, h, w]."""
+    model = make("vitpose++-tiny", ("coco", "ap10k"))
+    frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
+    frozen.graphs = Graphs((2,))
+    frozen(draw(2), ["ap10k", "coco"])
+    tokens, width = model.config.grid[0] * model.config.grid[1], model.config.width
+    shapes = {key[0].split(",")[0]: key[2][0] for key in frozen.graphs._recorded}
+    assert shapes["head of coco"] == shapes["head of ap10k"] == (tokens, width)
+    head = frozen._head("coco")
+    features = torch.randn(2, tokens, width).transpose(1, 2).unflatten(2, model.config.grid)
+    seen = []
+    hook = frozen.heads["coco"].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    head(features.flatten(2).transpose(1, 2))
+    hook.remove()
+    assert seen[0].shape == features.shape and seen[0].stride() == features.stride()
+
+
 @torch.no_grad()
 def test_frozen_models_replay_every_way_through_them(make, recorder):
     model = make("vitpose++-tiny", ("coco", "ap10k"))
@@ -253,6 +346,37 @@ def test_frozen_models_replay_every_way_through_them(make, recorder):
     assert recorder == [4, 4, 2, 2]  # heatmaps; features, one head, the other
     again = copy.deepcopy(frozen)
     check_close(again(images, "coco"), model(images, "coco"), 1e-5)
+
+
+@torch.no_grad()
+def test_warming_up_records_what_later_calls_need(make, recorder):
+    frozen = vp.freeze(make(), dtype=torch.float32, impl="reference")
+    frozen.graphs = Graphs((1, 2, 4, 8))
+    predictor = vp.PosePredictor(frozen, batch_size=3)
+    predictor.warm_up([2])
+    assert recorder == [2]
+    predictor.warm_up()
+    assert recorder == [2, 1, 4]  # 8 is more than a batch
+    image = torch.randint(0, 255, (50, 70, 3), dtype=torch.uint8)
+    for people in (1, 2, 3, 5):
+        predictor(image, [[1, 2, 30, 40]] * people)
+    assert recorder == [2, 1, 4]
+    with pytest.raises(ValueError, match="warm_up: got 0 people, expected at least 1"):
+        predictor.warm_up([0])
+    vp.PosePredictor(make()).warm_up()  # no graphs: one whole batch
+
+
+def test_a_broken_device_ends_the_process_and_names_the_test(leave_if_broken, capsys):
+    codes = []
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    leave_if_broken("tests/x.py::test_y", lambda: None, codes.append)
+    assert codes == [] and capsys.readouterr().err == ""
+    leave_if_broken("tests/x.py::test_y", broken, codes.append)
+    assert codes == [70]
+    assert "tests/x.py::test_y: the CUDA context is broken (CUDA error: an illegal memory" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_CAPTURING = threading.Lock()  # CUDA captures one graph at a time in a process
 
 
 class _Recorded(NamedTuple):
@@ -19,7 +22,10 @@ class Graphs:
     """Replays functions from graphs; the first dimension of every input and output is the batch.
 
     A batch is padded to the next bucket (padding repeats the first sample or holds what an earlier batch left: samples
-    must not depend on each other) and cut into pieces of the largest. For one device and one thread only.
+    must not depend on each other) and cut into pieces of the largest.
+
+    For one device; any number of threads and streams may call. The graphs share their memory, so replays run one after
+    the other: a lock orders the threads, and on the device each replay waits for the event at the end of the last one.
 
     Args:
         buckets: batch sizes to record, ascending.
@@ -32,7 +38,9 @@ class Graphs:
         self._recorded: dict[Any, _Recorded] = {}
         self._pool: Any = None
         self._stream: Any = None
-        self._recording = False
+        self._lock = threading.Lock()
+        self._recorder: int | None = None  # the thread that is recording: calls inside a recording run as they are
+        self._last_replay: Any = None  # event
 
     def bucket(self, batch: int) -> int:
         """Smallest bucket that holds `batch`, else the largest."""
@@ -44,7 +52,7 @@ class Graphs:
         `name` stands for the function: the same name must mean the same computation.
         """
         batch = inputs[0].shape[0]
-        if self._recording or batch == 0:
+        if self._recorder == threading.get_ident() or batch == 0:
             return function(*inputs)
         with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode could not be filled outside it
             return in_pieces(lambda *piece: self._replay(name, function, *piece), inputs, self.buckets[-1])
@@ -53,20 +61,26 @@ class Graphs:
         batch = inputs[0].shape[0]
         size = self.bucket(batch)
         key = (name, size, *((x.shape[1:], x.dtype) for x in inputs))
-        recorded = self._recorded.get(key)
-        if recorded is None:
-            recorded = self._recorded[key] = self._record(function, [padded(x, size) for x in inputs])
-        for static, x in zip(recorded.inputs, inputs, strict=True):
-            static[:batch].copy_(x, non_blocking=True)
-        recorded.graph.replay()
-        outputs = tuple(out[:batch].clone() for out in recorded.outputs)
+        stream = torch.cuda.current_stream(inputs[0].device) if inputs[0].is_cuda else None
+        with self._lock:
+            if stream is not None and self._last_replay is not None:
+                stream.wait_event(self._last_replay)
+            recorded = self._recorded.get(key)
+            if recorded is None:
+                recorded = self._recorded[key] = self._record(function, [padded(x, size) for x in inputs])
+            for static, x in zip(recorded.inputs, inputs, strict=True):
+                static[:batch].copy_(x, non_blocking=True)
+            recorded.graph.replay()
+            outputs = tuple(out[:batch].clone() for out in recorded.outputs)
+            if stream is not None:
+                self._last_replay = stream.record_event()
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _record(self, function: Callable[..., Any], inputs: list[Tensor]) -> _Recorded:
         device = inputs[0].device
-        self._recording = True
+        self._recorder = threading.get_ident()
         try:
-            with torch.cuda.device(device):
+            with _CAPTURING, torch.cuda.device(device):
                 # One stream of our own, for the device of the inputs: libraries get their work space when it warms up,
                 # not inside the memory of a graph.
                 self._stream = self._stream or torch.cuda.Stream()
@@ -77,10 +91,11 @@ class Graphs:
                         function(*inputs)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                # "thread_local": other threads may allocate meanwhile (a DataLoader that pins memory, another model).
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     outputs = function(*inputs)
         finally:
-            self._recording = False
+            self._recorder = None
         return _Recorded(graph, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
 
     def __deepcopy__(self, memo: dict) -> Graphs:

@@ -137,6 +137,27 @@ class PosePredictor:
         for _, poses in self.predict_many((*item, None)[:3] for item in frames_and_boxes):
             yield poses
 
+    def warm_up(self, batches: Iterable[int] | None = None) -> None:
+        """Do now what the first calls would wait for: compile kernels, record CUDA graphs, take memory.
+
+        Args:
+            batches: numbers of people per call that will occur. None: all; for a frozen model on a GPU these are its
+                buckets up to that of `batch_size` (17 graphs by default), otherwise a whole batch stands for them.
+
+        Raises:
+            ValueError: a number below 1.
+        """
+        graphs = getattr(self.model, "graphs", None)
+        if batches is None:
+            largest = self.batch_size if graphs is None else graphs.bucket(self.batch_size)
+            batches = [b for b in graphs.buckets if b <= largest] if graphs is not None else [largest]
+        for people in batches:
+            if people < 1:
+                raise ValueError(f"warm_up: got {people} people, expected at least 1")
+            for height, width in ((64, 64), (63, 61)):  # kernels are compiled for sizes that 16 divides and for others
+                image = torch.zeros(height, width, 3, dtype=torch.uint8)
+                self(image, [[0, 0, width, height]] * people)
+
     def _check(self, image: Any, boxes: Any, box_scores: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(image, boxes [P, 4] float64, scores [P]) or a ValueError that names the image where it has a name."""
         pixels = as_image(image)

@@ -1,4 +1,4 @@
-"""freeze: a model made ready for inference, with what it cost in accuracy said."""
+"""freeze: prepare a model for inference and report what it costs in accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAMPLES = 2  # crops that the error is measured on
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What `freeze` did and what it cost. Errors are against the model in float32, on smooth random crops.
+    """What `freeze` did and what it cost. Errors are against the model in float64, on smooth random crops.
 
     Attributes:
         folded: what became part of the weights.
@@ -52,7 +52,7 @@ class FreezeReport:
             [
                 f"frozen to {str(self.dtype).removeprefix('torch.')}, {self.implementation}",
                 f"folded: {', '.join(self.folded)}",
-                f"error against float32, on smooth random crops: heatmaps {self.heatmap_error:.2e} (relative), "
+                f"error against float64, on smooth random crops: heatmaps {self.heatmap_error:.2e} (relative), "
                 f"keypoints {median:.3f} px median, {worst:.3f} px at most",
                 f"weights {self.weights_mib:.1f} MiB"
                 + ("" if self.launches is None else f", {self.launches} launches per forward pass"),
@@ -167,7 +167,8 @@ def freeze(
     plain = model.for_task(task) if task is not None else model
 
     images = _smooth_images(plain)
-    exact = _heatmaps(use_impl(deepcopy(plain).float().eval(), "reference"), images)
+    # In float64: on a GPU float32 convolutions run in TF32 by default, whose error would hide that of freezing.
+    exact = _heatmaps(use_impl(deepcopy(plain).double().eval(), "reference"), images.double())
     if not kernels:
         fold_layer_norm = False
 
@@ -226,7 +227,7 @@ def _smooth_images(model: ViTPose) -> Tensor:
 
 
 def _heatmaps(model: PoseModel, images: Tensor) -> dict[str, Tensor]:
-    return {name: model(images, name).float() for name in model.heads}
+    return {name: model(images, name).double() for name in model.heads}
 
 
 def _relative_error(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:

@@ -17,7 +17,7 @@ from vitpose_fast.training.read_interhand import project
 from vitpose_fast.training.readers import read_labels
 
 NAN = float("nan")
-MISSING = object()
+MISSING = "<missing>"
 LEAVES = [None, "", "x", -1, 0, 1e308, NAN, [], {}, True, [[1]], "1", 10**400]
 FILES = {  # one file of each layout
     "coco": ("coco", "coco/test_coco.json"),

@@ -94,13 +94,18 @@ class PoseModel(nn.Module):
         if len(names) != images.shape[0]:
             raise ValueError(f"got {len(names)} task names for {images.shape[0]} images, expected one each")
         ids = torch.tensor([self.tasks.index(n) for n in names], dtype=torch.int64, device=images.device)
-        features = self.run("features", self.backbone, images, ids)
+        # Between backbone and heads as tokens [B, N, C], as they lie in memory: picking samples then copies rows.
+        tokens = self.run("features", lambda *inputs: self.backbone(*inputs).flatten(2).transpose(1, 2), images, ids)
         out = {}
         for name in self.heads:
             if name in names:
                 index = torch.tensor([i for i, n in enumerate(names) if n == name], device=images.device)
-                out[name] = index, self.run(f"head of {name}", self.heads[name], features.index_select(0, index))
+                out[name] = index, self.run(f"head of {name}", self._head(name), tokens.index_select(0, index))
         return out
+
+    def _head(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Heatmaps [B, K, h, w] of tokens [B, N, C]."""
+        return lambda tokens: self.heads[name](tokens.transpose(1, 2).unflatten(2, self.config.grid))
 
 
 class ViTPose(PoseModel):
