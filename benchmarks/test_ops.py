@@ -14,9 +14,9 @@ from benchmarks.harness import Case, Contender, close, declared
 from benchmarks.models import randn
 from benchmarks.rivals.masked_experts import masked_experts
 from vitpose_fast import functional as F
+from vitpose_fast.kernels._calls import MODELS, Model
 from vitpose_fast.kernels._windows import Windows
 from vitpose_fast.kernels.deconv import pack_deconv
-from vitpose_fast.kernels.gpu._shapes import MODELS, Model
 from vitpose_fast.kernels.layer_norm import layer_norm_reference
 
 ARCH = 90  # whose launches declare the work: it does not depend on the chip

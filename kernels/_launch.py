@@ -7,14 +7,14 @@ installed (macOS, Windows) the references run everywhere.
 
 The kernels stand in `kernels/gpu/`, one file per op. A file there turns tensors into outputs and `Launch` values; the
 same values are run by the ops and compiled ahead of time by `gpu/_aot.py` (from meta tensors), so what is checked
-without a GPU is what runs on one.
+without a GPU is what runs on one. `recording` is how: ops on meta tensors hand their launches over.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -41,12 +41,13 @@ def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()
     Raises:
         ValueError: an unknown name, or "triton" where Triton cannot run.
     """
+    on_gpu = x.is_cuda or _is_recorded(x)
     if impl is None:
-        impl = "triton" if x.is_cuda and HAS_TRITON else "reference"
+        impl = "triton" if on_gpu and HAS_TRITON else "reference"
     elif impl not in ("triton", "reference", *others):
         valid = " or ".join(["None", *map(repr, ("triton", "reference", *others))])
         raise ValueError(f"{op}: got impl={impl!r}, expected {valid}")
-    elif impl == "triton" and not x.is_cuda:
+    elif impl == "triton" and not on_gpu:
         check(HAS_TRITON, op, "got impl='triton', but triton is not installed; use impl='reference'")
         check(
             interpreting(),
@@ -56,7 +57,7 @@ def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()
         )
     if impl == "triton":
         given = x.dtype if x.is_floating_point() else torch.float32
-        allowed = (torch.float32, torch.float16, torch.bfloat16) if x.is_cuda else (torch.float32, torch.float16)
+        allowed = (torch.float32, torch.float16, torch.bfloat16) if on_gpu else (torch.float32, torch.float16)
         check(
             given in allowed,
             op,
@@ -68,6 +69,8 @@ def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()
 
 def architecture(x: Tensor) -> int:
     """Compute capability times ten of the device of `x`, the newest known one at most; 80 in the interpreter."""
+    if _recording is not None and x.is_meta:
+        return _recording.arch
     if not x.is_cuda:
         return ARCHITECTURES[0]
     major, minor = torch.cuda.get_device_capability(x.device)
@@ -94,13 +97,48 @@ class Launch(NamedTuple):
     bytes: int = 0
 
 
+class _Recording(NamedTuple):
+    """The chip that launches are recorded for, and what was launched."""
+
+    arch: int
+    launches: list[Launch]
+
+
+_recording: _Recording | None = None
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Collect what ops would launch on a chip, without one: within it ops on meta tensors take their Triton kernels.
+
+    Args:
+        arch: compute capability times ten, one of `ARCHITECTURES`.
+
+    Yields:
+        the list that the launches go to; their tensors are on the meta device.
+    """
+    global _recording
+    before, _recording = _recording, _Recording(arch, [])
+    try:
+        yield _recording.launches
+    finally:
+        _recording = before
+
+
+def _is_recorded(x: Tensor) -> bool:
+    return _recording is not None and x.is_meta
+
+
 def run(launches: Iterable[Launch]) -> None:
     """Launch kernels in order, on the device of their tensors. An empty grid is no launch."""
     for launch in launches:
         if launch.grid[0] == 0:
             continue
-        kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
         tensor = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
+        if _recording is not None and tensor.is_meta:
+            _recording.launches.append(launch)
+            continue
+        kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
         with torch.cuda.device_of(tensor):  # Triton launches on the current device, which may be another
             kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
 

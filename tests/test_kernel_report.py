@@ -9,9 +9,12 @@ import sys
 
 import pytest
 
-from vitpose_fast.kernel_report import OPS, problem_of
+from vitpose_fast.kernel_report import problem_of
+from vitpose_fast.kernels._calls import OPS
 
 pytest.importorskip("triton", reason="triton is not installed")
+
+from vitpose_fast.kernels.gpu._aot import Resources
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,11 @@ PRODUCTS = ("attention", "split_ffn", "linear", "patch_embed", "deconv")  # what
     ("arch", "cores", "ops"), [("sm_80", "mma", PRODUCTS), ("sm_90", "wgmma", OPS), ("sm_100", "tcgen05", PRODUCTS)]
 )
 def test_shipped_kernels_fit_their_chip(kernels_command, arch, cores, ops):
-    """At most 150 compilations in all; the other chips and models: `vitpose-fast kernels`."""
+    """At batch 64 and 1: a single person is a case of its own. The other models and chips: `vitpose-fast kernels`."""
     code, output, report = kernels_command("--arch", arch, "--models", "B", "--ops", *ops)
     assert code == 0, output
     kernels = report["kernels"]
-    assert {k["op"] for k in kernels} == set(ops) and len(kernels) <= (75 if ops == OPS else 40)
+    assert {k["op"] for k in kernels} == set(ops) and len(kernels) <= (100 if ops == OPS else 70)
     assert all(k["tensor_cores"] in (cores, "mma") for k in kernels if k["has_dot"])
     attention = [k["tensor_cores"] for k in kernels if k["kernel"] == "attention_forward_kernel"]
     assert attention and set(attention) == {cores}
@@ -48,7 +51,7 @@ def test_shipped_kernels_fit_their_chip(kernels_command, arch, cores, ops):
 def test_costs_are_those_of_the_shapes(kernels_command):
     code, output, report = kernels_command("--arch", "sm_90", "--models", "B", "--ops", "attention")
     assert code == 0, output
-    whole = next(n for n in report["launches"] if n["op"] == "attention whole 16x12")
+    whole = next(n for n in report["launches"] if n["op"] == "attention whole 16x12, batch 64")
     assert whole["gflop"] == pytest.approx(4 * 64 * 192 * 192 * 768 / 1e9)
     assert whole["mbytes"] == pytest.approx(4 * 64 * 192 * 768 * 2 / 1e6, rel=0.02)  # qkv in, out out, statistics
     assert whole["floor_us"]["H200"] == pytest.approx(whole["mbytes"] * 1e6 / 4.3e12 * 1e6)
@@ -56,10 +59,12 @@ def test_costs_are_those_of_the_shapes(kernels_command):
 
 def test_a_chip_that_is_too_small_is_a_problem():
     """The check itself: shared memory over the limit, spills and missing tensor cores are named."""
-    assert problem_of(spills=0, allowed=0, shared=100_000, arch=80, has_dot=True, tensor_cores="mma") == ""
-    assert "shared memory" in problem_of(0, 0, 102_000, 86, True, "mma")
-    assert problem_of(16, 8, 0, 80, True, "mma") == "spills 16 bytes"
-    assert "without tensor cores" in problem_of(0, 0, 0, 90, True, "")
+    fine = Resources(shared=100_000, tensor_cores="mma", has_dot=True)
+    assert problem_of(fine, 0, 80) == ""
+    assert "shared memory" in problem_of(fine._replace(shared=102_000), 0, 86)
+    assert problem_of(fine._replace(spills=16), 8, 80) == "spills 16 bytes"
+    assert "without tensor cores" in problem_of(fine._replace(tensor_cores=""), 0, 90)
+    assert problem_of(Resources(error="at 59:40: no"), 0, 90) == "does not compile: at 59:40: no"
 
 
 def test_the_interpreter_leaves_no_compiler(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,23 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitpose_fast.files import write_atomic
+from vitpose_fast.kernels._calls import MODELS, OPS
 from vitpose_fast.kernels._launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
 
 if TYPE_CHECKING:
-    from vitpose_fast.kernels.gpu._aot import Source
-
-OPS = (
-    "attention",
-    "split_ffn",
-    "layer_norm",
-    "linear",
-    "patch_embed",
-    "deconv",
-    "crop",
-    "heatmap_target",
-    "heatmap_loss",
-    "heatmap_decode",
-)
+    from vitpose_fast.kernels.gpu._aot import Resources, Source
 
 
 def compile_all(
@@ -40,46 +29,43 @@ def compile_all(
     kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
     problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
     """
-    from vitpose_fast.kernels.gpu._aot import CHIPS, compile_source, known_spill, shipped, source
-    from vitpose_fast.kernels.gpu._shapes import MODELS
+    from vitpose_fast.kernels.gpu._aot import CHIPS, known_spill, measure_source, shipped, source
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
-    launches: dict[tuple[str, int], dict[str, Any]] = {}
-    for arch in archs:
-        for model in (m for m in MODELS if m.name in models):
-            for op in ops:
-                for i, (label, launch) in enumerate(shipped(op, model, dtype, arch)):
-                    src = source(launch)
-                    row = wanted.setdefault((arch, src), {"arch": arch, "op": op, "kernel": src.kernel, "used_by": []})
-                    row["used_by"].append(f"{model.name} {label}")
-                    floor = {chip.name: chip.floor(launch) * 1e6 for chip in CHIPS}
-                    launches[f"{model.name} {op}", i] = {
-                        "model": model.name,
-                        "op": label,
-                        "kernel": src.kernel,
-                        "gflop": launch.flops / 1e9,
-                        "mbytes": launch.bytes / 1e6,
-                        "floor_us": floor,
-                    }
+    launches: dict[tuple[str, str, int], dict[str, Any]] = {}
+    shapes = [m._replace(batch=batch) for m in MODELS if m.name in models for batch in (m.batch, 1)]
+    for arch, model, op in itertools.product(archs, shapes, ops):
+        for i, (label, launch) in enumerate(shipped(op, model, dtype, arch)):
+            src, label = source(launch), f"{label}, batch {model.batch}"
+            row = wanted.setdefault((arch, src), {"arch": arch, "op": op, "kernel": src.kernel, "used_by": []})
+            row["used_by"].append(f"{model.name} {label}")
+            launches[f"{model.name} {model.batch}", op, i] = {
+                "model": model.name,
+                "op": label,
+                "kernel": src.kernel,
+                "gflop": launch.flops / 1e9,
+                "mbytes": launch.bytes / 1e6,
+                "floor_us": {chip.name: chip.floor(launch) * 1e6 for chip in CHIPS},
+            }
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {key: pool.submit(compile_source, key[1], key[0]) for key in wanted}
+        futures = {key: pool.submit(measure_source, key[1], key[0]) for key in wanted}
         for (arch, src), future in futures.items():
             row = wanted[arch, src]
             used = future.result()
-            problem = problem_of(
-                used.spills, known_spill(src, arch), used.shared, arch, used.has_dot, used.tensor_cores
-            )
+            problem = problem_of(used, known_spill(src, arch), arch)
             row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages, "problem": problem}
     return list(wanted.values()), list(launches.values())
 
 
-def problem_of(spills: int, allowed: int, shared: int, arch: int, has_dot: bool, tensor_cores: str) -> str:
+def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
     """What is wrong with a compiled kernel, "" for nothing."""
-    if spills > allowed:
-        return f"spills {spills} bytes"
-    if shared > SHARED_MEMORY[arch]:
-        return f"needs {shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
-    return "multiplies matrices without tensor cores" if has_dot and not tensor_cores else ""
+    if used.error:
+        return f"does not compile: {used.error}"
+    if used.spills > allowed_spills:
+        return f"spills {used.spills} bytes"
+    if used.shared > SHARED_MEMORY[arch]:
+        return f"needs {used.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
+    return "multiplies matrices without tensor cores" if used.has_dot and not used.tensor_cores else ""
 
 
 def table(rows: list[list[str]]) -> str:

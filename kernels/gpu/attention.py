@@ -8,8 +8,6 @@ a one-hot matrix. A head width such as 80 is kept in two parts (64 + 16), so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,6 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
 from vitpose_fast.kernels._windows import Windows
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 HIDDEN = tl.constexpr(-1e30)  # logit of a key that is not seen; finite, so that a tile of hidden keys makes no NaN
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -363,28 +360,3 @@ def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> t
     if arch in (90, 100):
         return (128, 64, 8, 2) if length > 256 else (64, 64, 4, 2 if arch == 90 else 1)
     return 64, 64, 4, 3 if arch == 80 else 2
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    from vitpose_fast.kernels.gpu._attention_backward import backward
-
-    small, large = (16, 12), (32, 24)  # 256x192 at 1/16 and at 1/8
-    variants = [("whole 16x12", small, small, False), ("window+shift+pool 8x8", large, (8, 8), True)]
-    if model.name == "B":  # the model of Table 7
-        variants += [
-            ("window 8x8", large, (8, 8), False),
-            ("window+shift+pool 16x12", large, (16, 12), True),
-            ("whole 32x24", large, large, False),
-        ]
-    for label, grid, window, everything in variants:
-        h, w = window
-        width = model.width // model.heads
-        qkv = empty(model.batch, grid[0] * grid[1], 3, model.heads, width, dtype=dtype)
-        windows = Windows(grid, window, (h // 2, w // 2) if everything else (0, 0))
-        rel_h, rel_w = (empty(2 * size - 1, width, dtype=dtype) if everything else None for size in window)
-        (out, lse), launches = forward(qkv, windows, everything, rel_h, rel_w, width**-0.5, None, arch)
-        yield label, launches
-        launches = backward(
-            out, out, lse, qkv, windows, everything, rel_h, rel_w, width**-0.5, None, everything, False, arch
-        )[1]
-        yield f"{label} backward", [launch for launch in launches if launch.kernel is not pool_kernel]

@@ -6,7 +6,7 @@ or on a row alone is float64, one value per column and row; what is left per pix
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv
 from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _PIXELS = 512  # of a tile: four per thread, 48 loads in flight
 _TILES = 4  # per program, below each other: they share the inversion of the matrix
@@ -138,7 +137,8 @@ def crop_kernel(
             line_ptr = out_ptr + (3 * crop + channel) * plane + out_row * num_columns
             tl.store(line_ptr + out_column, value, on_crop)
             if TWIN:
-                tl.store(line_ptr + 3 * num_crops.to(tl.int64) * plane + twin_column, value, on_crop)
+                twin_ptr = out_ptr + (3 * (crop + num_crops) + channel) * plane + out_row * num_columns
+                tl.store(twin_ptr + twin_column, value, on_crop)
 
 
 def _where(images: Sequence[Tensor]) -> dict:
@@ -201,18 +201,3 @@ def forward(
     grid = (p * cdiv(columns, block_columns) * cdiv(rows, _TILES * block_rows),)
     moved = p * rows * columns * (12 + 3 * out.element_size() * (2 if twin else 1))
     return out, [Launch(crop_kernel, grid, arguments, bytes=moved)]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    frame = empty(1080, 1920, 3, dtype=torch.uint8)
-    index = empty(model.batch, dtype=torch.int64)
-    matrices = empty(model.batch, 2, 3, dtype=torch.float64)
-
-    def crop(images: list[Tensor], exact: bool, flip: Tensor | None = None, twin: bool = False) -> list[Launch]:
-        return forward(images, index, matrices, (256, 192), flip, flip is None, exact, dtype, twin)[1]
-
-    yield "float", crop([frame], False)
-    yield "float+twin", crop([frame], False, twin=True)
-    yield "exact-cv4+twin", crop([frame], True, twin=True)
-    yield "float+rotation+flip, many images", crop([frame, frame], False, empty(model.batch, dtype=torch.bool))
-    yield "exact-cv4+rotation+flip, many images", crop([frame, frame], True, empty(model.batch, dtype=torch.bool))

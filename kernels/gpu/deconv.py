@@ -6,15 +6,12 @@ With a predictor a program holds all channels of its tokens, so that they end in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
 
@@ -150,19 +147,3 @@ def forward(
         bytes=num_bytes(x, weight, bias, predictor_weight, predictor_bias, out),
     )
     return out, [launch]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    for batch in (model.batch, 1):
-        width = model.decoder_width
-        for label, grid, channels, keypoints in (
-            ("first", (16, 12), model.width, None),
-            ("last", (32, 24), width, model.keypoints),
-            ("last, whole body", (32, 24), width, 133),
-        ):
-            x = empty(batch, grid[0] * grid[1], channels, dtype=dtype)
-            weight, bias = empty(4, 4, channels, width, dtype=dtype), empty(width, dtype=dtype)
-            predictor_weight = empty(keypoints, width, dtype=dtype) if keypoints else None
-            predictor_bias = empty(keypoints, dtype=dtype) if keypoints else None
-            launches = forward(x, weight, bias, grid, predictor_weight, predictor_bias, arch)[1]
-            yield f"{label}, batch {batch}", launches

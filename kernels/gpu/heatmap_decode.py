@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -10,9 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 from vitpose_fast.kernels.gpu.heatmap_target import pixel_offset, stride_arguments
-from vitpose_fast.kernels.heatmap_decode import EPSILON, flip_permutation, gaussian_taps
+from vitpose_fast.kernels.heatmap_decode import EPSILON, gaussian_taps
 
 _PIXELS = 1024  # of a map, per step of the search for the maximum
 _EPSILON = tl.constexpr(EPSILON)
@@ -223,25 +222,3 @@ def forward(
     arguments |= stride_arguments(heatmaps, "h")  # the last word on DENSE
     size = num_bytes(heatmaps, flipped, centers, scales, points, scores, covariances)
     return (points, scores, covariances), [Launch(heatmap_decode_kernel, (b * k,), arguments, bytes=size)]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    boxes = empty(model.batch, 2, dtype=torch.float32)
-    small, large, k = (64, 48), (96, 72), model.keypoints
-    for keypoints, size, codec, blur_kernel, flip, covariance in (
-        (k, small, "udp", 11, False, False),
-        (k, small, "udp", 11, True, False),
-        (k, small, "udp", 11, False, True),
-        (k, large, "udp", 17, True, False),
-        (133, small, "udp", 11, True, False),
-        (k, small, "msra", 11, False, False),
-        (k, small, "msra", 11, True, False),
-        (k, small, "argmax", 11, False, False),
-    ):
-        heatmaps = empty(model.batch, keypoints, *size, dtype=dtype)
-        pairs = flip_permutation(keypoints, [(i, i + 1) for i in range(1, keypoints, 2)])
-        label = f"{codec} {blur_kernel} {keypoints}x{size[0]}x{size[1]}{' flip' * flip}{' covariance' * covariance}"
-        flipped = heatmaps if flip else None
-        yield label, forward(heatmaps, codec, blur_kernel, flipped, pairs, boxes, boxes, covariance)[1]
-    bottom_up = empty(8, k, 128, 128, dtype=dtype)
-    yield "bottom-up", forward(bottom_up, "udp", 11, None, (), None, None, False)[1]

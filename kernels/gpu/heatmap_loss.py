@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 from vitpose_fast.kernels.gpu.heatmap_target import pixel_offset, render, stride_arguments, target_arguments
 
 _PIXELS = 1024  # of a map, per program
@@ -132,18 +129,3 @@ def backward(
     arguments |= dict(grad_ptr=grad, d_heatmaps_ptr=d_heatmaps)
     size = num_bytes(heatmaps, keypoints, visible, mask, d_heatmaps)
     return d_heatmaps, [Launch(heatmap_loss_backward_kernel, (programs,), arguments, _num_warps(heatmaps), bytes=size)]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    keypoints = empty(model.batch, model.keypoints, 2, dtype=torch.float32)
-    for h, w in ((64, 48), (96, 72)):
-        heatmaps = empty(model.batch, model.keypoints, h, w, dtype=dtype)
-        for udp, name in ((True, "udp"), (False, "msra")):
-            arguments = heatmaps, keypoints, keypoints[..., 0], (4 * h, 4 * w), udp, 2.0, None
-            yield f"{name} {h}x{w}", forward(*arguments)[1]
-            yield f"{name} {h}x{w} backward", backward(empty(dtype=torch.float32), *arguments)[1]
-    heatmaps = empty(8, model.keypoints, 128, 128, dtype=dtype)
-    people = empty(8, 30, model.keypoints, 2, dtype=torch.float32)
-    crowd = heatmaps, people, people[..., 0], (512, 512), True, 2.0, empty(8, 128, 128, dtype=torch.float32)
-    yield "bottom-up", forward(*crowd)[1]
-    yield "bottom-up backward", backward(empty(dtype=torch.float32), *crowd)[1]

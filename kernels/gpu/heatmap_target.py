@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _PIXELS = 1024  # of a map, per program
 
@@ -137,9 +133,3 @@ def forward(
     grid = (b * k * cdiv(size[0] * size[1], _PIXELS),)
     launch = Launch(heatmap_target_kernel, grid, arguments, bytes=num_bytes(keypoints, visible, heatmaps, weights))
     return (heatmaps, weights), [launch]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    keypoints = empty(model.batch, model.keypoints, 2, dtype=torch.float32)
-    for udp, name in ((True, "udp"), (False, "msra")):
-        yield name, forward(keypoints, keypoints[..., 0], (64, 48), (256, 192), udp, 2.0)[1]

@@ -6,15 +6,12 @@ per program and no atomics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _WARPS = 2048  # of the backward grid: about what the chips hold at once
 
@@ -172,14 +169,3 @@ def backward(
     return (grad, partial), [
         Launch(layer_norm_backward_kernel, (programs,), arguments, num_warps=num_warps, bytes=moved)
     ]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    x = empty(model.batch * 192, model.width, dtype=dtype)
-    gain, statistic = empty(model.width, dtype=torch.float32), empty(model.batch * 192, dtype=torch.float32)
-    yield "forward", forward(x, None, gain.to(dtype), gain.to(dtype), 1e-6)[1]
-    yield "forward+residual", forward(x, x, gain, gain, 1e-6)[1]
-    yield "statistics", forward(x, None, None, None, 1e-6)[1]
-    yield "backward", backward(x, None, x, gain, statistic, statistic, True, True)[1]
-    yield "backward+residual", backward(x, x, x, gain, statistic, statistic, True, True)[1]
-    yield "backward+residual, frozen", backward(x, x, x, gain, statistic, statistic, True, False)[1]

@@ -10,7 +10,6 @@ a 256 x 192 image, so that a tile can be one sample, and fill 132 multiprocessor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 
 @triton.jit
@@ -336,28 +334,3 @@ def forward(
         **dict(expert_weight_ptr=None, expert_bias_ptr=None, task_ptr=None, num_tasks=0, part=0, ALIGNMENT=1),
     )
     return out, [Launch(linear_kernel, (programs,), arguments, **work)]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    c = model.width
-    for tokens in (192, 768) if model.name == "B" else (192,):
-        m = model.batch * tokens
-        moments = empty(m, dtype=torch.float32)
-        for label, columns, inputs, norm, gelu in (
-            ("qkv", 3 * c, c, True, False),
-            ("proj", c, c, False, False),
-            ("fc1", 4 * c, c, True, True),
-            ("fc2", c, 4 * c, False, False),
-        ):
-            yield (
-                f"{label} {tokens}",
-                forward(
-                    empty(m, inputs, dtype=dtype),
-                    empty(columns, inputs, dtype=dtype),
-                    empty(columns, dtype=dtype),
-                    gelu,
-                    None if norm else empty(m, columns, dtype=dtype),
-                    (moments, moments, empty(columns, dtype=torch.float32)) if norm else None,
-                    arch,
-                )[1],
-            )

@@ -6,15 +6,12 @@ pixels of contiguous images travel in copies of that size. Channels-last images 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, block_size, cdiv, num_bytes
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 
 _FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
 
@@ -122,15 +119,3 @@ def forward(
         bytes=num_bytes(images, weight, bias, position, out),
     )
     return out, [launch]
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    channels = model.width
-    weight, bias = empty(channels, 3, 16, 16, dtype=dtype), empty(channels, dtype=dtype)
-    for batch in (model.batch, 1):
-        for stride, padding, grid in ((16, 2, (16, 12)), (8, 4, (32, 24)))[: 2 if model.name == "B" else 1]:
-            position = empty(grid[0] * grid[1], channels, dtype=dtype)
-            for pixels in dict.fromkeys((torch.float32, dtype)):
-                images = empty(batch, 3, 256, 192, dtype=pixels)
-                label = f"stride {stride}, {str(pixels).removeprefix('torch.')} images, batch {batch}"
-                yield label, forward(images, weight, bias, position, grid, stride, padding, arch)[1]

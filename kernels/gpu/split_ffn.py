@@ -7,7 +7,7 @@ plain products, left to PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vitpose_fast.kernels._launch import Launch, cdiv, num_bytes
 from vitpose_fast.kernels.gpu import linear
-from vitpose_fast.kernels.gpu._shapes import Model, empty
 from vitpose_fast.kernels.gpu.linear import (
     alignment,
     choose_tiles,
@@ -284,17 +283,3 @@ def backward(
             )
         )
     return (d_before, hidden, d_expert), launches
-
-
-def shipped(model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, list[Launch]]]:
-    b, c, p, t = model.batch, model.width, model.part_features, model.tasks
-    f = 4 * c
-    fc1 = (empty(f, c, dtype=dtype), empty(f, dtype=dtype))
-    shared = (empty(c - p, f, dtype=dtype), empty(c - p, dtype=dtype))
-    expert = (empty(t, p, f, dtype=dtype), empty(t, p, dtype=dtype))
-    task = empty(b, dtype=torch.int64)
-    for n in (192, 768) if model.name == "B" else (192,):
-        x, before = empty(b, n, c, dtype=dtype), empty(b, n, f, dtype=dtype)
-        yield f"inference {n}", forward(x, *fc1, *shared, *expert, task, None, False, arch)[1]
-        yield f"forward {n}", forward(x, *fc1, *shared, *expert, task, x, True, arch)[1]
-        yield f"backward {n}", backward(x, before, shared[0], expert[0], task, (True, True, True), arch)[1]

@@ -1,0 +1,117 @@
+"""The calls that the kernels ship for, and how their launches are recorded without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from vitpose_fast import functional as F
+from vitpose_fast.kernels._calls import MODELS, ODD, OPS, Draw, calls
+from vitpose_fast.kernels._launch import recording
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+
+
+def tensors_of(value):
+    return [value] if isinstance(value, torch.Tensor) else [t for part in value for t in tensors_of(part)]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_call_has_a_reference_and_random_inputs(op):
+    """At the odd shapes: what a GPU will be held against exists, is finite, and depends on the seed."""
+    labels = []
+    for call, other in zip(calls(op, ODD, Draw("cpu", torch.float32)), calls(op, ODD, Draw("cpu", torch.float32, 1))):
+        labels.append(call.label)
+        outputs, others = tensors_of(call("reference")), tensors_of(other("reference"))
+        assert all(t.isfinite().any() and t.dtype.is_floating_point for t in outputs), call.label
+        assert not all(torch.equal(a, b) for a, b in zip(outputs, others, strict=True)), call.label
+    assert labels and len(set(labels)) == len(labels)
+    for model in MODELS:
+        labels = [call.label for call in calls(op, model, Draw("meta", torch.bfloat16))]
+        assert labels and len(set(labels)) == len(labels)
+
+
+@needs_triton
+def test_launches_are_recorded_inside_the_context_only():
+    x, weight = torch.empty(2, 192, 64, device="meta"), torch.empty(32, 64, device="meta")
+    with recording(90) as outer:
+        out = F.linear(x, weight)
+        with recording(80) as inner:
+            F.linear(x, weight)
+        F.layer_norm(x, x[0, 0], x[0, 0])
+    assert out.is_meta and out.shape == (2, 192, 32)
+    assert [launch.kernel.__name__ for launch in inner] == ["linear_kernel"]
+    assert len(outer) == 2 and outer[0].flops == 2 * 384 * 64 * 32
+    F.linear(x, weight)  # by default the reference, as ever
+    assert len(outer) == 2
+
+
+def python(code, **environment):
+    """Run code in a process without the interpreter; its output."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_triton
+def test_what_is_compiled_ahead_is_what_a_launch_compiles():
+    """Triton's own key of every launch is that of the examples which are compiled for it."""
+    out = python("""
+        import torch
+        from vitpose_fast.kernels._calls import MODELS, ODD, OPS
+        from vitpose_fast.kernels.gpu import _aot
+
+        def key(kernel, arguments):
+            binder = kernel.device_caches[90][4]
+            _, specialisation, options = binder(**arguments, debug=False)
+            return str(specialisation), str(options)
+
+        _aot.driver.set_active(_aot._Driver(90))
+        launches = programs = 0
+        for dtype in (torch.bfloat16, torch.float32):
+            for model in (MODELS[1], MODELS[1]._replace(batch=1), ODD):
+                for op in OPS:
+                    for label, launch in _aot.shipped(op, model, dtype, 90):
+                        arguments = {p.name: launch.arguments[p.name] for p in launch.kernel.params}
+                        examples = {n: _aot._example(v) for n, v in _aot.source(launch).arguments}
+                        assert key(launch.kernel, arguments) == key(launch.kernel, examples), label
+                        launches += 1
+        print(launches)
+        """)
+    assert int(out) > 400
+
+
+@needs_triton
+def test_compiling_ahead_fills_the_cache_that_a_launch_reads(tmp_path):
+    """A second process that takes the path of a launch, with the launch's own arguments, compiles nothing."""
+    code = """
+        import torch, triton
+        from vitpose_fast.kernels._calls import MODELS
+        from vitpose_fast.kernels.gpu import _aot
+        hits = []
+        listen = lambda *, cache_hit, **_: hits.append(cache_hit)
+        triton.knobs.compilation.listener = listen
+        names, model = ("linear", "heatmap_target"), MODELS[0]
+        launches = [x for op in names for _, x in _aot.shipped(op, model, torch.bfloat16, 90)]
+        {}
+        print(hits)
+        """
+    ahead = "for src in {_aot.source(x) for x in launches}: _aot.compile_source(src, 90)"
+    launch = """
+        _aot.driver.set_active(_aot._Driver(90))
+        for x in launches: x.kernel.warmup(
+            **x.arguments, grid=x.grid, num_warps=x.num_warps, num_stages=x.num_stages)
+        """
+    environment = dict(TRITON_CACHE_DIR=str(tmp_path))
+    first, second = (python(code.format(part.strip()), **environment) for part in (ahead, launch))
+    assert set(eval(first)) == {False} and set(eval(second)) == {True}
+    assert len(eval(first)) == len(eval(second)) >= 4
