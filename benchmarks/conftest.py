@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness import Case, measure
+from benchmarks.harness import Case, faults, measure, with_rivals
 from benchmarks.lineup import Lineup
 from benchmarks.machine import ROOT, Machine
+from benchmarks.records import append_line
 from vitpose_fast.bench import free_path, result_name
 from vitpose_fast.files import write_atomic
 
@@ -27,6 +28,13 @@ def pytest_addoption(parser):
     group.addoption("--quick", action="store_true", help="small shapes, few rounds: minutes on two cores")
     group.addoption("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
     group.addoption("--append", action="store_true", help="keep the records that the file has")
+    group.addoption("--lines", type=Path, help="also append every record to this file at once, a line of JSON each")
+    group.addoption(
+        "--compiled",
+        choices=["yes", "no", "only"],
+        default="yes",
+        help="rivals by torch.compile: with the others, not at all, or each alone beside ours",
+    )
     group.addoption("--minutes", type=float, default=math.inf, help="begin no new benchmark after that long")
     group.addoption("--commit", help="commit to write into the results where there is no git")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
@@ -43,8 +51,11 @@ def time_left(request):
 class Results:
     """The result file of a run, written anew after every case so that an interrupted run keeps what it has."""
 
-    def __init__(self, path: Path, environment: dict, append: bool) -> None:
-        self.path, self.environment, self.records = path, environment, []
+    def __init__(self, path: Path, environment: dict, append: bool, lines: Path | None) -> None:
+        self.path, self.environment, self.lines = path, environment, lines
+        self.records: list[dict] = []
+        if lines is not None:
+            append_line(lines, {"environment": environment})
         if append and path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             self.records = before["records"]
@@ -54,6 +65,10 @@ class Results:
     def add(self, records: list[dict]) -> None:
         assert all(r["missing"] or math.isfinite(r["median_ms"]) for r in records)
         self.records += records
+        if self.lines is not None:  # a run of minutes: what is measured must survive a kill, at once
+            for record in records:
+                append_line(self.lines, record)
+            return
         text = json.dumps({"environment": self.environment, "records": self.records}, indent=1) + "\n"
         write_atomic(self.path, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -83,14 +98,13 @@ def dtype(request, machine, quick) -> torch.dtype:
 
 @pytest.fixture(scope="session")
 def lineup(machine):
-    """lineup(name, dtype, ...): a model in all its forms; the last one is kept."""
-    last: dict = {}
+    """lineup(name, dtype, ...): a model in all its forms, made once; S to H together take 40 GB of a GPU's memory."""
+    made: dict = {}
 
     def get(*key, **options):
-        if (key, *options.items()) not in last:
-            last.clear()
-            last[key, *options.items()] = Lineup(machine.device, *key, **options)
-        return last[key, *options.items()]
+        if (key, *options.items()) not in made:
+            made[key, *options.items()] = Lineup(machine.device, *key, **options)
+        return made[key, *options.items()]
 
     return get
 
@@ -101,7 +115,8 @@ def results(request, machine, quick):
     environment = machine.environment(request.config.getoption("--commit"), command, quick)
     name = result_name(environment["device"], environment["date"], quick)
     path = request.config.getoption("--out") or free_path(ROOT / "benchmarks" / "results", name)
-    found = Results(path, environment, request.config.getoption("--append"))
+    append, lines = request.config.getoption("--append"), request.config.getoption("--lines")
+    found = Results(path, environment, append, lines)
     request.config.stash[_RESULTS] = found
     return found
 
@@ -109,28 +124,38 @@ def results(request, machine, quick):
 def pytest_terminal_summary(terminalreporter, config):
     results = config.stash.get(_RESULTS, None)
     if results is not None and results.records:
-        terminalreporter.write_line(f"{len(results.records)} records in {results.path}")
+        terminalreporter.write_line(f"{len(results.records)} records in {results.lines or results.path}")
+
+
+_ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "-p", "--commit")  # each with a value
 
 
 def _command(arguments: Sequence[str]) -> str:
     """The command for a reader: what was measured, not where to and for how long."""
     out, skip = ["pytest"], False
     for argument in arguments:
-        uninteresting = argument.startswith(("--out", "--minutes", "--append", "--benchmark", "-q", "-p", "--commit"))
-        if not skip and not uninteresting:
+        if not skip and not argument.startswith((*_ABOUT_THE_RUN, "--append", "--benchmark", "-q")):
             out.append(argument.removeprefix(f"{ROOT}/"))
-        skip = argument in ("--out", "--minutes", "-p", "--commit")
+        skip = argument in _ABOUT_THE_RUN
     return shlex.join(out)
 
 
 @pytest.fixture
-def compare(benchmark, machine, results, quick):
-    """compare(case): check, time and record its contenders; the records."""
+def compare(request, benchmark, machine, results, quick):
+    """compare(case): check, time and record its contenders; the records.
+
+    Fails after everything is recorded, where ours failed, outputs differ or a time is too short to be true.
+    """
 
     def compare(case: Case, fewest: int = 3) -> list[dict]:
         seconds = 0.5 if quick or machine.cuda else 2.0  # events on a GPU are exact
-        records = measure(case, machine, seconds, benchmark, fewest)
-        results.add(records)
-        return records
+        found: list[dict] = []
+        for i, part in enumerate(with_rivals(case, request.config.getoption("--compiled"))):
+            records = measure(part, machine, seconds, benchmark if i == 0 else None, fewest)
+            results.add(records)
+            found += records
+            wrong = faults(records)
+            assert not wrong, "; ".join(wrong)
+        return found or pytest.skip("no rival by torch.compile takes part here")
 
     return compare

@@ -16,9 +16,9 @@ TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 3e-2}  # relative; TF32 produc
 def compiled(function: Callable[..., Any], quick: bool, machine: Any) -> dict[str, Any]:
     """Arguments of a contender for torch.compile; it takes long, and a compiler on a CPU, so not in a quick run."""
     if quick or not machine.cuda:
-        return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs")
+        return dict(function=None, missing="torch.compile is compared on GPUs, not in quick runs", compiled=True)
     torch._dynamo.reset()  # else the shapes of earlier cases make those of this one dynamic
-    return dict(function=torch.compile(function, fullgraph=True, dynamic=False))
+    return dict(function=torch.compile(function, fullgraph=True, dynamic=False), compiled=True)
 
 
 def on_gpus_only(function: Callable[..., Any], machine: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Fair timings: same random inputs, outputs compared first, contenders in turns, medians and spread.
 
 A `Case` is one comparison: inputs, and contenders of which the first says what is right. `measure` checks that all of
-them compute the same, times them round by round in turns and gives one record each. On a GPU a contender is replayed
-from CUDA graphs, one per set of inputs, timed by events; the sets together are larger than the caches.
+them compute the same, times them round by round in turns and gives one record each: one that fails, disagrees or is too
+fast to be true has a reason for numbers, and the others keep theirs. On a GPU a contender is replayed from CUDA graphs,
+one per set of inputs, timed by events; the sets together are larger than the caches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.machine import Machine
 from vitpose_fast.kernels._launch import HAS_TRITON
+from vitpose_fast.runtime import count_launches
 
 LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets together on a GPU
 MOST_SETS = 16
@@ -34,6 +36,7 @@ class Contender:
         graph: replay it from a CUDA graph on a GPU. own_graph: it has graphs of its own (torch.compile, frozen models).
         eager: the same without them, whose memory can be measured; None with own graphs: its memory is not known.
         module: whose weights count in its memory. extra: goes into its record.
+        compiled: by torch.compile, which takes from seconds to minutes to make ready.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Contender:
     eager: Callable[..., Any] | None = None
     module: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Case:
         agree: raises AssertionError where the outputs of another contender are not those of the first.
         extra: goes into every record.
         latency: wait for each call, as a user with one image would.
+        launches: count the GPU kernels of a call (on a CPU: operators) into `extra`.
     """
 
     suite: str
@@ -69,6 +74,21 @@ class Case:
     bytes: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     latency: bool = False
+    launches: bool = False
+
+
+def with_rivals(case: Case, compiled: str) -> list[Case]:
+    """The case with contenders by torch.compile ("yes"), without ("no"), or a case for each beside ours ("only").
+
+    Apart, so that one which does not get ready in time does not cost what the others measured.
+    """
+    if compiled == "yes":
+        return [case]
+    if compiled == "no":
+        return [replace(case, contenders=[c for c in case.contenders if not c.compiled])]
+    first, *others = case.contenders
+    rivals = [c for c in others if c.compiled and c.function is not None]
+    return [replace(case, name=f"{case.name}, against {c.name}", contenders=[first, c]) for c in rivals]
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -148,13 +168,15 @@ def _copy(outputs: Any) -> list[Tensor]:
 class _Runner:
     """A contender ready to be timed on all input sets: eagerly, or from one graph per set."""
 
-    def __init__(self, contender: Contender, sets: list[tuple[Any, ...]], machine: Machine, latency: bool) -> None:
-        self.contender, self.machine, self.latency = contender, machine, latency
+    def __init__(self, contender: Contender, sets: list[tuple[Any, ...]], machine: Machine, case: Case) -> None:
+        self.contender, self.machine, self.latency = contender, machine, case.latency
         function = contender.function
         assert function is not None
         self.graphed = machine.cuda and (contender.graph or contender.own_graph)
         self.calls: list[Callable[[], Any]] = [lambda s=s: function(*s) for s in sets]
         self.outputs = _copy(self.calls[0]())
+        # Of the very call that is timed: under another grad mode torch.compile would compile a second time.
+        self.extra = {"launches": count_launches(self.calls[0], machine.device)} if case.launches else {}
         eager = function if not contender.own_graph else contender.eager
         self.peak_mib = None if eager is None else machine.extra_mib(lambda: eager(*sets[0]))
         if self.peak_mib is not None:
@@ -162,7 +184,7 @@ class _Runner:
             resident = [*state, *(x for x in sets[0] if isinstance(x, Tensor))]
             self.peak_mib += sum(t.numel() * t.element_size() for t in resident) / 2**20
         if machine.cuda and contender.graph and not contender.own_graph:
-            self.calls = [machine.record(call) for call in self.calls]
+            self.calls = machine.record(self.calls)
             self.outputs = _copy(self.calls[0]())
         self.milliseconds: list[float] = []
 
@@ -183,9 +205,11 @@ def measure(
         seconds: about what each contender is timed for. fewest: rounds at least.
         benchmark: the fixture of pytest-benchmark, which then runs the rounds.
 
+    A contender that fails, gives other outputs than the first one that does not, or is faster than the machine can has
+    a record without numbers that says so; see `faults`.
+
     Raises:
-        AssertionError: outputs that differ, constant inputs, a contender without graphs beside one with, or a time
-            that this machine cannot reach.
+        AssertionError: constant inputs, or a contender without graphs beside one with.
     """
     first = case.make(0)
     check_random(first)
@@ -194,24 +218,20 @@ def measure(
     )
     count = min(MOST_SETS, LARGER_THAN_CACHES // size + 2) if machine.cuda and size else 1
     sets = [first, *(case.make(seed) for seed in range(1, count))]
-    present = [c for c in case.contenders if c.function is not None]
-    runners = []
+    runners: list[_Runner] = []
     broken: dict[str, str] = {}
-    for contender in present:
+    for contender in (c for c in case.contenders if c.function is not None):
         try:
-            runner = _Runner(contender, sets, machine, case.latency)
-        except (RuntimeError, ImportError) as error:  # what a rival or its compiler cannot do is no reason to lose ours
-            if not runners:
-                raise
-            broken[contender.name] = f"failed: {' '.join(str(error).split())[:200]}"
+            runner = _Runner(contender, sets, machine, case)
+        except Exception as error:  # whatever it raises: the others are measured
+            broken[contender.name] = _failed(error)
             continue
         if runners:
             try:
                 case.agree(runners[0].outputs, runner.outputs)
             except AssertionError as error:
-                raise AssertionError(
-                    f"{case.name}: {runner.contender.name} is not {runners[0].contender.name}: {error}"
-                ) from None
+                broken[contender.name] = f"{_DISAGREES}{runners[0].contender.name}: {error}"
+                continue
         runners.append(runner)
     for runner in runners:
         fair = runner.graphed or not any(r.graphed for r in runners) or "eager" in runner.contender.name
@@ -222,7 +242,14 @@ def measure(
             runner.round()
 
     started = time.perf_counter()
-    one_round()  # warm, as the check of the outputs was
+    for runner in list(runners):  # warm, as the check of the outputs was
+        try:
+            runner.round()
+        except Exception as error:
+            broken[runner.contender.name] = _failed(error)
+            runners.remove(runner)
+    if not runners:
+        return [missing(case, c, broken.get(c.name)) for c in case.contenders]
     rounds = min(200, max(fewest, round(seconds * len(runners) / (time.perf_counter() - started))))
     for runner in runners:
         runner.milliseconds.clear()
@@ -235,6 +262,23 @@ def measure(
     if benchmark is not None:
         benchmark.extra_info |= {name: record["median_ms"] for name, record in records.items()}
     return [records.get(c.name) or missing(case, c, broken.get(c.name)) for c in case.contenders]
+
+
+_FAILED, _DISAGREES, _TOO_FAST = "failed: ", "disagrees with ", "too fast to be true: "
+
+
+def _failed(error: Exception) -> str:
+    return f"{_FAILED}{' '.join((str(error) or type(error).__name__).split())[:200]}"
+
+
+def faults(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What is wrong with a case whose first record is ours: ours failed, outputs differ, or a time cannot be."""
+    wrong = []
+    for i, record in enumerate(records):
+        reason = record["missing"] or ""
+        if reason.startswith((_DISAGREES, _TOO_FAST)) or (i == 0 and reason.startswith(_FAILED)):
+            wrong.append(f"{record['name']}: {record['implementation']} {reason}")
+    return wrong
 
 
 def missing(case: Case, contender: Contender, reason: str | None = None) -> dict[str, Any]:
@@ -272,15 +316,16 @@ def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
     samples = sorted(runner.milliseconds)
     median = statistics.median(samples)
     fraction = machine.roofline_fraction(case.flops, case.bytes, case.dtype, median / 1e3)
-    assert fraction is None or fraction <= machine.most_believable, (
-        f"{case.name}: {runner.contender.name} took {median:.3g} ms, {fraction:.1f} times what the machine can; "
-        "the timing did not wait for it, or the declared work is wrong"
-    )
+    if fraction is not None and fraction > machine.most_believable:
+        reason = f"{median:.3g} ms is {fraction:.1f} times what the machine can; the timing did not wait, or the "
+        return missing(case, runner.contender, f"{_TOO_FAST}{reason}declared work is wrong")
 
     def quantile(q: float) -> float:
         return samples[min(len(samples) - 1, int(q * len(samples)))]
 
-    return _head(case, runner.contender, runner.graphed) | {
+    head = _head(case, runner.contender, runner.graphed)
+    head["extra"] |= runner.extra
+    return head | {
         "median_ms": median,
         "p10_ms": quantile(0.1),
         "p90_ms": quantile(0.9),

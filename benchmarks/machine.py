@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import json
+import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -13,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from vitpose_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 _CEILING_ROUNDS = 5
@@ -77,19 +83,24 @@ class Machine:
         assert events <= wall * 1.05 + 0.05, f"events say {events} ms, the clock {wall}: the device was not waited for"
         return max(events, 1e-6)
 
-    def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that replays `call` from a CUDA graph and returns its outputs, which stay in their place.
+    def record(self, calls: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
+        """For each call a function that replays it from a CUDA graph; the outputs stay in their place.
 
-        One stream for all: libraries get their work space when it warms up, not inside the memory of a graph.
+        The graphs share one pool of memory, so that many sets of inputs cost the activations of one; replay them one
+        after the other. One stream for all: libraries get their work space when it warms up, not inside a graph.
         """
         self._stream = self._stream or torch.cuda.Stream(self.device)
+        pool = torch.cuda.graph_pool_handle()
+        return [self._record_one(call, pool) for call in calls]
+
+    def _record_one(self, call: Callable[[], Any], pool: Any) -> Callable[[], Any]:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(3):
                 call()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool, self._stream):
             outputs = call()
 
         def replay() -> Any:
@@ -117,6 +128,29 @@ class Machine:
             return None
         best = max((flops or 0) / (self.tflops[dtype] * 1e12), (size or 0) / (self.copy_tb_s * 1e12))
         return best / seconds
+
+    def details(self) -> dict[str, Any]:
+        """More of the machine than a result file needs: what a surprising number may come from."""
+        query = "name,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.limit,mig.mode.current"
+        packages = ("numpy", "hypothesis", "pytest", "pytest-xdist", "pytest-timeout", "pytest-benchmark", "flash-attn")
+        out: dict[str, Any] = {
+            "cores": os.cpu_count(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "packages": {name: _version(name) for name in packages},
+            "tools": {name: shutil.which(name) is not None for name in ("gcc", "nvcc", "compute-sanitizer")},
+            "variables": sorted(k for k in os.environ if k.startswith(("TRITON_", "TORCH_", "PYTORCH_", "CUDA_"))),
+        }
+        if self.cuda:
+            properties = torch.cuda.get_device_properties(self.device)
+            out["gpu"] = {
+                "capability": list(torch.cuda.get_device_capability(self.device)),
+                "multiprocessors": properties.multi_processor_count,
+                "memory_gib": properties.total_memory / 2**30,
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "nvidia-smi": _run("nvidia-smi", f"--query-gpu={query}", "--format=csv"),
+            }
+        return out
 
     def environment(self, commit: str | None, command: str, quick: bool) -> dict[str, Any]:
         """What a result file says about where it comes from."""
@@ -173,3 +207,22 @@ def _git_state() -> tuple[str | None, bool | None]:
         _run("git", "status", "--porcelain", "--", ".", ":!benchmarks/results"),
     )
     return commit, None if commit is None or changes is None else bool(changes)
+
+
+def main() -> None:
+    """Write what this machine is, and its ceilings, to a file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.machine", description=__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", help="commit to name where there is no git")
+    parser.add_argument("--quick", action="store_true", help="small matrices for the ceilings")
+    options = parser.parse_args()
+    machine = Machine(options.device, options.quick)
+    found = machine.environment(options.commit, "python -m benchmarks.machine", options.quick) | machine.details()
+    text = json.dumps(found, indent=1) + "\n"
+    write_atomic(options.out, lambda path: path.write_text(text, encoding="utf-8"))
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -176,6 +177,37 @@ def load(path: str | Path) -> Results:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Results(Path(path), data["environment"], records)
+
+
+def append_line(path: str | Path, row: dict[str, Any]) -> None:
+    """Append one line of JSON, whole and on the disk when this returns; several processes may write to one file."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, (json.dumps(row) + "\n").encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file of lines; a last line that was cut off by a kill is left out, no file is no rows.
+
+    Raises:
+        ValueError: another line is no object; names file and line.
+    """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number}: expected a JSON object, found {line[:60]!r}")
+        rows.append(row)
+    return rows
 
 
 # --- groups measured side by side

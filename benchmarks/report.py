@@ -1,12 +1,13 @@
 """Tables, pictures, comparisons and the README's speed section, from the result files of the benchmarks.
 
-`python benchmarks/report.py tables|figures|compare|readme FILE ...`; exit code 1 for a failure said in one line and for
-a regression, 2 for wrong usage.
+`python benchmarks/report.py tables|figures|compare|readme FILE ...`, and `convert DIR` for the folder that a
+`bench --budget` run left; exit code 1 for a failure said in one line and for a regression, 2 for wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 if __name__ == "__main__":  # as a script, the folder of this file stands first, and `benchmarks` is not found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.convert import result_of, tuned_of
 from benchmarks.paper import PAPER_ROWS, verdicts
 from benchmarks.records import SUITES, Record, Results, baseline, digits, gather, load, rows_of
+from vitpose_fast.bench import free_path, result_name
+from vitpose_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- speed -->", "<!-- /speed -->"
@@ -262,6 +266,22 @@ def write_readme(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace) -> int:
+    result = result_of(options.folder)
+    stamp = result["environment"]
+    name = result_name(stamp["device"], stamp["date"], stamp["quick"])
+    out = options.out or free_path(ROOT / "benchmarks" / "results", name)
+    tuned = options.tuned or out.with_name(f"{out.stem}-tuned.json")
+    for path, value in ((out, result), (tuned, tuned_of(result))):
+        if path.exists():
+            raise ValueError(f"{path} exists already; choose another name")
+        text = json.dumps(value, indent=1) + "\n"
+        write_atomic(path, lambda target, text=text: target.write_text(text, encoding="utf-8"))
+    load(out)  # a file that `tables` cannot read would be noticed too late
+    print(f"{len(result['records'])} records in {out}, {len(tuned_of(result)['choices'])} choices in {tuned}")
+    return 0
+
+
 def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1e6:
@@ -271,7 +291,7 @@ def fraction(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="report.py", description=__doc__)
-    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | readme")
+    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | readme | convert")
     command = commands.add_parser("tables", help="print a file as markdown")
     command.add_argument("file", type=Path, metavar="FILE")
     command.set_defaults(run=show_tables)
@@ -289,6 +309,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     command.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="PATH")
     command.set_defaults(run=write_readme)
+    command = commands.add_parser("convert", help="make a result file and tuned.json of a `bench --budget` run")
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>-<date>.json")
+    command.add_argument("--tuned", type=Path, metavar="FILE", help="default: beside it, ...-tuned.json")
+    command.set_defaults(run=convert)
     return root
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -12,13 +10,12 @@ from benchmarks.lineup import HEAD
 from benchmarks.models import crops, frozen_contender, network_work
 from benchmarks.rivals import hugging_face
 from vitpose_fast import functional as F
-from vitpose_fast.runtime import count_launches
 
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.1}  # float32: rivals and kernels round products differently
 
 
 def pytest_generate_tests(metafunc):
-    """Sizes outermost, so that a model is made once; batch 1 (latency), 8, 64 and one with an unlucky last wave."""
+    """Batch 1 (latency), 8, 64 and one with an unlucky last wave."""
     quick, cuda = metafunc.config.getoption("--quick"), metafunc.config.getoption("--device") == "cuda"
     choices = {
         "size": "bslh" if cuda else "b" if quick else "bs",
@@ -27,7 +24,7 @@ def pytest_generate_tests(metafunc):
     }
     for name, values in choices.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values, ids=lambda v: str(v).removeprefix("torch."), scope="module")
+            metafunc.parametrize(name, values, ids=lambda v: str(v).removeprefix("torch."))
 
 
 def is_compiled(machine, quick, size, batch) -> bool:
@@ -48,16 +45,11 @@ def test_network(compare, machine, quick, lineup, size, dtype, batch):
     used = lineup(f"vitpose-{size}", dtype)
     contenders = used.contenders(is_compiled(machine, quick, size, batch))
     make = inputs(used.model, batch, dtype, False)
-    values = make(0)
-    with torch.inference_mode():
-        counts = {
-            c.name: count_launches(lambda c=c: c.function(*values), machine.device) for c in contenders if c.function
-        }
-    contenders = [replace(c, extra={"launches": counts.get(c.name)}) for c in contenders]
     latency = batch == 1
     name = f"ViTPose-{size.upper()} network{' latency' if latency else ''}"
     work = network_work(used.model.config, batch, dtype.itemsize)
-    compare(Case("model", name, dtype, batch, make, contenders, close(TOLERANCE[dtype]), latency=latency, **work))
+    agree = close(TOLERANCE[dtype])
+    compare(Case("model", name, dtype, batch, make, contenders, agree, latency=latency, launches=True, **work))
 
 
 def test_network_and_decoding(compare, machine, lineup, size, dtype, batch):

@@ -82,6 +82,7 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     if window is None:
         contenders.append(Contender("softmax", with_gradients(softmax) if backward else torch.no_grad()(softmax)))
         contenders.append(Contender("SDPA", attention("sdpa")))
+        contenders += [sdpa(name, attention("sdpa"), machine) for name in ("FLASH", "CUDNN", "EFFICIENT")]
         for package in ("flash_attn", "xformers"):
             there = machine.cuda and find_spec(package) is not None and dtype != torch.float32
             missing = None if there else f"{package} is not installed here, or needs a GPU and 16 bit"
@@ -99,10 +100,26 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, {} if backward else extra))
 
 
+def sdpa(name: str, attention: Any, machine: Any) -> Contender:
+    """PyTorch's attention with one of its back ends, which a graph then holds."""
+    label = f"SDPA, {name.lower()}"
+    if not machine.cuda:
+        return Contender(label, None, "back ends are compared on GPUs")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backend = getattr(SDPBackend, f"{name}_ATTENTION")
+
+    def run(*inputs: Any) -> Any:
+        with sdpa_kernel(backend):
+            return attention(*inputs)
+
+    return Contender(label, run)
+
+
 def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:
     """FlexAttention over raster tokens with the windows as a block mask."""
     if skip or not machine.cuda:
-        return Contender("FlexAttention", None, "compared on GPUs, forward")
+        return Contender("FlexAttention", None, "compared on GPUs, forward", compiled=True)
     from torch.nn.attention.flex_attention import create_block_mask
     from torch.nn.attention.flex_attention import flex_attention as flex
 
@@ -124,7 +141,7 @@ def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads
     def attention(qkv):
         return run(*(x.transpose(1, 2) for x in qkv.unbind(2))).transpose(1, 2).flatten(2)
 
-    return Contender("FlexAttention", attention)
+    return Contender("FlexAttention", attention, compiled=True)
 
 
 def _depth(size: Model) -> int:

@@ -276,9 +276,9 @@ def _heatmap_loss(model: Model, draw: Draw) -> Iterator[Call]:
             points = _keypoints(model, draw, 4 * rows, 4 * columns, model.batch)
             maps = draw.heatmaps(model.batch, model.keypoints, rows, columns)
             yield Call(f"{codec} {rows}x{columns} training", function, (maps, *points, codec), dict(grad=grad))
-    b = min(model.batch, 8)
-    crowd = _keypoints(model, draw, 512, 512, b, 30)
-    maps, mask = draw.heatmaps(b, model.keypoints, 128, 128), draw.uniform(b, 128, 128)
+    b, side = min(model.batch, 8), 8 * model.grid[0]  # 512x512 at 1/4
+    crowd = _keypoints(model, draw, 4 * side, 4 * side, b, 30)
+    maps, mask = draw.heatmaps(b, model.keypoints, side, side), draw.uniform(b, side, side)
     yield Call("bottom-up training", function, (maps, *crowd), dict(grad=grad, mask=mask))
 
 
@@ -305,7 +305,8 @@ def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
             flipped = maps.flip(-1)[:, swap].contiguous()
         label = f"{codec} {blur_kernel} {keypoints}x{size[0]}x{size[1]}{' flip' * flip}{' covariance' * covariance}"
         yield Call(label, heatmap_decode, (maps, codec, blur_kernel, flipped, pairs, centers, scales, covariance))
-    yield Call("bottom-up", heatmap_decode, (draw.heatmaps(min(b, 8), k, 128, 128),))
+    side = 8 * model.grid[0]
+    yield Call("bottom-up", heatmap_decode, (draw.heatmaps(min(b, 8), k, side, side),))
 
 
 _CALLS: dict[str, Callable[[Model, Draw], Iterator[Call]]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def model():
 BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 70.0]]
 
 
-def check_same(a: vp.Poses, b: vp.Poses, tolerance=5e-3):  # processors sum batches of different sizes differently
+def check_same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=tolerance)
 
@@ -68,6 +70,8 @@ def test_equals_the_steps_by_hand(model, task, flip_test):
 
 
 def test_batching_changes_nothing(model):
+    """In float64: processors sum batches of different sizes in different orders, and decoding amplifies that."""
+    model = copy.deepcopy(model).double()
     images = [photo(i, 60 + 4 * i, 80 - 4 * i) for i in range(4)]
     boxes = [BOXES, BOXES[:1], [], BOXES[1:]]
     alone = [vp.PosePredictor(model, task="coco")(i, b) for i, b in zip(images, boxes)]

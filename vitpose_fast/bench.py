@@ -1,8 +1,12 @@
-"""`vitpose-fast bench`: run the benchmarks of a checkout and leave one JSON file. Needs pytest and pytest-benchmark."""
+"""`vitpose-fast bench`: run the benchmarks of a checkout and leave one JSON file. Needs pytest and pytest-benchmark.
+
+With `--budget SECONDS --out DIR`: proof and numbers in the minutes that a GPU is at hand, see `benchmarks/budget.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -45,14 +49,39 @@ def free_path(folder: Path, name: str) -> Path:
     return next(path for path in paths if not path.exists())
 
 
+def _with_budget(options: argparse.Namespace, folder: Path) -> int:
+    """Become the runner of `benchmarks/budget.py`, which outlives whatever its steps do to the device."""
+    alone = {"--all": options.all, "--suites": options.suites is not None, "-k": options.k}
+    given = [flag for flag, value in alone.items() if value]
+    if given:
+        raise ValueError(f"bench: {given[0]} does not go with --budget; choose among its --steps")
+    if options.out is None:
+        raise ValueError("bench: --budget needs --out DIR, a folder for its files")
+    device = options.device or ("cuda" if importlib.import_module("torch").cuda.is_available() else "cpu")
+    command = [sys.executable, "-m", "benchmarks.budget", "--budget", f"{options.budget:g}", "--device", device]
+    command += ["--out", str(options.out.absolute()), *(["--quick"] if options.quick else [])]
+    for flag in ("commit", "steps"):
+        if (value := getattr(options, flag)) is not None:
+            command += [f"--{flag}", value]
+    paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.chdir(folder.parent)
+    sys.stdout.flush()
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+
+
 def main(args: list[str]) -> int:
     """The command: 0, or 1 where a benchmark failed; all others are in the file."""
     parser = argparse.ArgumentParser(prog="vitpose-fast bench", description=__doc__)
     parser.add_argument("--all", action="store_true", help="all suites (the same as naming none)")
-    parser.add_argument(
-        "--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="SUITE", help=", ".join(SUITES)
-    )
+    parser.add_argument("--suites", nargs="+", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="end within that time: compile, check every kernel, then measure in the order of worth; --out is a folder",
+    )
+    parser.add_argument("--steps", help="with --budget: which steps, in which order, like env,warm,smoke,model")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: five minutes on two cores")
     parser.add_argument("--minutes", type=float, default=19.0, help="begin no new benchmark after that long")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
@@ -60,6 +89,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("-k", metavar="EXPRESSION", help="only the benchmarks whose names match, as in pytest")
     options = parser.parse_args(args)
     folder = find_benchmarks()
+    if options.steps and options.budget is None:
+        raise ValueError("bench: --steps are those of a run with --budget SECONDS")
+    if options.budget is not None:
+        return _with_budget(options, folder)
     absent = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
     if absent:
         raise ValueError(f"bench: needs {' and '.join(absent)}; pip install pytest pytest-benchmark")
@@ -75,7 +108,9 @@ def main(args: list[str]) -> int:
     paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     started, codes = time.monotonic(), []
-    for suite in SUITES if options.all else options.suites:  # a process each: one that breaks leaves the others whole
+    for suite in (
+        SUITES if options.all else options.suites or SUITES
+    ):  # a process each: one that breaks leaves the others whole
         left = options.minutes - (time.monotonic() - started) / 60
         files = [f"benchmarks/{file}" for file in SUITES[suite]]
         codes.append(

@@ -33,9 +33,9 @@ def twin(model: ViTPose) -> nn.Module:
     config = transformers.VitPoseConfig(backbone_config=backbone, edges=edges, **settings)
     with torch.device("meta"):
         theirs = transformers.VitPoseForPoseEstimation(config)
-    theirs = theirs.to_empty(device="cpu")
+    theirs = theirs.to_empty(device=model.device)
     theirs.load_state_dict(formats.to_hf(official_state(model)))
-    return theirs.to(model.device).eval()
+    return theirs.eval()
 
 
 def heatmaps(theirs: nn.Module, images: Tensor, experts: Tensor | None = None) -> Tensor:

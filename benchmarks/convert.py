@@ -1,0 +1,64 @@
+"""From the folder of a `bench --budget` run to a result file, and to the choices that were fastest (tuned.json)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import read_lines
+
+LEAST_GAIN = 0.03  # of the time: what is measured to be less faster than the default may be noise
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The result file of a run: {"environment": ..., "records": [...]}.
+
+    What was measured twice (the suites overlap) is taken from the last time, and a number before a reason for none.
+
+    Raises:
+        ValueError: no results, results of two machines, or a malformed line; names the file.
+        OSError: it cannot be read.
+    """
+    path = folder / "results.jsonl"
+    rows = read_lines(path)
+    environments = [row["environment"] for row in rows if "environment" in row]
+    if not environments:
+        raise ValueError(f"{path}: nothing was measured in this run")
+    for name in ("device", "torch", "triton", "commit"):
+        if len({str(e[name]) for e in environments}) > 1:
+            raise ValueError(f"{path}: holds results of more than one {name}; numbers of two are never mixed")
+    records: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if "environment" not in row:
+            key = tuple(row[n] for n in ("suite", "name", "implementation", "dtype", "batch"))
+            if row["missing"] is None or key not in records or records[key]["missing"] is not None:
+                records[key] = row
+    commands = "; ".join(dict.fromkeys(e["command"] for e in environments))
+    return {"environment": environments[0] | {"command": commands}, "records": list(records.values())}
+
+
+def tuned_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The fastest choice for every shape where it differs from the default: what `tuned.json` says.
+
+    A choice needs a gain of 3 % and of more than the spread of both timings (10th to 90th percentile).
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in result["records"]:
+        if "choice" in record["extra"] and record["median_ms"] is not None:
+            shape = {k: v for k, v in record["extra"]["choice"].items() if k not in ("impl", "tiles")}
+            groups.setdefault(json.dumps(shape | {"dtype": record["dtype"]}), []).append(record)
+    choices = []
+    for shape, group in groups.items():
+        default = next((r for r in group if r["extra"]["choice"]["impl"] == "default"), None)
+        if default is None:
+            continue
+        best = min(group, key=lambda r: r["median_ms"])
+        gain = default["median_ms"] - best["median_ms"]
+        spread = max(r["p90_ms"] - r["p10_ms"] for r in (default, best))
+        if best is not default and gain >= max(LEAST_GAIN * default["median_ms"], spread):
+            chosen = {k: best["extra"]["choice"][k] for k in ("impl", "tiles")}
+            times = {"ms": best["median_ms"], "default_ms": default["median_ms"]}
+            choices.append(json.loads(shape) | chosen | times)
+    stamp = {name: result["environment"][name] for name in ("device", "torch", "triton", "commit", "date", "quick")}
+    return {"format": 1, **stamp, "choices": choices}

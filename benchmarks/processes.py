@@ -1,0 +1,72 @@
+"""Child processes that end when they should: at their limit, or with the process that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+
+
+def die_with_parent() -> None:
+    """From now on this process is killed when its parent ends, however that ends (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str], folder: Path) -> subprocess.Popen:
+    """Start a command in a process group of its own, with its output in `log`."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+        cwd=folder,
+        process_group=0,
+        preexec_fn=die_with_parent,
+    )
+
+
+def wait(process: subprocess.Popen, seconds: float) -> int | None:
+    """The exit code of a process, or None where it was still running after that long and was killed with its group.
+
+    What a process leaves behind in its group is killed too.
+    """
+    try:
+        return process.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kill a process started by `start`, and all that it started and did not put into another group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+
+
+class Clock:
+    """Counts down from a budget of seconds."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget, self._started = budget, time.monotonic()
+
+    @property
+    def used(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def left(self) -> float:
+        return self.budget - self.used

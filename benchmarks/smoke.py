@@ -1,0 +1,220 @@
+"""Does every kernel compute what it should? Each shipped call once, against its reference in float64.
+
+    python -m benchmarks.smoke OP|all [--small] [--skip N]
+
+Inputs are random, memory that a kernel is to fill holds NaN before, the device is waited for after every call, and on
+a GPU the call is then replayed from a CUDA graph and must give the same bits. One line of JSON a call. A call that
+breaks the device's context ends the process with code 3; `all` runs the ops in processes of their own, and goes on
+with the call after one that did.
+
+Without a GPU (`--device cpu`) the kernels run in Triton's interpreter, in float32: use `--small` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import tensors_of
+from benchmarks.processes import kill_group, start
+from benchmarks.records import append_line, read_lines
+from vitpose_fast.kernels._calls import MODELS, ODD, OPS, Call, Draw, Model, calls
+from vitpose_fast.kernels._launch import interpreting
+
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||out - truth|| / ||truth||
+BROKEN = 3  # exit code: the context of the device is lost
+SMALL = Model("small", 64, 2, 16, batch=2, tasks=3, keypoints=5, decoder_width=32, grid=(6, 4), window=(4, 2))
+_MOST_DEATHS = 20  # of the processes of one op
+
+
+def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
+    """Shapes and dtypes in the order of their worth. The interpreter is silently wrong in bfloat16, and slow."""
+    half = [torch.bfloat16] if cuda else []
+    if small:
+        shapes = (SMALL, ODD) if cuda else (SMALL,)
+        return [(model, dtype) for dtype in (*half, torch.float32) for model in shapes]
+    s, b = MODELS[:2]
+    shapes = (b, b._replace(batch=1), s, s._replace(batch=1), ODD)
+    exact = (b._replace(batch=8), ODD)
+    return [(m, dtype) for dtype in half for m in shapes] + [(m, torch.float32) for m in exact]
+
+
+def planned(op: str, small: bool, device: torch.device, draw_on: str | None = None) -> Iterator[tuple[dict, Call]]:
+    """Every call of an op with what its row says of it; `draw_on="meta"`: without data."""
+    index = 0
+    for model, dtype in plan(small, device.type == "cuda"):
+        for call in calls(op, model, Draw(draw_on or device, dtype, seed=index)):
+            name = str(dtype).removeprefix("torch.")
+            yield dict(op=op, index=index, label=call.label, model=model.name, batch=model.batch, dtype=name), call
+            index += 1
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Within it memory that PyTorch hands out empty holds NaN (integers: 77), so that what is not written shows."""
+
+    def poison(make: Any) -> Any:
+        def made(*arguments: Any, **options: Any) -> Tensor:
+            x = make(*arguments, **options)
+            return x.fill_(float("nan") if x.is_floating_point() else 77)
+
+        return made
+
+    with contextlib.ExitStack() as stack:
+        for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+            stack.enter_context(mock.patch.object(place, name, poison(getattr(place, name))))
+        yield
+
+
+def in_float64(value: Any) -> Any:
+    """Tensors, dtypes and what is made of them, in float64 where they are floating."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    if isinstance(value, dict):
+        return {key: in_float64(part) for key, part in value.items()}
+    return type(value)(map(in_float64, value)) if type(value) in (list, tuple) else value
+
+
+def relative_error(out: Tensor, truth: Tensor) -> float:
+    """||out - truth|| / ||truth|| over the numbers in `truth`; infinite if `out` has its numbers in other places."""
+    if out.shape != truth.shape:
+        return float("inf")
+    known, out, truth = truth.isfinite(), out.detach().double(), truth.detach().double()
+    if not torch.equal(known, out.isfinite()):
+        return float("inf")
+    difference, size = ((x[known]).norm() for x in (out - truth, truth))
+    return float(difference / size.clamp(min=1e-30))
+
+
+def replayed(call: Call, device: torch.device) -> list[Tensor]:
+    """The outputs of a call that is recorded in a CUDA graph and replayed."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call("triton")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = tensors_of(call("triton"))
+    for x in out:
+        x.fill_(float("nan") if x.is_floating_point() else 77)
+    graph.replay()
+    torch.cuda.synchronize(device)
+    return out
+
+
+@torch.no_grad()
+def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) -> dict[str, Any]:
+    """The row of a call: its error, its limit, and what is wrong with it (`problem`, "" for nothing)."""
+    started = time.perf_counter()
+    limit = LIMITS[getattr(torch, row["dtype"])]
+    found: dict[str, Any] = dict(error=None, limit=limit, same_bits=None, problem="")
+    try:
+        with poisoned():
+            out = tensors_of(call("triton"))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        exact = Call(call.label, call.function, in_float64(call.arguments), in_float64(call.options))
+        truth = tensors_of(exact("reference"))
+        found["error"] = max(relative_error(a, b) for a, b in zip(out, truth, strict=True))
+        if not found["error"] <= limit:
+            found["problem"] = f"error {found['error']:.1e}, {limit:.0e} allowed"
+        if device.type == "cuda" and not eager and row["op"] != "crop":  # whose table of images is made on the host
+            again = replayed(call, device)
+            found["same_bits"] = all(
+                torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(out, again, strict=True)
+            )
+            if not found["same_bits"]:
+                found["problem"] += "; " * bool(found["problem"]) + "a graph of it gives other bits"
+    except Exception as error:  # one call that fails is one line
+        found["problem"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if found["error"] is not None and found["error"] == float("inf"):
+        found["error"] = None  # JSON has no infinity
+    return row | found | dict(seconds=round(time.perf_counter() - started, 3))
+
+
+def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path | None, eager: bool) -> int:
+    """Check the calls of an op from number `skip` on: 0, 1 where one is wrong, BROKEN where the device is lost."""
+    wrong = False
+    for row, call in planned(op, small, device):
+        if row["index"] < skip:
+            continue
+        row = check(row, call, device, eager)
+        wrong = wrong or bool(row["problem"])
+        if lines is not None:
+            append_line(lines, row)
+        if lines is None or row["problem"]:
+            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        if device.type == "cuda":
+            try:
+                torch.cuda.synchronize(device)
+            except RuntimeError:
+                return BROKEN
+    return int(wrong)
+
+
+def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
+    """All ops, some at a time, each in a process of its own: 0, or 1 where a call is wrong."""
+    waiting, running, deaths = [(op, 0) for op in OPS], {}, dict.fromkeys(OPS, 0)
+    options = ["--device", device.type, "--lines", str(lines), *(["--small"] if small else [])]
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            op, skip = waiting.pop(0)
+            command = [sys.executable, "-m", "benchmarks.smoke", op, "--skip", str(skip), *options]
+            running[op] = start(command, sys.stdout.buffer, os.environ, Path.cwd())
+        for op, process in list(running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del running[op]
+            kill_group(process)
+            if code in (0, 1):
+                continue
+            deaths[op] += 1
+            done = [row["index"] for row in read_lines(lines) if row["op"] == op]
+            following = max(done, default=-1) + 1
+            if code != BROKEN:  # it died in a call of which it left no line
+                rows = [row for row, _ in planned(op, small, device, "meta")]
+                if following < len(rows):
+                    append_line(lines, rows[following] | dict(problem=f"the process ended with code {code}"))
+                following += 1
+            if deaths[op] < _MOST_DEATHS:
+                waiting.append((op, following))
+        time.sleep(0.05)
+    return int(any(row["problem"] for row in read_lines(lines)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.smoke", description=__doc__.splitlines()[0])
+    parser.add_argument("op", choices=[*OPS, "all"])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="small shapes: seconds in an interpreter or a sanitizer")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin with call number N of the op")
+    parser.add_argument("--lines", type=Path, help="append the rows to this file instead of printing them")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--jobs", type=int, default=min(5, os.cpu_count() or 1), help="ops at a time, for `all`")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cpu" and not interpreting():
+        parser.error("without a GPU the kernels run in Triton's interpreter: set TRITON_INTERPRET=1")
+    if options.op != "all":
+        return check_op(options.op, device, options.small, options.skip, options.lines, options.eager)
+    if options.lines is None:
+        parser.error("all: name a file with --lines")
+    return check_all(device, options.small, options.jobs, options.lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

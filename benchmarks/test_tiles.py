@@ -1,0 +1,60 @@
+"""The linear layers of the network with every tile of ours, against cuBLAS with what our epilogues do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contenders import TOLERANCE
+from benchmarks.harness import Case, Contender, close, declared
+from benchmarks.models import randn
+from benchmarks.tiles import LAYERS, TILES, library, ours, with_tiles
+from vitpose_fast.kernels._calls import MODELS
+from vitpose_fast.kernels._launch import HAS_TRITON, architecture
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("batch", [64, 1])
+@pytest.mark.parametrize("size", MODELS, ids=lambda m: m.name)
+def test_linear_tiles(compare, machine, quick, dtype, on, size, batch, layer):
+    """Each record carries the choice that it measures, for `report.py convert`."""
+    if not machine.cuda and (size.name, batch) != ("B", 1):
+        pytest.skip("on a CPU B at batch 1 stands for all")
+    more_out, more_in, norm, gelu = LAYERS[layer]
+    columns, inputs, rows = more_out * size.width, more_in * size.width, batch * 192
+
+    def make(seed):
+        x = randn(seed, batch, 192, inputs, device=on, dtype=dtype)
+        weight = randn(seed + 1, columns, inputs, device=on, dtype=dtype) * inputs**-0.5
+        bias = randn(seed + 2, columns, device=on, dtype=dtype)
+        residual = randn(seed + 3, batch, 192, columns, device=on, dtype=dtype)
+        return x, weight, bias, residual, weight.float().sum(1)
+
+    epilogue = "norm+gelu" if gelu else "norm" if norm else "residual"
+    key = dict(op="linear", columns=columns, inputs=inputs, rows=rows, epilogue=epilogue)
+
+    def contender(name: str, function: Callable[..., Any], impl: str, tiles: tuple[int, ...] | None) -> Contender:
+        run = torch.no_grad()(lambda *tensors: function(*tensors, norm, gelu))
+        if tiles is not None:
+            run = with_tiles(run, tiles, impl == "descriptors")
+        return Contender(name, run, extra={"choice": key | dict(impl=impl, tiles=tiles)})
+
+    theirs = "cuBLAS" if machine.cuda else "torch"
+    contenders = [contender("ours", ours, "default", None), contender(theirs, library, "library", None)]
+    if machine.cuda and HAS_TRITON and dtype != torch.float32:
+        has_descriptors = architecture(torch.empty(0, device=on)) in (90, 100)
+        for way in ("descriptors", "pointers") if has_descriptors else ("pointers",):
+            for tiles in TILES:
+                m, tail, n, *_ = tiles
+                name = f"ours, {m}{f'+{tail}' if tail else ''}x{n}, {way}"
+                contenders.append(contender(name, ours, way, tiles))
+    x, weight, bias, residual, sums = make(0)
+    moments = torch.empty(rows, device="meta")
+    norm_arguments = (moments, moments, sums) if norm else None
+    rest = None if norm else residual.flatten(0, 1)
+    flops, moved = declared("linear", x.flatten(0, 1), weight, bias, gelu, rest, norm_arguments, 90)
+    name = f"linear tiles {size.name} {layer}"
+    compare(Case("ops", name, dtype, batch, make, contenders, close(TOLERANCE[dtype]), flops, moved))

@@ -1,0 +1,52 @@
+"""The ways to compute a linear layer of the network that are measured against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch.nn.functional as nnF
+
+from vitpose_fast import functional as F
+
+TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last one is no choice of ours yet: what others use
+    (128, 64, 128, 64, 8, 4),
+    (128, 0, 128, 64, 8, 4),
+    (128, 0, 64, 64, 8, 4),
+    (64, 0, 64, 64, 4, 4),
+    (128, 0, 256, 64, 8, 3),
+]
+LAYERS = {  # outputs and inputs in widths; whether LayerNorm comes before it, GELU after it
+    "qkv": (3, 1, True, False),
+    "proj": (1, 1, False, False),
+    "fc1": (4, 1, True, True),
+    "fc2": (1, 4, False, False),
+}
+
+
+def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors: bool) -> Callable[..., Any]:
+    """The function with products in these tiles, through tensor descriptors or pointers."""
+    from vitpose_fast.kernels.gpu import linear as gpu
+
+    def run(*inputs: Any) -> Any:
+        chosen = mock.patch.object(gpu, "choose_tiles", lambda *_: gpu.Tiles(*tiles))
+        way = mock.patch.object(gpu, "takes_descriptors", lambda *_: descriptors)
+        with chosen, way:
+            return function(*inputs)
+
+    return run
+
+
+def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
+    if norm:
+        return F.linear(x, weight, bias, gelu, None, (*F.layer_norm_statistics(x), sums))
+    return F.linear(x, weight, bias, gelu, residual)
+
+
+def library(x, weight, bias, residual, sums, norm: bool, gelu: bool):
+    """As fast as a library's product allows: one product with its bias, then the rest."""
+    x = nnF.layer_norm(x, x.shape[-1:], eps=1e-6) if norm else x
+    y = nnF.linear(x, weight, bias)
+    y = nnF.gelu(y) if gelu else y
+    return y if norm else y + residual

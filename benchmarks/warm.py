@@ -1,0 +1,173 @@
+"""Compile what the next steps launch, in parallel, before they do: no GPU is needed for it.
+
+    python -m benchmarks.warm --out compile.json [--arch sm_90] [--seconds S]
+
+What is compiled is recorded from the steps' own calls on the meta device: those of `benchmarks/smoke.py`, frozen
+models, and the tiles of `benchmarks/tiles.py`. It goes into Triton's cache on disk, where every later process
+finds it. With triton 3.6 the C function that launches each signature is built too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import vitpose_fast as vp
+from benchmarks.models import TASKS
+from benchmarks.processes import Clock, die_with_parent
+from benchmarks.smoke import SMALL, plan
+from benchmarks.tiles import LAYERS, TILES, ours, with_tiles
+from vitpose_fast.files import write_atomic
+from vitpose_fast.frozen import FrozenBackbone
+from vitpose_fast.kernels._calls import MODELS, OPS, Draw
+from vitpose_fast.kernels._launch import ARCHITECTURES, Launch, interpreting, recording
+from vitpose_fast.kernels.gpu._aot import Source, build_launcher, compile_source, shipped, source
+from vitpose_fast.runtime import FrozenViTPose
+
+BATCHES = (64, 1, 8, 72)  # of benchmarks/test_model.py
+
+
+def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> list[Launch]:
+    """What a frozen model launches for a batch, decoding included."""
+    options: dict[str, Any] = dict(tasks=TASKS, head_tasks=("coco",)) if mixed else {}
+    with torch.device("meta"):
+        model = vp.create_model(name, **options).eval()
+    frozen = FrozenViTPose(model, torch.bfloat16, True, True)
+    assert isinstance(frozen.backbone, FrozenBackbone)
+    images = torch.empty(batch, 3, *model.config.image_size, dtype=torch.bfloat16, device="meta")
+    place = torch.empty(batch, 2, device="meta")
+    with recording(arch) as launches:
+        maps = frozen.heads["coco"](frozen.backbone(images, torch.empty(batch, dtype=torch.int64, device="meta")))
+        vp.functional.heatmap_decode(maps, centers=place, scales=place)
+    return launches
+
+
+def tile_launches(arch: int) -> Iterator[Launch]:
+    """What `test_tiles.py` launches for B."""
+    draw, width = Draw("meta", torch.bfloat16), MODELS[1].width
+    for batch in (64, 1):
+        for more_out, more_in, norm, gelu in LAYERS.values():
+            columns, inputs = more_out * width, more_in * width
+            x, weight, bias = draw.normal(batch, 192, inputs), draw.normal(columns, inputs), draw.normal(columns)
+            tensors = (x, weight, bias, draw.normal(batch, 192, columns), weight.float().sum(1), norm, gelu)
+            for tiles in TILES:
+                for descriptors in (True, False) if arch in (90, 100) else (False,):
+                    with recording(arch) as launches:
+                        with_tiles(ours, tiles, descriptors)(*tensors)
+                    yield from launches
+
+
+def wanted(arch: int, small: bool) -> dict[Source, str]:
+    """What to compile, in the order of need: the kernel and who needs it first."""
+    out: dict[Source, str] = {}
+
+    def add(label: str, launches: Any) -> None:
+        for launch in launches:
+            out.setdefault(source(launch), label)
+
+    if small:
+        for op in ("layer_norm", "linear", "heatmap_decode"):
+            add(f"{op}, small", (launch for _, launch in shipped(op, SMALL, torch.bfloat16, arch)))
+        return out
+    for name in ("vitpose-b", "vitpose-s", "vitpose-l", "vitpose-h"):
+        for batch in BATCHES:
+            add(f"{name} {batch}", model_launches(name, batch, arch))
+    for batch in (64, 8):
+        add(f"vitpose++-b mixed {batch}", model_launches("vitpose++-b", batch, arch, mixed=True))
+    for model, dtype in plan(False, True):
+        for op in OPS:
+            add(f"{op}, {model.name} {model.batch}", (launch for _, launch in shipped(op, model, dtype, arch)))
+    add("tiles", tile_launches(arch))
+    return out
+
+
+class Done(NamedTuple):
+    seconds: float
+    launcher: str  # "built", "not needed", or why there is none
+    error: str = ""
+
+
+def compile_one(src: Source, arch: int) -> Done:
+    """In a process of its own: compile, and build the launcher where one can be built."""
+    started = time.perf_counter()
+    try:
+        compiled = compile_source(src, arch)
+    except Exception as error:  # whatever a compiler raises
+        return Done(time.perf_counter() - started, "", " ".join(str(error).split())[-300:])
+    try:
+        launcher = "built" if build_launcher(compiled) else "not needed"
+    except Exception as error:  # no driver's library, no compiler for C: the first launch will say so
+        launcher = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return Done(time.perf_counter() - started, launcher)
+
+
+def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seconds: float) -> dict[str, Any]:
+    """What compile.json says."""
+    failed = {f"{s.kernel} ({sources[s]})": d.error for s, d in done.items() if d.error}
+    slowest = sorted(done.items(), key=lambda item: -item[1].seconds)[:10]
+    return {
+        "arch": f"sm_{arch}",
+        "triton": __import__("triton").__version__,
+        "kernels": len(sources),
+        "compiled": len(done) - len(failed),
+        "failed": failed,
+        "seconds": round(seconds, 1),
+        "launchers": dict(Counter(d.launcher for d in done.values() if d.launcher)),
+        "slowest": [f"{d.seconds:.1f} s {s.kernel} ({sources[s]})" for s, d in slowest],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="file for what was compiled")
+    parser.add_argument("--arch", choices=[f"sm_{a}" for a in ARCHITECTURES], help="default: of the GPU, else sm_90")
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop after that long; the rest compiles later")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2))
+    parser.add_argument("--small", action="store_true", help="a handful of kernels: does compiling work at all")
+    options = parser.parse_args()
+    if interpreting():
+        parser.error("TRITON_INTERPRET is set, which leaves no compiler; unset it")
+    clock = Clock(options.seconds)
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    known = max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])
+    arch = int(options.arch.removeprefix("sm_")) if options.arch else known
+    sources = wanted(arch, options.small)
+    done: dict[Source, Done] = {}
+
+    def save() -> None:
+        text = json.dumps(report(sources, done, arch, clock.used), indent=1) + "\n"
+        write_atomic(options.out, lambda path: path.write_text(text, encoding="utf-8"))
+
+    save()
+    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), initializer=die_with_parent)
+    pending = {pool.submit(compile_one, src, arch): src for src in sources}
+    while pending and clock.left > 0:
+        ready, _ = wait(pending, timeout=min(2.0, max(clock.left, 0.0)), return_when=FIRST_COMPLETED)
+        for future in ready:
+            done[pending.pop(future)] = future.result()
+        save()
+    processes = list(pool._processes.values())
+    pool.shutdown(wait=not pending, cancel_futures=True)
+    for process in processes if pending else ():
+        process.kill()
+    save()
+    failed = report(sources, done, arch, clock.used)["failed"]
+    print(f"{len(done) - len(failed)} of {len(sources)} kernels compiled for sm_{arch} in {clock.used:.0f} s")
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

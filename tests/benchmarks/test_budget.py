@@ -1,0 +1,281 @@
+"""`bench --budget`: steps that fail, hang or die cost themselves only, and a kill at any moment costs one record."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import budget, report
+from benchmarks.budget import Outcome, Run, Runner, Step, summary
+from benchmarks.convert import result_of, tuned_of
+from benchmarks.processes import Clock
+from benchmarks.records import append_line, load, read_lines
+
+ENVIRONMENT = dict(
+    device="NVIDIA H100", driver="580", threads=8, torch="2.11", triton="3.6.0", commit="abc123", dirty=None,
+    matmul_tflops=790.0, copy_tb_s=3.0, date="2026-11-26", command="pytest -k B", quick=False,
+)  # fmt: skip
+
+
+def record(implementation, median, name="linear tiles B qkv", missing=None, **extra):
+    numbers = dict.fromkeys(("p99_ms", "per_second", "peak_mib", "flops", "bytes", "roofline_fraction"))
+    known = (None, None, None) if median is None else (median, 0.99 * median, 1.01 * median)
+    times = dict(zip(("median_ms", "p10_ms", "p90_ms"), known))
+    identity = dict(suite="ops", name=name, implementation=implementation, dtype="bfloat16", batch=64, graphed=True)
+    return identity | numbers | times | dict(missing=missing, extra=extra)
+
+
+def choice(implementation, median, impl, tiles=None, columns=2304):
+    key = dict(op="linear", columns=columns, inputs=768, rows=12288, epilogue="norm", impl=impl, tiles=tiles)
+    return record(implementation, median, f"linear {columns}", choice=key)
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """Modules that steps run: one is fine, one fails, one hangs with a child of its own."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "fine.py").write_text("print('all is well')\n")
+    (folder / "fails.py").write_text("import sys; print('line of the log'); sys.exit(7)\n")
+    (folder / "hangs.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        "print('child', child.pid, flush=True); time.sleep(300)\n"
+    )
+    (folder / "talks.py").write_text("print('x' * 70 * 1000 * 100)\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return lambda name, seconds=20.0, least=0.0, **more: Step(name, seconds, least, lambda run, s: [name], **more)
+
+
+def is_alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
+    out = tmp_path / "out"
+    out.mkdir()
+    run = Run(out, "cpu", "abc123", True)
+    todo = [
+        steps("fails"),
+        steps("hangs", seconds=3.0),
+        steps("absent", absent=lambda run: "needs a GPU"),
+        steps("fine"),
+        steps("late", least=1000.0),
+    ]
+    assert Runner(run, todo, Clock(60.0)).run_all() == 1
+    text = (out / "summary.txt").read_text()
+    for line in (
+        "failed, code 7",
+        "killed at its limit of 3 s",
+        "absent: needs a GPU",
+        "s  done",
+        "not begun: ",
+        "commit abc123",
+    ):
+        assert line in text, text
+    log = (out / "log.txt").read_text()
+    assert "== fine: -m fine" in log and "all is well" in log
+    assert "line of the log" in capfd.readouterr().out  # of a step that failed the end is shown
+    child = int(log.split("child ")[1].split()[0])
+    assert not is_alive(child)
+    assert Runner(run, [steps("fine"), todo[2]], Clock(60.0)).run_all() == 0
+
+
+def test_a_log_without_end_is_cut_in_its_middle(tmp_path, steps, monkeypatch):
+    monkeypatch.setattr(budget, "_MOST_LOG", 100_000)
+    run = Run(tmp_path, "cpu", None, True)
+    (tmp_path / "log.txt").write_text("before\n")
+    Runner(run, [steps("talks")], Clock(60.0)).run_all()
+    log = (tmp_path / "log.txt").read_text()
+    assert len(log) < 101_000 and log.startswith("before\n") and "bytes left out" in log and log.endswith("xx\n")
+    assert "give it with --commit" in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
+    (tmp_path / "env.json").write_text(json.dumps(ENVIRONMENT))
+    compiled = dict(arch="sm_90", kernels=321, compiled=320, failed={"linear_kernel (tiles)": "no"})
+    (tmp_path / "compile.json").write_text(json.dumps(compiled))
+    row = dict(op="attention", label="whole 16x12", model="B", batch=64, dtype="bfloat16", error=0.5, problem="")
+    for i in range(30):
+        append_line(tmp_path / "smoke.jsonl", row | dict(index=i, problem="error 5.0e-01" if i % 2 else ""))
+    append_line(tmp_path / "results.jsonl", {"environment": ENVIRONMENT})
+    for i in range(80):
+        rows = [record("ours", 2.0, f"case {i}"), record("HF", 3.0, f"case {i}"), record("fast", 1.0, f"case {i}")]
+        for one in [*rows, record("broken", None, f"case {i}", "failed: no kernel"), record("x", None, "y", "absent")]:
+            append_line(tmp_path / "results.jsonl", one)
+    append_line(tmp_path / "results.jsonl", record("ours", None, "lost", "failed: CUDA error"))
+    (tmp_path / "junit.xml").write_text(
+        '<testsuites><testsuite tests="9" failures="2" errors="1" skipped="3"/></testsuites>'
+    )
+    (tmp_path / "sanitizer.txt").write_text("noise\n== memcheck linear: 0 errors\n")
+    run = Run(tmp_path, "cuda", "abc123", False)
+    outcomes = [Outcome(step, "done", 1.0, 0) for step in budget.STEPS]
+    text = summary(run, outcomes, Clock(300.0))
+    for part in (
+        "NVIDIA H100, 790 TFLOP/s, 3 TB/s, torch 2.11, triton 3.6.0, commit abc123",
+        "320 of 321 kernels for sm_90, 1 failed",
+        "15 of 30 calls right",
+        "15 calls are wrong:",
+        "attention whole 16x12, B 64, bfloat16: error 5.0e-01",
+        "9 tests, 2 failures, 1 errors, 3 skipped",
+        "== memcheck linear: 0 errors",
+        "case 0, bfloat16, 64: 2 | 0.50 fast; 1.50 HF; broken failed: no kernel",
+        "more in results.jsonl",
+    ):
+        assert part in text, text
+    assert len(text) < 12_000 and len(text.splitlines()) < 80 and max(map(len, text.splitlines())) <= 170
+
+
+def bench(out, *more, **options):
+    command = [sys.executable, "-W", "ignore", "-m", "vitpose_fast", "bench", "--device", "cpu", "--quick"]
+    command += ["--out", str(out), "--commit", "abc123", *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **options
+    )
+
+
+def test_killed_at_any_moment_what_was_measured_is_there(root, tmp_path):
+    """Five times: all files can be read, nothing goes on running, and the next run refuses to write over them."""
+    draw = random.Random(0)
+    found = []
+    for i, moment in enumerate((0.5, 4.0, 8.0, 12.0, 16.0)):
+        out = tmp_path / f"run{i}"
+        process = bench(out, "--budget", "60", "--steps", "env,decoder,smoke", cwd=root)
+        time.sleep(moment + 3 * draw.random())
+        process.kill()
+        process.wait()
+        time.sleep(0.5)
+        assert not [p for p in os.listdir("/proc") if p.isdigit() and str(out) in read(f"/proc/{p}/cmdline")]
+        assert set(os.listdir(out)) <= set(budget.FILES) if out.exists() else i == 0
+        rows = read_lines(out / "results.jsonl")
+        found.append(len(rows) + len(read_lines(out / "smoke.jsonl")))
+        if rows and "environment" not in rows[-1]:
+            result = tmp_path / f"result{i}.json"
+            assert report.main(["convert", str(out), "--out", str(result)]) == 0
+            assert load(result).records and load(result).environment["commit"] == "abc123"
+        if (out / "summary.txt").exists():
+            assert "running" in (out / "summary.txt").read_text()
+    assert max(found) > 2
+    again = bench(out, "--budget", "60", cwd=root)
+    text, _ = again.communicate()
+    assert again.returncode == 1 and "of an earlier run; name another folder with --out" in text
+
+
+def read(path):
+    try:
+        return open(path, errors="replace").read().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def test_asked_to_stop_it_says_how_far_it_came(root, tmp_path):
+    process = bench(tmp_path / "run", "--budget", "60", "--steps", "env,smoke", cwd=root)
+    time.sleep(7)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=20)
+    assert process.returncode == 1 and "stopped from outside" in text
+    assert text.endswith((tmp_path / "run" / "summary.txt").read_text() + "\n")
+
+
+def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
+    """As on a machine that is lent for minutes: a bare copy on PYTHONPATH, nothing but torch, triton and pytest."""
+    copy, hidden = tmp_path / "copy", tmp_path / "hidden"
+    hidden.mkdir()
+    for package in ("tyro", "pycocotools", "simplejpeg", "supervision", "git"):
+        (hidden / f"{package}.py").write_text("raise ImportError('not here')\n")
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    for name in files.stdout.splitlines():
+        target = copy / name
+        if not (root / name).exists() and not (root / name).is_symlink():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (root / name).is_symlink():
+            target.symlink_to(os.readlink(root / name))
+        else:
+            target.write_bytes((root / name).read_bytes())
+    environment = os.environ | {"PYTHONPATH": f".:kernels:training:{hidden}", "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", "-m", "vitpose_fast", "bench", "--budget", "100", "--device", "cpu"]
+    command += ["--quick", "--out", str(tmp_path / "out"), "--commit", "abc123", "--steps", "env,warm,linear"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "18 kernels for sm_90, 0 failed" in done.stdout.replace("18 of 18", "18")
+    rows = read_lines(tmp_path / "out" / "results.jsonl")
+    assert {r["environment"]["commit"] for r in rows if "environment" in r} == {"abc123"}
+    assert len([r for r in rows if "environment" not in r]) == 8 and len(done.stdout) < 12_000
+    assert str(copy) not in (tmp_path / "out" / "env.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "60"], "--budget needs --out DIR"),
+        (["--budget", "5", "--out", "x"], "expected more than 10 seconds"),
+        (["--budget", "60", "--out", "x", "--steps", "env,nonsense"], "expected some of env,warm,smoke"),
+        (["--budget", "60", "--out", "x", "--all"], "--all does not go with --budget"),
+        (["--budget", "60", "--out", "x", "-k", "B"], "-k does not go with --budget"),
+        (["--steps", "env"], "--steps are those of a run with --budget"),
+    ],
+)
+def test_wrong_use_is_one_line(root, tmp_path, arguments, message):
+    arguments = [str(tmp_path / a) if a == "x" else a for a in arguments]
+    command = [sys.executable, "-m", "vitpose_fast", "bench", "--device", "cpu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_results_become_a_file_and_choices(tmp_path, capsys):
+    lines = tmp_path / "results.jsonl"
+    with pytest.raises(ValueError, match="nothing was measured"):
+        result_of(tmp_path)
+    append_line(lines, {"environment": ENVIRONMENT})
+    rows = [
+        choice("ours", 0.100, "default"),
+        choice("cuBLAS", 0.090, "library"),
+        choice("ours, 128x128, descriptors", 0.080, "descriptors", [128, 0, 128, 64, 8, 4]),
+        choice("ours", 0.100, "default", columns=768),
+        choice("cuBLAS", 0.098, "library", columns=768),  # within the noise
+        record("ours", None, "decoder", "failed: once"),
+    ]
+    for row in rows:
+        append_line(lines, row)
+    append_line(lines, {"environment": ENVIRONMENT | dict(command="pytest -k model")})
+    append_line(lines, record("ours", 0.5, "decoder"))
+    append_line(lines, record("ours", None, "decoder", "failed: later"))
+    with open(lines, "a") as file:
+        file.write('{"suite": "ops", "na')  # cut off by a kill
+    result = result_of(tmp_path)
+    assert len(result["records"]) == 6 and result["records"][-1]["median_ms"] == 0.5
+    assert result["environment"]["command"] == "pytest -k B; pytest -k model"
+    tuned = tuned_of(result)
+    assert tuned["device"] == "NVIDIA H100" and tuned["format"] == 1
+    (chosen,) = tuned["choices"]
+    assert chosen["columns"] == 2304 and chosen["impl"] == "descriptors" and chosen["tiles"][2] == 128
+    assert chosen["ms"] == 0.080 and chosen["default_ms"] == 0.100 and chosen["dtype"] == "bfloat16"
+    out = tmp_path / "result.json"
+    assert report.main(["convert", str(tmp_path), "--out", str(out)]) == 0
+    assert len(load(out).records) == 6 and (tmp_path / "result-tuned.json").exists()
+    assert report.main(["convert", str(tmp_path), "--out", str(out)]) == 1
+    assert "exists already; choose another name" in capsys.readouterr().err
+    with open(lines, "a") as file:
+        file.write("\n")
+    assert report.main(["convert", str(tmp_path), "--out", str(tmp_path / "b.json")]) == 1
+    assert "line 11: expected a JSON object" in capsys.readouterr().err
+
+
+def test_numbers_of_two_cards_are_never_mixed(tmp_path):
+    for device in ("NVIDIA H100", "NVIDIA H200"):
+        append_line(tmp_path / "results.jsonl", {"environment": ENVIRONMENT | dict(device=device)})
+    with pytest.raises(ValueError, match="more than one device; numbers of two are never mixed"):
+        result_of(tmp_path)

@@ -1,0 +1,141 @@
+"""The smoke run finds what is wrong: an error, an unwritten output, a dead process; and goes on after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import sanitize, smoke
+from benchmarks.records import read_lines
+from vitpose_fast.kernels._calls import Call
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+CPU = torch.device("cpu")
+ROW = dict(op="x", index=0, label="y", model="z", batch=1, dtype="float32")
+
+
+def check(function):
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    call = Call("y", lambda x, impl: x.exp() if impl == "reference" else function(x), (x,))
+    return smoke.check(dict(ROW), call, CPU, eager=True)
+
+
+def test_right_and_wrong_outputs():
+    row = check(lambda x: x.double().exp().float())
+    assert row["problem"] == "" and row["error"] < 1e-7 and row["limit"] == 1e-5
+    assert "error 1.0e-03, 1e-05 allowed" in check(lambda x: x.exp() * 1.001)["problem"]
+    row = check(lambda x: x.exp()[:32])
+    assert "error inf" in row["problem"] and row["error"] is None  # JSON has no infinity
+    json.loads(json.dumps(row, allow_nan=False))
+
+    def unwritten(x):
+        out = torch.empty_like(x)
+        out[:-1] = x[:-1].exp()
+        return out
+
+    assert "error inf" in check(unwritten)["problem"]
+
+    def broken(x):
+        raise RuntimeError("no such\nkernel")
+
+    assert check(broken)["problem"] == "RuntimeError: no such kernel"
+
+
+def test_memory_is_poisoned_inside_only():
+    with smoke.poisoned():
+        fresh = [torch.empty(9), torch.empty_like(torch.ones(9)), torch.ones(2).new_empty(9)]
+        assert all(x.isnan().all() for x in fresh) and torch.empty(3, dtype=torch.int32).tolist() == [77] * 3
+    assert torch.empty.__module__ != "benchmarks.smoke" and "poison" not in repr(torch.empty)
+
+
+def test_float64_reaches_every_argument():
+    half = torch.ones(2, dtype=torch.float16)
+    given = (half, [half, 3], dict(a=(half,), dtype=torch.float16), torch.ones(1, dtype=torch.int64), None)
+    wide = smoke.in_float64(given)
+    assert wide[0].dtype == wide[1][0].dtype == wide[2]["a"][0].dtype == wide[2]["dtype"] == torch.float64
+    assert wide[1][1] == 3 and wide[3].dtype == torch.int64 and wide[4] is None
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.smoke", *arguments, "--device", "cpu", "--small"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_one_op_in_a_process(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    done = run("layer_norm", "--lines", str(tmp_path / "rows.jsonl"), "--skip", "2")
+    assert done.returncode == 0, done.stderr
+    rows = read_lines(tmp_path / "rows.jsonl")
+    assert [r["index"] for r in rows] == [2, 3, 4, 5] and not any(r["problem"] for r in rows)
+    assert {r["model"] for r in rows} == {"small"} and all(r["error"] < 1e-6 for r in rows)
+    refused = subprocess.run(
+        [sys.executable, "-m", "benchmarks.smoke", "linear", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )
+    assert refused.returncode == 2 and "set TRITON_INTERPRET=1" in refused.stderr
+
+
+def test_a_lost_device_or_process_costs_one_call(root, tmp_path, monkeypatch):
+    """The second call of `heatmap_target` kills its process, that of `layer_norm` loses the device."""
+    monkeypatch.chdir(root)
+    (tmp_path / "smoke_with_accidents.py").write_text(
+        """
+import os, sys
+import benchmarks.smoke as smoke
+honest = smoke.check
+def check(row, call, device, eager):
+    if (row["op"], row["index"]) == ("heatmap_target", 1):
+        os.kill(os.getpid(), 9)
+    found = honest(row, call, device, eager)
+    if (row["op"], row["index"]) == ("layer_norm", 1):
+        smoke.append_line(sys.argv[sys.argv.index("--lines") + 1], found | dict(problem="CUDA error"))
+        os._exit(smoke.BROKEN)
+    return found
+smoke.check = check
+sys.exit(smoke.main())
+"""
+    )
+    lines, real = tmp_path / "rows.jsonl", smoke.start
+
+    def start(command, *rest):
+        return real([command[0], str(tmp_path / "smoke_with_accidents.py"), *command[3:]], *rest)
+
+    monkeypatch.setattr(smoke, "start", start)
+    monkeypatch.setattr(smoke, "OPS", ("heatmap_target", "layer_norm"))
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with open(tmp_path / "out.txt", "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert smoke.check_all(CPU, True, 2, lines) == 1
+    rows = read_lines(lines)
+    indices = {op: [r["index"] for r in rows if r["op"] == op] for op in smoke.OPS}
+    assert indices == {"heatmap_target": [0, 1], "layer_norm": [0, 1, 2, 3, 4, 5]}
+    wrong = {(r["op"], r["index"]): r["problem"] for r in rows if r["problem"]}
+    assert wrong == {("heatmap_target", 1): "the process ended with code -9", ("layer_norm", 1): "CUDA error"}
+    assert next(r for r in rows if r["op"] == "heatmap_target" and r["index"] == 1)["label"] == "msra"
+
+
+def test_the_sanitizers_verdict_is_read():
+    clean = "========= COMPUTE-SANITIZER\n...\n========= ERROR SUMMARY: 0 errors\n"
+    assert sanitize.verdict(clean, 1) == "0 errors"  # whether the numbers are right is for the smoke run to say
+    assert sanitize.verdict("========= ERROR SUMMARY: 3 errors", 9) == "3 errors"
+    race = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
+    assert sanitize.verdict(race, 9) == "2 errors"
+    assert sanitize.verdict("half a line", None) == "did not finish in its time"
+    assert sanitize.verdict("", 127) == "no verdict, exit code 127"
+
+
+def test_the_sanitizer_needs_its_tool(root, monkeypatch):
+    environment = os.environ | {"PATH": "/nonexistent"}
+    command = [sys.executable, "-m", "benchmarks.sanitize", "linear"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 2 and "compute-sanitizer is not on the PATH" in done.stderr
