@@ -285,7 +285,10 @@ def summary(run: Run, outcomes: Sequence[Outcome], clock: Clock) -> str:
     """What happened, on one screen: where, how every step went, what is wrong, and the ratios."""
     out = [_where(run), f"{clock.used:.0f} of {clock.budget:.0f} s", ""]
     for o in outcomes:
-        said = _said(run, o.step.name)
+        try:
+            said = _said(run, o.step.name)
+        except (OSError, ValueError, ElementTree.ParseError):  # a step that was killed may leave half a file
+            said = ""
         out.append(f"{o.step.name:10}{o.seconds:6.1f} s  {o.state}{': ' if said else ''}{said}")
     wrong = [row for row in _rows(run, "smoke.jsonl") if row["problem"]]
     out += ["", f"{len(wrong)} calls are wrong:"] if wrong else []

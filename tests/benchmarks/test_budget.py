@@ -133,6 +133,9 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
         "more in results.jsonl",
     ):
         assert part in text, text
+    for name in ("junit.xml", "compile.json", "env.json", "smoke.jsonl"):
+        (tmp_path / name).write_text("{<cut o")
+    assert "320 of 321" not in summary(run, outcomes, Clock(300.0))  # half a file is no reason to lose the others
     assert len(text) < 12_000 and len(text.splitlines()) < 80 and max(map(len, text.splitlines())) <= 170
 
 

@@ -25,6 +25,7 @@ from benchmarks.harness import (
     with_rivals,
 )
 from benchmarks.machine import Machine
+from benchmarks.models import random_model
 from vitpose_fast import bench
 from vitpose_fast.__main__ import run
 
@@ -289,3 +290,22 @@ def test_result_files_have_names_of_their_own(tmp_path):
         path = bench.free_path(tmp_path, name)
         assert path.name == expected
         path.touch()
+
+
+def test_models_are_made_on_their_device():
+    """Not on one thread of a CPU and then moved: a model of a billion weights takes a minute there."""
+    for name in ("vitpose-tiny", "vitpose++-tiny"):
+        model = random_model(name, torch.device("meta"))
+        assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    on_cpu = random_model("vitpose-tiny", torch.device("cpu")).state_dict()
+    norms = [v for k, v in on_cpu.items() if "running_var" in k]
+    assert norms and all(0.5 <= v.min() < v.max() <= 1.5 for v in norms)
+
+
+def test_what_matters_most_is_measured_first(root):
+    """Sizes outermost, B first: pytest groups the parameters of a wider scope and would begin elsewhere."""
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_model.py", "--collect-only", "-q", "--device", "cuda"]
+    done = subprocess.run([*command, "-k", "test_network and not decoding"], capture_output=True, text=True, cwd=root)
+    cases = [line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "[" in line]
+    assert cases[:5] == ["b-bfloat16-64", "b-bfloat16-1", "b-bfloat16-8", "b-bfloat16-72", "s-bfloat16-64"]
+    assert len(cases) == 16
