@@ -290,7 +290,7 @@ def summary(run: Run, outcomes: Sequence[Outcome], clock: Clock) -> str:
         except (OSError, ValueError, ElementTree.ParseError):  # a step that was killed may leave half a file
             said = ""
         out.append(f"{o.step.name:10}{o.seconds:6.1f} s  {o.state}{': ' if said else ''}{said}")
-    wrong = [row for row in _rows(run, "smoke.jsonl") if row["problem"]]
+    wrong = [row for row in _rows(run, "smoke.jsonl") if row.get("problem")]
     out += ["", f"{len(wrong)} calls are wrong:"] if wrong else []
     for row in wrong[:12]:
         what = f"{row['op']} {row['label']}, {row['model']} {row['batch']}, {row['dtype']}"
@@ -324,7 +324,9 @@ def _said(run: Run, step: str) -> str:
         return f"{c['compiled']} of {c['kernels']} kernels for {c['arch']}, {len(c['failed'])} failed"
     if step == "smoke":
         rows = _rows(run, "smoke.jsonl")
-        return f"{sum(not r['problem'] for r in rows)} of {len(rows)} calls right" if rows else ""
+        planned = sum(row.get("planned", 0) for row in rows)
+        problems = [row["problem"] for row in rows if "op" in row]
+        return f"{problems.count('')} of {planned} calls right, {planned - len(problems)} not reached" if rows else ""
     if step == "tests" and (run.out / "junit.xml").is_file():
         suite = ElementTree.parse(run.out / "junit.xml").getroot().find("testsuite")
         names = ("tests", "failures", "errors", "skipped")

@@ -165,8 +165,17 @@ def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path 
     return int(wrong)
 
 
+def rows_of(lines: Path) -> list[dict[str, Any]]:
+    """The rows of calls in a file that `all` wrote."""
+    return [row for row in read_lines(lines) if "op" in row]
+
+
 def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
-    """All ops, some at a time, each in a process of its own: 0, or 1 where a call is wrong."""
+    """All ops, some at a time, each in a process of its own: 0, or 1 where a call is wrong.
+
+    The first line of the file says how many calls there are.
+    """
+    append_line(lines, {"planned": sum(1 for op in OPS for _ in planned(op, small, device, "meta"))})
     waiting, running, deaths = [(op, 0) for op in OPS], {}, dict.fromkeys(OPS, 0)
     options = ["--device", device.type, "--lines", str(lines), *(["--small"] if small else [])]
     while waiting or running:
@@ -183,7 +192,7 @@ def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
             if code in (0, 1):
                 continue
             deaths[op] += 1
-            done = [row["index"] for row in read_lines(lines) if row["op"] == op]
+            done = [row["index"] for row in rows_of(lines) if row["op"] == op]
             following = max(done, default=-1) + 1
             if code != BROKEN:  # it died in a call of which it left no line
                 rows = [row for row, _ in planned(op, small, device, "meta")]
@@ -193,7 +202,7 @@ def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
             if deaths[op] < _MOST_DEATHS:
                 waiting.append((op, following))
         time.sleep(0.05)
-    return int(any(row["problem"] for row in read_lines(lines)))
+    return int(any(row["problem"] for row in rows_of(lines)))
 
 
 def main() -> int:

@@ -106,6 +106,7 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
     compiled = dict(arch="sm_90", kernels=321, compiled=320, failed={"linear_kernel (tiles)": "no"})
     (tmp_path / "compile.json").write_text(json.dumps(compiled))
     row = dict(op="attention", label="whole 16x12", model="B", batch=64, dtype="bfloat16", error=0.5, problem="")
+    append_line(tmp_path / "smoke.jsonl", dict(planned=32))
     for i in range(30):
         append_line(tmp_path / "smoke.jsonl", row | dict(index=i, problem="error 5.0e-01" if i % 2 else ""))
     append_line(tmp_path / "results.jsonl", {"environment": ENVIRONMENT})
@@ -124,7 +125,7 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
     for part in (
         "NVIDIA H100, 790 TFLOP/s, 3 TB/s, torch 2.11, triton 3.6.0, commit abc123",
         "320 of 321 kernels for sm_90, 1 failed",
-        "15 of 30 calls right",
+        "15 of 32 calls right, 2 not reached",
         "15 calls are wrong:",
         "attention whole 16x12, B 64, bfloat16: error 5.0e-01",
         "9 tests, 2 failures, 1 errors, 3 skipped",

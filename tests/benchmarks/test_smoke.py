@@ -117,6 +117,7 @@ sys.exit(smoke.main())
         monkeypatch.setattr(sys, "stdout", out)
         assert smoke.check_all(CPU, True, 2, lines) == 1
     rows = read_lines(lines)
+    assert rows.pop(0) == {"planned": 8}
     indices = {op: [r["index"] for r in rows if r["op"] == op] for op in smoke.OPS}
     assert indices == {"heatmap_target": [0, 1], "layer_norm": [0, 1, 2, 3, 4, 5]}
     wrong = {(r["op"], r["index"]): r["problem"] for r in rows if r["problem"]}
