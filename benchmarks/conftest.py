@@ -7,6 +7,7 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def pytest_addoption(parser):
         help="rivals by torch.compile: with the others, not at all, or each alone beside ours",
     )
     group.addoption("--minutes", type=float, default=math.inf, help="begin no new benchmark after that long")
+    group.addoption("--until", type=float, default=math.inf, help="the same, as a moment: seconds since 1970")
     group.addoption("--commit", help="commit to write into the results where there is no git")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
 
@@ -44,8 +46,9 @@ def pytest_addoption(parser):
 def time_left(request):
     """A run that is given a time ends with a file that says what it has not measured."""
     started = request.config.stash.setdefault(_STARTED, time.monotonic())
-    if time.monotonic() - started > 60 * request.config.getoption("--minutes"):
-        pytest.skip("the time given with --minutes is over")
+    over = time.monotonic() - started > 60 * request.config.getoption("--minutes")
+    if over or time.time() > request.config.getoption("--until"):
+        pytest.skip("the time given with --minutes or --until is over")
 
 
 class Results:
@@ -127,7 +130,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{len(results.records)} records in {results.lines or results.path}")
 
 
-_ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "-p", "--commit")  # each with a value
+_ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "--until", "-p", "--commit")  # each with a value
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -149,6 +152,8 @@ def compare(request, benchmark, machine, results, quick):
 
     def compare(case: Case, fewest: int = 3) -> list[dict]:
         seconds = 0.5 if quick or machine.cuda else 2.0  # events on a GPU are exact
+        if results.lines is not None:  # a run of minutes has no time to profile
+            case = replace(case, launches=False)
         found: list[dict] = []
         for i, part in enumerate(with_rivals(case, request.config.getoption("--compiled"))):
             records = measure(part, machine, seconds, benchmark if i == 0 else None, fewest)

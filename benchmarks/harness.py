@@ -2,8 +2,9 @@
 
 A `Case` is one comparison: inputs, and contenders of which the first says what is right. `measure` checks that all of
 them compute the same, times them round by round in turns and gives one record each: one that fails, disagrees or is too
-fast to be true has a reason for numbers, and the others keep theirs. On a GPU a contender is replayed from CUDA graphs,
-one per set of inputs, timed by events; the sets together are larger than the caches.
+fast to be true has a reason for numbers, and the others keep theirs. On a GPU a contender is replayed
+from a CUDA graph of all sets of inputs (of one where every call is waited for), timed by events; the sets together are
+larger than the caches.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from benchmarks.machine import Machine
 from vitpose_fast.kernels._launch import HAS_TRITON
 from vitpose_fast.runtime import count_launches
 
-LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets together on a GPU
-MOST_SETS = 16
+LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets, or of the weights, together on a GPU
+MOST_SETS = 64
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Contender:
         eager: the same without them, whose memory can be measured; None with own graphs: its memory is not known.
         module: whose weights count in its memory. extra: goes into its record.
         compiled: by torch.compile, which takes from seconds to minutes to make ready.
+        on_host: it computes on the CPU: one set of inputs is enough, and all of them would take minutes.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Contender:
     module: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
+    on_host: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,17 +169,18 @@ def _copy(outputs: Any) -> list[Tensor]:
 
 
 class _Runner:
-    """A contender ready to be timed on all input sets: eagerly, or from one graph per set."""
+    """A contender ready to be timed on all input sets: eagerly, or from CUDA graphs."""
 
     def __init__(self, contender: Contender, sets: list[tuple[Any, ...]], machine: Machine, case: Case) -> None:
         self.contender, self.machine, self.latency = contender, machine, case.latency
         function = contender.function
         assert function is not None
+        sets = sets[:1] if contender.on_host else sets
+        self.calls_a_round = len(sets)
         self.graphed = machine.cuda and (contender.graph or contender.own_graph)
         self.calls: list[Callable[[], Any]] = [lambda s=s: function(*s) for s in sets]
-        self.outputs = _copy(self.calls[0]())
-        # Of the very call that is timed: under another grad mode torch.compile would compile a second time.
-        self.extra = {"launches": count_launches(self.calls[0], machine.device)} if case.launches else {}
+        self.one_call = self.calls[0]
+        self.outputs = _copy(self.one_call())
         eager = function if not contender.own_graph else contender.eager
         self.peak_mib = None if eager is None else machine.extra_mib(lambda: eager(*sets[0]))
         if self.peak_mib is not None:
@@ -184,7 +188,7 @@ class _Runner:
             resident = [*state, *(x for x in sets[0] if isinstance(x, Tensor))]
             self.peak_mib += sum(t.numel() * t.element_size() for t in resident) / 2**20
         if machine.cuda and contender.graph and not contender.own_graph:
-            self.calls = machine.record(self.calls)
+            self.calls = machine.record(self.calls, together=not case.latency)
             self.outputs = _copy(self.calls[0]())
         self.milliseconds: list[float] = []
 
@@ -193,7 +197,7 @@ class _Runner:
         if self.latency:
             self.milliseconds += [self.machine.time([call]) for call in self.calls]
         else:
-            self.milliseconds.append(self.machine.time(self.calls) / len(self.calls))
+            self.milliseconds.append(self.machine.time(self.calls) / self.calls_a_round)
 
 
 def measure(
@@ -213,9 +217,9 @@ def measure(
     """
     first = case.make(0)
     check_random(first)
-    size = sum(
-        t.numel() * t.element_size() for t in first if isinstance(t, Tensor) and t.device.type == machine.device.type
-    )
+    inputs = [t for t in first if isinstance(t, Tensor) and t.device.type == machine.device.type]
+    weights = next((c.module.state_dict().values() for c in case.contenders if c.module is not None), ())
+    size = sum(t.numel() * t.element_size() for t in (*inputs, *weights))  # what passes through the caches in a call
     count = min(MOST_SETS, LARGER_THAN_CACHES // size + 2) if machine.cuda and size else 1
     sets = [first, *(case.make(seed) for seed in range(1, count))]
     runners: list[_Runner] = []
@@ -259,9 +263,20 @@ def measure(
     else:
         benchmark.pedantic(one_round, rounds=rounds, iterations=1)
     records = {r.contender.name: _record(case, r, machine) for r in runners}
+    if case.launches:  # after all timings: what counts them slows what follows in this process
+        for runner in runners:
+            records[runner.contender.name]["extra"]["launches"] = _launches(runner)
     if benchmark is not None:
         benchmark.extra_info |= {name: record["median_ms"] for name, record in records.items()}
     return [records.get(c.name) or missing(case, c, broken.get(c.name)) for c in case.contenders]
+
+
+def _launches(runner: _Runner) -> int | None:
+    """GPU kernels of one call, in the grad mode in which it is timed; None where they cannot be counted."""
+    try:
+        return count_launches(runner.one_call, runner.machine.device)
+    except Exception:  # a profiler that does not work here is no reason to lose a timing
+        return None
 
 
 _FAILED, _DISAGREES, _TOO_FAST = "failed: ", "disagrees with ", "too fast to be true: "
@@ -323,9 +338,7 @@ def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
     def quantile(q: float) -> float:
         return samples[min(len(samples) - 1, int(q * len(samples)))]
 
-    head = _head(case, runner.contender, runner.graphed)
-    head["extra"] |= runner.extra
-    return head | {
+    return _head(case, runner.contender, runner.graphed) | {
         "median_ms": median,
         "p10_ms": quantile(0.1),
         "p90_ms": quantile(0.9),

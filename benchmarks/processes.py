@@ -58,10 +58,10 @@ def kill_group(process: subprocess.Popen) -> None:
 
 
 class Clock:
-    """Counts down from a budget of seconds."""
+    """Counts down from a budget of seconds, some of which may be spent already."""
 
-    def __init__(self, budget: float) -> None:
-        self.budget, self._started = budget, time.monotonic()
+    def __init__(self, budget: float, spent: float = 0.0) -> None:
+        self.budget, self._started = budget, time.monotonic() - spent
 
     @property
     def used(self) -> float:

@@ -8,17 +8,22 @@ is counted are the sanitizer's findings (whether the numbers are right is for th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import re
 import shutil
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-from benchmarks.processes import Clock, start, wait
+from benchmarks.processes import start, wait
 from vitpose_fast.kernels._calls import OPS
 
 TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")
 _MOST = 200_000  # bytes kept of what one process prints
+_LONGEST = 3600.0  # seconds of one process
 
 
 def verdict(text: str, code: int | None) -> str:
@@ -35,7 +40,7 @@ def main() -> int:
     parser.add_argument("ops", nargs="*", default=list(OPS), metavar="OP", help=", ".join(OPS))
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--out", type=Path, default=Path("build/sanitizer.txt"), help="file for what it prints")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="for all together")
+    parser.add_argument("--until", type=float, default=math.inf, help="stop then (seconds since 1970)")
     options = parser.parse_args()
     unknown = [op for op in options.ops if op not in OPS]
     if unknown:
@@ -44,25 +49,24 @@ def main() -> int:
     if tool_path is None:
         parser.error("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    clock, clean = Clock(options.seconds), True
+    clean = True
     # Every tensor is an allocation of its own: what is read beside it is found. Graphs cannot be captured then.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    part = options.out.with_suffix(".part")
     for tool in options.tools:
-        for op in options.ops:
-            command = [tool_path, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-            command += [sys.executable, "-m", "benchmarks.smoke", op, "--small", "--eager", "--device", "cuda"]
-            code = None
-            with open(part, "wb") as file:
-                if clock.left > 5:
-                    code = wait(start(command, file, environment, Path.cwd()), clock.left)
-            text = part.read_bytes()[-_MOST:].decode(errors="replace")
-            line = f"== {tool} {op}: {verdict(text, code)}"
-            clean = clean and line.endswith(": 0 errors")
-            print(line, flush=True)
-            with open(options.out, "a", encoding="utf-8") as file:
-                file.write(f"{text}\n{line}\n")
-    part.unlink()
+        command = [tool_path, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+        command += [sys.executable, "-m", "benchmarks.smoke", "--small", "--eager", "--device", "cuda"]
+        with contextlib.ExitStack() as stack:
+            files = {op: stack.enter_context(tempfile.TemporaryFile()) for op in options.ops}
+            running = {op: start([*command, op], files[op], environment, Path.cwd()) for op in options.ops}
+            for op, file in files.items():  # all at once: a sanitizer keeps one core busy and the GPU hardly
+                code = wait(running[op], min(options.until - time.time(), _LONGEST))
+                file.seek(0)
+                text = file.read()[-_MOST:].decode(errors="replace")
+                line = f"== {tool} {op}: {verdict(text, code)}"
+                clean = clean and line.endswith(": 0 errors")
+                print(line, flush=True)
+                with open(options.out, "a", encoding="utf-8") as out:
+                    out.write(f"{text}\n{line}\n")
     return int(not clean)
 
 

@@ -4,8 +4,8 @@
 
 Inputs are random, memory that a kernel is to fill holds NaN before, the device is waited for after every call, and on
 a GPU the call is then replayed from a CUDA graph and must give the same bits. One line of JSON a call. A call that
-breaks the device's context ends the process with code 3; `all` runs the ops in processes of their own, and goes on
-with the call after one that did.
+breaks the device's context ends the process with code 3, one that hangs is killed; `all` runs the ops in processes of
+their own, and goes on with the call after one that ended its process.
 
 Without a GPU (`--device cpu`) the kernels run in Triton's interpreter, in float32: use `--small` there.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -32,9 +33,10 @@ from vitpose_fast.kernels._calls import MODELS, ODD, OPS, Call, Draw, Model, cal
 from vitpose_fast.kernels._launch import interpreting
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||out - truth|| / ||truth||
-BROKEN = 3  # exit code: the context of the device is lost
+BROKEN, WRONG = 3, 4  # exit codes: the context of the device is lost; a call is wrong (1 is any Python error)
 SMALL = Model("small", 64, 2, 16, batch=2, tasks=3, keypoints=5, decoder_width=32, grid=(6, 4), window=(4, 2))
 _MOST_DEATHS = 20  # of the processes of one op
+_LONGEST = {"cuda": 45, "cpu": 300}  # seconds of one call: a kernel that hangs is killed with its process
 
 
 def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
@@ -146,11 +148,13 @@ def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) ->
 
 
 def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path | None, eager: bool) -> int:
-    """Check the calls of an op from number `skip` on: 0, 1 where one is wrong, BROKEN where the device is lost."""
+    """Check the calls of an op from number `skip` on: 0, WRONG where one is, BROKEN where the device is lost."""
     wrong = False
     for row, call in planned(op, small, device):
         if row["index"] < skip:
             continue
+        if hasattr(signal, "alarm") and not eager:  # under a sanitizer calls take as long as they take
+            signal.alarm(_LONGEST[device.type])
         row = check(row, call, device, eager)
         wrong = wrong or bool(row["problem"])
         if lines is not None:
@@ -162,7 +166,9 @@ def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path 
                 torch.cuda.synchronize(device)
             except RuntimeError:
                 return BROKEN
-    return int(wrong)
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)
+    return WRONG if wrong else 0
 
 
 def rows_of(lines: Path) -> list[dict[str, Any]]:
@@ -189,7 +195,7 @@ def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
                 continue
             del running[op]
             kill_group(process)
-            if code in (0, 1):
+            if code in (0, WRONG):
                 continue
             deaths[op] += 1
             done = [row["index"] for row in rows_of(lines) if row["op"] == op]

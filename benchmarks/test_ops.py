@@ -310,7 +310,7 @@ def test_deconv(compare, machine, quick, size, dtype, on):
         gain, bias, mean, spread = values
         return 1 + gain, bias, mean, 1 + spread.abs()
 
-    packed: dict[int, Any] = {}
+    packed: dict[Any, Any] = {}
 
     @torch.no_grad()
     def ours(x, first, second, weight, bias, *values):
@@ -331,8 +331,30 @@ def test_deconv(compare, machine, quick, size, dtype, on):
             x = nnF.batch_norm(x, mean, variance, gain, shift).relu()
         return nnF.conv2d(x, weight[:, :, None, None], bias)
 
+    @torch.no_grad()
+    def folded(x, first, second, weight, bias, *values):
+        """As well as the library can: BatchNorm in weights that lie as its kernels for channels-last want them."""
+        key = f"folded {first.data_ptr()}"
+        if key not in packed:
+            packed[key] = [
+                fold(first, *norms(values[:4])),
+                fold(second, *norms(values[4:])),
+            ]
+        x = x.transpose(1, 2).unflatten(2, (16, 12))
+        for kernel, shift in packed[key]:
+            x = nnF.conv_transpose2d(x, kernel, shift, 2, 1).relu_()
+        return nnF.conv2d(x, weight[:, :, None, None], bias)
+
+    def fold(kernel, gain, shift, mean, variance):
+        wide = [t.double() for t in (kernel, mean, variance, gain, shift)]
+        kernel, mean, variance, gain, shift = wide
+        factor = gain * (variance + 1e-5).rsqrt()
+        kernel = (kernel * factor[None, :, None, None]).to(dtype, memory_format=torch.channels_last)
+        return kernel, (shift - mean * factor).to(dtype)
+
     contenders = [
         Contender("ours", ours),
+        Contender("convolutions channels-last, folded", folded),
         Contender("convolutions NCHW", cudnn),
         Contender("convolutions channels-last", lambda *inputs: cudnn(*inputs, channels_last=True)),
         Contender("torch.compile of it", **compiled(lambda *i: cudnn(*i, channels_last=True), quick, machine)),

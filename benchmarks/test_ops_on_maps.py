@@ -49,13 +49,16 @@ def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
     def theirs(maps):
         return hugging_face.decode(process, maps, [xywh])
 
+    host = dict(graph=False, on_host=True)
     contenders = [
         Contender("ours", ours),
         Contender(
             "reference (eager)", **on_gpus_only(lambda *maps: ours(*maps, impl="reference"), machine), graph=False
         ),
-        Contender("mmpose-style numpy (eager, CPU)", None if no_cv2 else on_host(mmpose), no_cv2, graph=False),
-        Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, graph=False),
+        Contender(
+            "mmpose-style numpy (eager, CPU)", None if no_cv2 else on_host(mmpose), no_cv2, graph=False, on_host=True
+        ),
+        Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, **host),
     ]
     maps = make(0)
     permutation = flip_permutation(17, COCO_PAIRS if flip else None)
@@ -84,8 +87,8 @@ def test_crop(compare, machine, dtype, on, people_count):
 
     contenders = [
         Contender("ours", lambda image: F.crop(image, double, dtype=dtype), graph=False),
-        Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False),
-        Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False),
+        Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False, on_host=True),
+        Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False, on_host=True),
     ]
     moved = people_count * 256 * 192 * 3 * dtype.itemsize  # the crops; pixels of the frame mostly come from caches
     agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
@@ -105,7 +108,7 @@ def test_heatmap_target(compare, machine, quick, on):
         Contender("ours", target()),
         Contender("reference", **on_gpus_only(target("reference"), machine)),
         Contender("torch.compile of it", **compiled(target("reference"), quick, machine)),
-        Contender("mmpose-style numpy (eager, CPU)", mmpose, graph=False),
+        Contender("mmpose-style numpy (eager, CPU)", mmpose, graph=False, on_host=True),
     ]
     moved = batch * 17 * 64 * 48 * 4
     make = lambda seed: keypoints(seed, batch, on)

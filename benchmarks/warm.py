@@ -1,6 +1,6 @@
 """Compile what the next steps launch, in parallel, before they do: no GPU is needed for it.
 
-    python -m benchmarks.warm --out compile.json [--arch sm_90] [--seconds S]
+    python -m benchmarks.warm --out compile.json [--arch sm_90]
 
 What is compiled is recorded from the steps' own calls on the meta device: those of `benchmarks/smoke.py`, frozen
 models, and the tiles of `benchmarks/tiles.py`. It goes into Triton's cache on disk, where every later process
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -132,13 +133,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="file for what was compiled")
     parser.add_argument("--arch", choices=[f"sm_{a}" for a in ARCHITECTURES], help="default: of the GPU, else sm_90")
-    parser.add_argument("--seconds", type=float, default=600.0, help="stop after that long; the rest compiles later")
+    parser.add_argument("--until", type=float, default=math.inf, help="stop then (seconds since 1970)")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2))
     parser.add_argument("--small", action="store_true", help="a handful of kernels: does compiling work at all")
     options = parser.parse_args()
     if interpreting():
         parser.error("TRITON_INTERPRET is set, which leaves no compiler; unset it")
-    clock = Clock(options.seconds)
+    clock = Clock(options.until - time.time())
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     known = max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])
     arch = int(options.arch.removeprefix("sm_")) if options.arch else known

@@ -57,9 +57,11 @@ def _with_budget(options: argparse.Namespace, folder: Path) -> int:
         raise ValueError(f"bench: {given[0]} does not go with --budget; choose among its --steps")
     if options.out is None:
         raise ValueError("bench: --budget needs --out DIR, a folder for its files")
+    began = time.time()
     device = options.device or ("cuda" if importlib.import_module("torch").cuda.is_available() else "cpu")
     command = [sys.executable, "-m", "benchmarks.budget", "--budget", f"{options.budget:g}", "--device", device]
-    command += ["--out", str(options.out.absolute()), *(["--quick"] if options.quick else [])]
+    command += ["--out", str(options.out.absolute()), "--began", f"{began:.1f}"]
+    command += ["--quick"] if options.quick else []
     for flag in ("commit", "steps"):
         if (value := getattr(options, flag)) is not None:
             command += [f"--{flag}", value]
@@ -108,9 +110,8 @@ def main(args: list[str]) -> int:
     paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     started, codes = time.monotonic(), []
-    for suite in (
-        SUITES if options.all else options.suites or SUITES
-    ):  # a process each: one that breaks leaves the others whole
+    suites = SUITES if options.all else options.suites or SUITES
+    for suite in suites:  # a process each: one that breaks leaves the others whole
         left = options.minutes - (time.monotonic() - started) / 60
         files = [f"benchmarks/{file}" for file in SUITES[suite]]
         codes.append(

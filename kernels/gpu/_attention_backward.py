@@ -83,6 +83,7 @@ def backward(
                     BLOCK_G=block_g,
                     POOLED=pooling,
                 ),
+                num_stages=3 if arch == 100 else 2,  # where two spill, three do not
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
                 bytes=num_bytes(grad, out, delta) + (num_bytes(qkv) // 3 + num_bytes(d_pooled) if pooling else 0),
             )

@@ -91,6 +91,23 @@ def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
     assert Runner(run, [steps("fine"), todo[2]], Clock(60.0)).run_all() == 0
 
 
+def test_steps_leave_time_for_those_after_them_and_end_by_themselves(tmp_path, steps):
+    """The limit of a step leaves the others what they need at least, and it is told to end some time before it."""
+    seen = {}
+
+    def fine(name, seconds, least):
+        def command(run, until):
+            seen[name] = until - time.time()
+            return ["fine"]
+
+        return Step(name, seconds, least, command)
+
+    run = Run(tmp_path, "cpu", None, True)
+    Runner(run, [fine("a", 60.0, 5.0), fine("b", 60.0, 10.0), fine("c", 12.0, 5.0)], Clock(60.0, spent=10.0)).run_all()
+    assert 20 < seen["a"] < 22  # 40 seconds are left, 15 of them for others, and a sixth of its own 25 is its margin
+    assert 27 < seen["b"] < 30 and 7 < seen["c"] < 8.5
+
+
 def test_a_log_without_end_is_cut_in_its_middle(tmp_path, steps, monkeypatch):
     monkeypatch.setattr(budget, "_MOST_LOG", 100_000)
     run = Run(tmp_path, "cpu", None, True)
@@ -110,11 +127,17 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
     for i in range(30):
         append_line(tmp_path / "smoke.jsonl", row | dict(index=i, problem="error 5.0e-01" if i % 2 else ""))
     append_line(tmp_path / "results.jsonl", {"environment": ENVIRONMENT})
-    for i in range(80):
+    for i in range(40):
         rows = [record("ours", 2.0, f"case {i}"), record("HF", 3.0, f"case {i}"), record("fast", 1.0, f"case {i}")]
         for one in [*rows, record("broken", None, f"case {i}", "failed: no kernel"), record("x", None, "y", "absent")]:
             append_line(tmp_path / "results.jsonl", one)
     append_line(tmp_path / "results.jsonl", record("ours", None, "lost", "failed: CUDA error"))
+    for one in (
+        record("eager", 9.0, "table"),
+        record("vitpose_fast frozen", 3.0, "table"),
+        record("eager", 7.0, "HRNet"),
+    ):
+        append_line(tmp_path / "results.jsonl", one)
     (tmp_path / "junit.xml").write_text(
         '<testsuites><testsuite tests="9" failures="2" errors="1" skipped="3"/></testsuites>'
     )
@@ -131,9 +154,13 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
         "9 tests, 2 failures, 1 errors, 3 skipped",
         "== memcheck linear: 0 errors",
         "case 0, bfloat16, 64: 2 | 0.50 fast; 1.50 HF; broken failed: no kernel",
-        "more in results.jsonl",
+        "  table, bfloat16, 64: 3 | 3.00 eager",
+        "  HRNet, bfloat16, 64: - | eager 7 ms",
     ):
         assert part in text, text
+    for i in range(40):
+        append_line(tmp_path / "results.jsonl", record("ours", 2.0, f"more {i}"))
+    assert "more in results.jsonl" in summary(run, outcomes, Clock(300.0))
     for name in ("junit.xml", "compile.json", "env.json", "smoke.jsonl"):
         (tmp_path / name).write_text("{<cut o")
     assert "320 of 321" not in summary(run, outcomes, Clock(300.0))  # half a file is no reason to lose the others

@@ -85,7 +85,7 @@ def test_one_op_in_a_process(root, tmp_path, monkeypatch):
 
 
 def test_a_lost_device_or_process_costs_one_call(root, tmp_path, monkeypatch):
-    """The second call of `heatmap_target` kills its process, that of `layer_norm` loses the device."""
+    """The second call of `heatmap_target` kills its process; those of `layer_norm` lose the device, raise and hang."""
     monkeypatch.chdir(root)
     (tmp_path / "smoke_with_accidents.py").write_text(
         """
@@ -99,8 +99,13 @@ def check(row, call, device, eager):
     if (row["op"], row["index"]) == ("layer_norm", 1):
         smoke.append_line(sys.argv[sys.argv.index("--lines") + 1], found | dict(problem="CUDA error"))
         os._exit(smoke.BROKEN)
+    if (row["op"], row["index"]) == ("layer_norm", 3):
+        raise MemoryError  # outside of what a call is guarded by
+    if (row["op"], row["index"]) == ("layer_norm", 5):
+        smoke.time.sleep(100)  # a kernel that hangs
     return found
 smoke.check = check
+smoke._LONGEST["cpu"] = 4
 sys.exit(smoke.main())
 """
     )
@@ -121,7 +126,12 @@ sys.exit(smoke.main())
     indices = {op: [r["index"] for r in rows if r["op"] == op] for op in smoke.OPS}
     assert indices == {"heatmap_target": [0, 1], "layer_norm": [0, 1, 2, 3, 4, 5]}
     wrong = {(r["op"], r["index"]): r["problem"] for r in rows if r["problem"]}
-    assert wrong == {("heatmap_target", 1): "the process ended with code -9", ("layer_norm", 1): "CUDA error"}
+    assert wrong == {
+        ("heatmap_target", 1): "the process ended with code -9",
+        ("layer_norm", 1): "CUDA error",
+        ("layer_norm", 3): "the process ended with code 1",
+        ("layer_norm", 5): "the process ended with code -14",
+    }
     assert next(r for r in rows if r["op"] == "heatmap_target" and r["index"] == 1)["label"] == "msra"
 
 
@@ -133,6 +143,29 @@ def test_the_sanitizers_verdict_is_read():
     assert sanitize.verdict(race, 9) == "2 errors"
     assert sanitize.verdict("half a line", None) == "did not finish in its time"
     assert sanitize.verdict("", 127) == "no verdict, exit code 127"
+
+
+def test_the_sanitizer_runs_ops_side_by_side_and_counts_findings(root, tmp_path):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(
+        """#!/bin/sh
+case "$*" in *crop*) errors=2 ;; *) errors=0 ;; esac
+echo "$*"; echo "allocations apart: $PYTORCH_NO_CUDA_MEMORY_CACHING"; sleep 1
+echo "========= ERROR SUMMARY: $errors errors"
+"""
+    )
+    tool.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "benchmarks.sanitize", "linear", "crop", "--tools", "memcheck"]
+    command += ["--out", str(tmp_path / "out.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == "== memcheck linear: 0 errors\n== memcheck crop: 2 errors\n"
+    text = (tmp_path / "out.txt").read_text()
+    assert "--tool memcheck" in text and "benchmarks.smoke --small --eager --device cuda linear" in text
+    assert "allocations apart: 1" in text and len(os.listdir(tmp_path)) == 2
+    clean = subprocess.run([*command[:3], "linear", *command[5:]], capture_output=True, env=environment, cwd=root)
+    assert clean.returncode == 0
 
 
 def test_the_sanitizer_needs_its_tool(root, monkeypatch):

@@ -149,7 +149,7 @@ def test_the_widest_row(device, check_error_rule):
     ours = F.layer_norm(x.to(device), weight.to(device), bias.to(device), impl="triton")
     check_error_rule(ours, F.layer_norm(x, weight, bias), F.layer_norm(x.double(), weight.double(), bias.double()))
     with pytest.raises(ValueError, match="layer_norm: x has 8193 channels, the Triton kernels take 8192 at most"):
-        F.layer_norm(torch.ones(1, 8193), torch.ones(8193), torch.ones(8193), impl="triton")
+        F.layer_norm(*(torch.ones(size, device=device) for size in ((1, 8193), 8193, 8193)), impl="triton")
 
 
 def test_no_rows(device):
