@@ -12,22 +12,21 @@ result file of them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Clock, kill_group, start, wait
-from benchmarks.records import digits, read_lines
-from vitpose_fast.files import remove_leftovers, write_atomic
+from benchmarks.processes import Clock, kill, start, wait
+from benchmarks.summary import summary
+from vitpose_fast.files import make_folder, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
@@ -41,6 +40,7 @@ FILES = (
     "summary.txt",
 )
 RESERVE = 10.0  # seconds kept for the summary
+_LONGEST = 7 * 86400.0  # seconds of a budget
 _GRACE = 4.0  # seconds before its limit at which a step should begin nothing new, if not a sixth of its time
 _MOST_LOG = 1 << 20  # bytes of log that one step may leave
 
@@ -129,6 +129,14 @@ def _sanitize(run: Run, until: float) -> list[str]:
     return ["benchmarks.sanitize", *ops, "--tools", "memcheck", "racecheck", *options]
 
 
+def _needs_hypothesis(run: Run) -> str | None:
+    return _needs_pytest(run) or (None if find_spec("hypothesis") else "hypothesis is not installed")
+
+
+def _needs_both(run: Run) -> str | None:
+    return _needs_gpu(run) or _needs_pytest(run)
+
+
 def _needs_gpu(run: Run) -> str | None:
     return None if run.cuda else "needs a GPU"
 
@@ -146,7 +154,7 @@ def _needs_pytest(run: Run) -> str | None:
     return f"{' and '.join(absent)} not installed" if absent else None
 
 
-# The selections name what decides how fast a model is; `bench --all` measures everything that can be.
+# The selections name what decides how fast a model is; `bench --all` measures everything.
 _NETWORK = "test_network and not decoding and not 16-8 and not 16-72"  # batch 64 and 1
 _ATTENTION = "B- and (whole or shift)"
 _MAPS = ("::test_heatmap_decode", "::test_heatmap_loss", "::test_crop")
@@ -171,8 +179,8 @@ STEPS = (
     Step("model", 75, 15, _suite("test_model.py", select=_NETWORK), _needs_pytest),
     Step("attention", 45, 12, _suite("test_ops.py::test_attention", select=_ATTENTION), _needs_pytest),
     Step("decoder", 45, 12, _DECODER, _needs_pytest),
-    Step("tests", 140, 20, _tests, _needs_pytest),
-    Step("rivals", 110, 30, _suite("test_model.py", select=f"{_NETWORK} and b-", compiled="only"), _needs_gpu),
+    Step("tests", 140, 20, _tests, _needs_hypothesis),
+    Step("rivals", 110, 30, _suite("test_model.py", select=f"{_NETWORK} and b-", compiled="only"), _needs_both),
     Step("table12", 60, 15, _TABLE12, _needs_pytest),
     Step("sanitize", 60, 15, _sanitize, _needs_sanitizer),
 )
@@ -186,7 +194,6 @@ class Outcome:
     step: Step
     state: str = "not begun"
     seconds: float = 0.0
-    code: int | None = None
 
 
 class Runner:
@@ -195,7 +202,9 @@ class Runner:
     def __init__(self, run: Run, steps: Sequence[Step], clock: Clock) -> None:
         self.run, self.clock = run, clock
         self.outcomes = [Outcome(step) for step in steps]
-        self.process: Any = None
+        self.running: tuple[Outcome, subprocess.Popen, float] | None = None  # with the moment when it began
+        self.text = ""  # the summary
+        self._before = {path.name for path in run.out.iterdir()}
 
     def run_all(self) -> int:
         """0, or 1 where a step failed, was killed or could not begin for want of time."""
@@ -228,20 +237,20 @@ class Runner:
             command = [sys.executable, "-m", *step.command(self.run, until)]
             file.write(f"\n== {step.name}: {' '.join(command[1:])}\n".encode())
             file.flush()
-            self.process = start(command, file, self._environment(step), ROOT)
-            outcome.code = wait(self.process, seconds)
-            self.process = None
+            self.running = outcome, start(command, file, self._environment(step), ROOT, group=True), began
+            code = wait(self.running[1], seconds, group=True)
+            self.running = None
         outcome.seconds = self.clock.used - began
-        if outcome.code is None:
+        if code is None:
             outcome.state = f"killed at its limit of {seconds:.0f} s"
-        elif outcome.code == 0:
+        elif code == 0:
             outcome.state = "done"
         else:
-            outcome.state = f"failed, code {outcome.code}"
+            outcome.state = f"failed, code {code}"
             print(f"== {step.name} {outcome.state}; the end of its log:")
             print("\n".join(_tail(log, before, 1200).splitlines()[-12:]), flush=True)
         _trim(log, before)
-        remove_leftovers(self.run.out)
+        self._remove_partial_files()
         print(f"{step.name:10}{outcome.state:28}{outcome.seconds:6.1f} s", flush=True)
 
     def _environment(self, step: Step) -> dict[str, str]:
@@ -254,19 +263,31 @@ class Runner:
             environment["TRITON_INTERPRET"] = "1"
         return environment
 
+    def _remove_partial_files(self) -> None:
+        """Remove what a killed step was writing, and nothing that was there before this run."""
+        for path in self.run.out.glob("partial-*"):
+            if path.name not in self._before and path.is_file():
+                path.unlink(missing_ok=True)
+
     def save(self) -> None:
-        text = summary(self.run, self.outcomes, self.clock) + "\n"
-        write_atomic(self.run.out / "summary.txt", lambda path: path.write_text(text, encoding="utf-8"))
+        commit = self.run.commit or "unknown (give it with --commit)"
+        steps = [(o.step.name, o.seconds, o.state) for o in self.outcomes]
+        steps.append(("together", self.clock.used, f"of {self.clock.budget:.0f}"))
+        self.text = summary(self.run.out, f"{self.run.device}, commit {commit}", steps) + "\n"
+        try:
+            write_atomic(self.run.out / "summary.txt", lambda path: path.write_text(self.text, encoding="utf-8"))
+        except OSError as error:  # what can still be measured and printed is
+            print(f"the summary cannot be written: {error}", flush=True)
 
     def stop(self, *_: Any) -> None:
         """Asked to end: kill the step, write what there is, leave with 1."""
-        if self.process is not None:
-            kill_group(self.process)
-        for outcome in self.outcomes:
-            if outcome.state == "running":
-                outcome.state = "stopped from outside"
+        if self.running is not None:
+            outcome, process, began = self.running
+            kill(process, group=True)
+            outcome.state, outcome.seconds = "stopped from outside", self.clock.used - began
+        self._remove_partial_files()
         self.save()
-        print((self.run.out / "summary.txt").read_text(encoding="utf-8"), flush=True)
+        print(f"\n{self.text}", end="", flush=True)
         os._exit(1)
 
 
@@ -283,94 +304,12 @@ def _trim(path: Path, since: int) -> None:
     size = path.stat().st_size - since
     if size <= _MOST_LOG:
         return
-    end = _tail(path, since, _MOST_LOG // 2).encode()
     with open(path, "r+b") as file:
+        file.seek(-(_MOST_LOG // 2), os.SEEK_END)
+        end = file.read()
         file.truncate(since + _MOST_LOG // 2)
         file.seek(0, os.SEEK_END)
         file.write(f"\n... {size - _MOST_LOG} bytes left out ...\n".encode() + end)
-
-
-# --- the summary
-
-
-def summary(run: Run, outcomes: Sequence[Outcome], clock: Clock) -> str:
-    """What happened, on one screen: where, how every step went, what is wrong, and the ratios."""
-    out = [_where(run), f"{clock.used:.0f} of {clock.budget:.0f} s", ""]
-    for o in outcomes:
-        try:
-            said = _said(run, o.step.name)
-        except (OSError, ValueError, ElementTree.ParseError):  # a step that was killed may leave half a file
-            said = ""
-        out.append(f"{o.step.name:10}{o.seconds:6.1f} s  {o.state}{': ' if said else ''}{said}")
-    wrong = [row for row in _rows(run, "smoke.jsonl") if row.get("problem")]
-    out += ["", f"{len(wrong)} calls are wrong:"] if wrong else []
-    for row in wrong[:12]:
-        what = f"{row['op']} {row['label']}, {row['model']} {row['batch']}, {row['dtype']}"
-        out.append(f"  {what}: {row['problem']}"[:150])
-    tables = _ratios(_rows(run, "results.jsonl"))
-    out += ["", "median ms of ours, and rival / ours (above 1: ours is faster):", *tables] if tables else []
-    return "\n".join(out)
-
-
-def _where(run: Run) -> str:
-    try:
-        e = json.loads((run.out / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{run.device}, commit {run.commit or 'unknown (give it with --commit)'}"
-    ceilings = f"{digits(e['matmul_tflops'])} TFLOP/s, {digits(e['copy_tb_s'])} TB/s"
-    commit = (e["commit"] or "unknown: give it with --commit")[:40]
-    return f"{e['device']}, {ceilings}, torch {e['torch']}, triton {e['triton']}, commit {commit}"
-
-
-def _rows(run: Run, name: str) -> list[dict[str, Any]]:
-    try:
-        return read_lines(run.out / name)
-    except ValueError:
-        return []
-
-
-def _said(run: Run, step: str) -> str:
-    """The result of a step in a few words, "" where there is none."""
-    if step == "warm" and (run.out / "compile.json").is_file():
-        c = json.loads((run.out / "compile.json").read_text(encoding="utf-8"))
-        return f"{c['compiled']} of {c['kernels']} kernels for {c['arch']}, {len(c['failed'])} failed"
-    if step == "smoke":
-        rows = _rows(run, "smoke.jsonl")
-        planned = sum(row.get("planned", 0) for row in rows)
-        problems = [row["problem"] for row in rows if "op" in row]
-        return f"{problems.count('')} of {planned} calls right, {planned - len(problems)} not reached" if rows else ""
-    if step == "tests" and (run.out / "junit.xml").is_file():
-        suite = ElementTree.parse(run.out / "junit.xml").getroot().find("testsuite")
-        names = ("tests", "failures", "errors", "skipped")
-        return "" if suite is None else ", ".join(f"{suite.get(name, 0)} {name}" for name in names)
-    if step == "sanitize" and (run.out / "sanitizer.txt").is_file():
-        lines = (run.out / "sanitizer.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        return "; ".join(line for line in lines if line.startswith("== "))[:120]
-    return ""
-
-
-def _ratios(rows: Sequence[dict[str, Any]], most: int = 44) -> list[str]:
-    """One line for each case: ours, then its rivals, the fastest first."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        if "environment" not in row:
-            groups.setdefault((row["name"], row["dtype"], row["batch"]), []).append(row)
-    lines = []
-    for (name, dtype, batch), group in groups.items():
-        mine = [r for r in group if r["implementation"] == "ours" or r["implementation"].startswith("vitpose_fast")]
-        ours = min(mine, key=lambda r: "frozen" not in r["implementation"], default=None)
-        rivals = [r for r in group if r is not ours]
-        timed = sorted((r for r in rivals if r["missing"] is None), key=lambda r: r["median_ms"])
-        failed = [r for r in rivals if (r["missing"] or "").startswith(("failed", "disagrees", "too fast"))]
-        unit = None if ours is None else ours["median_ms"]
-        if unit is None:
-            told = [f"{r['implementation']} {digits(r['median_ms'])} ms" for r in timed]
-        else:
-            told = [f"{r['median_ms'] / unit:.2f} {r['implementation']}" for r in timed]
-        told += [f"{r['implementation']} {r['missing'][:40]}" for r in failed]
-        value = "-" if ours is None else digits(unit) if unit else f"OURS {ours['missing'][:60]}"
-        lines.append(f"  {name}, {dtype}, {batch}: {value}{' | ' * bool(told)}{'; '.join(told)}"[:170])
-    return lines if len(lines) <= most else [*lines[:most], f"  ... and {len(lines) - most} more in results.jsonl"]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -385,23 +324,27 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--began", type=float, help="when the budget began (seconds since 1970); default: now")
     options = parser.parse_args(args)
     clock = Clock(options.budget, 0.0 if options.began is None else max(time.time() - options.began, 0.0))
-    names = [name for name in options.steps.split(",") if name]
+    names = [name.strip() for name in options.steps.split(",")]
     unknown = [name for name in names if name not in NAMES]
-    if unknown or not names:
-        raise ValueError(f"bench: got --steps {options.steps}, expected some of {','.join(NAMES)}")
-    if options.budget <= RESERVE:
-        raise ValueError(f"bench: got --budget {options.budget:g}, expected more than {RESERVE:g} seconds")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if unknown:
+        raise ValueError(f"bench: there is no step {unknown[0]!r}; --steps are some of {','.join(NAMES)}")
+    if not RESERVE < options.budget <= _LONGEST:
+        raise ValueError(f"bench: got --budget {options.budget:g}, expected {RESERVE:g} to {_LONGEST:g} seconds")
+    make_folder(options.out)
     before = [name for name in FILES if (options.out / name).exists()]
     if before:
         raise ValueError(f"bench: {options.out} holds {before[0]} of an earlier run; name another folder with --out")
+    try:
+        (options.out / "log.txt").touch(exist_ok=False)
+    except FileExistsError:
+        raise ValueError(f"bench: another run has begun in {options.out}; name another folder with --out") from None
     run = Run(options.out.absolute(), options.device, options.commit, options.quick)
     by_name = {step.name: step for step in STEPS}
     runner = Runner(run, [by_name[name] for name in dict.fromkeys(names)], clock)
-    for kind in (signal.SIGTERM, signal.SIGINT):
+    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last: the connection to the machine was lost
         signal.signal(kind, runner.stop)
     code = runner.run_all()
-    print("\n" + (run.out / "summary.txt").read_text(encoding="utf-8"), end="", flush=True)
+    print(f"\n{runner.text}", end="", flush=True)
     return code
 
 

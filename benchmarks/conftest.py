@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +31,7 @@ def pytest_addoption(parser):
     group.addoption("--quick", action="store_true", help="small shapes, few rounds: minutes on two cores")
     group.addoption("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
     group.addoption("--append", action="store_true", help="keep the records that the file has")
-    group.addoption("--lines", type=Path, help="also append every record to this file at once, a line of JSON each")
+    group.addoption("--lines", type=Path, help="instead of --out: append each record to this file at once, as a line")
     group.addoption(
         "--compiled",
         choices=["yes", "no", "only"],
@@ -155,12 +157,16 @@ def compare(request, benchmark, machine, results, quick):
         if results.lines is not None:  # a run of minutes has no time to profile
             case = replace(case, launches=False)
         found: list[dict] = []
+        wrong: list[str] = []
         for i, part in enumerate(with_rivals(case, request.config.getoption("--compiled"))):
             records = measure(part, machine, seconds, benchmark if i == 0 else None, fewest)
             results.add(records)
             found += records
-            wrong = faults(records)
-            assert not wrong, "; ".join(wrong)
+            wrong += faults(records)
+            if machine.is_lost():
+                print(f"{part.name}: the CUDA context is broken; this process ends", file=sys.__stderr__, flush=True)
+                os._exit(70)
+        assert not wrong, "; ".join(wrong)
         return found or pytest.skip("no rival by torch.compile takes part here")
 
     return compare

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import read_lines
+from benchmarks.records import ENVIRONMENT, as_record, check_fields, read_lines
 
 LEAST_GAIN = 0.03  # of the time: what is measured to be less faster than the default may be noise
 
@@ -17,23 +17,31 @@ def result_of(folder: Path) -> dict[str, Any]:
     What was measured twice (the suites overlap) is taken from the last time, and a number before a reason for none.
 
     Raises:
-        ValueError: no results, results of two machines, or a malformed line; names the file.
+        ValueError: no such folder, no results, results of two machines, or a malformed line; names the file.
         OSError: it cannot be read.
     """
     path = folder / "results.jsonl"
-    rows = read_lines(path)
-    environments = [row["environment"] for row in rows if "environment" in row]
-    if not environments:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; expected the folder of a `bench --budget` run that measured")
+    environments: list[dict[str, Any]] = []
+    records: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, row in enumerate(read_lines(path), 1):
+        where = f"{path}: row {number}: "
+        if "environment" in row:
+            if not isinstance(row["environment"], dict):
+                raise ValueError(f"{where}environment: expected an object")
+            check_fields(row["environment"], ENVIRONMENT, f"{where}environment.")
+            environments.append(row["environment"])
+            continue
+        as_record(row, where.removesuffix(": "))
+        key = tuple(row[n] for n in ("suite", "name", "implementation", "dtype", "batch"))
+        if row["missing"] is None or key not in records or records[key]["missing"] is not None:
+            records[key] = row
+    if not environments or not records:
         raise ValueError(f"{path}: nothing was measured in this run")
-    for name in ("device", "torch", "triton", "commit"):
+    for name in ("device", "torch", "triton", "commit", "quick"):
         if len({str(e[name]) for e in environments}) > 1:
             raise ValueError(f"{path}: holds results of more than one {name}; numbers of two are never mixed")
-    records: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if "environment" not in row:
-            key = tuple(row[n] for n in ("suite", "name", "implementation", "dtype", "batch"))
-            if row["missing"] is None or key not in records or records[key]["missing"] is not None:
-                records[key] = row
     commands = "; ".join(dict.fromkeys(e["command"] for e in environments))
     return {"environment": environments[0] | {"command": commands}, "records": list(records.values())}
 
@@ -45,8 +53,9 @@ def tuned_of(result: dict[str, Any]) -> dict[str, Any]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in result["records"]:
-        if "choice" in record["extra"] and record["median_ms"] is not None:
-            shape = {k: v for k, v in record["extra"]["choice"].items() if k not in ("impl", "tiles")}
+        choice = record["extra"].get("choice")
+        if isinstance(choice, dict) and "impl" in choice and record["median_ms"] is not None:
+            shape = {k: v for k, v in choice.items() if k not in ("impl", "tiles")}
             groups.setdefault(json.dumps(shape | {"dtype": record["dtype"]}), []).append(record)
     choices = []
     for shape, group in groups.items():
@@ -57,7 +66,7 @@ def tuned_of(result: dict[str, Any]) -> dict[str, Any]:
         gain = default["median_ms"] - best["median_ms"]
         spread = max(r["p90_ms"] - r["p10_ms"] for r in (default, best))
         if best is not default and gain >= max(LEAST_GAIN * default["median_ms"], spread):
-            chosen = {k: best["extra"]["choice"][k] for k in ("impl", "tiles")}
+            chosen = {k: best["extra"]["choice"].get(k) for k in ("impl", "tiles")}
             times = {"ms": best["median_ms"], "default_ms": default["median_ms"]}
             choices.append(json.loads(shape) | chosen | times)
     stamp = {name: result["environment"][name] for name in ("device", "torch", "triton", "commit", "date", "quick")}

@@ -209,8 +209,9 @@ def measure(
         seconds: about what each contender is timed for. fewest: rounds at least.
         benchmark: the fixture of pytest-benchmark, which then runs the rounds.
 
-    A contender that fails, gives other outputs than the first one that does not, or is faster than the machine can has
-    a record without numbers that says so; see `faults`.
+    A contender that fails, gives other outputs than the first one, or is faster than the machine can has a record
+    without numbers that says so; see `faults`. Where the first one fails, the others have nothing to agree with: their
+    records say `unchecked`.
 
     Raises:
         AssertionError: constant inputs, or a contender without graphs beside one with.
@@ -224,17 +225,21 @@ def measure(
     sets = [first, *(case.make(seed) for seed in range(1, count))]
     runners: list[_Runner] = []
     broken: dict[str, str] = {}
+    ours = case.contenders[0].name
     for contender in (c for c in case.contenders if c.function is not None):
+        if broken and machine.is_lost():
+            broken[contender.name] = f"not measured: the GPU's context was lost by {next(reversed(broken))}"
+            continue
         try:
             runner = _Runner(contender, sets, machine, case)
         except Exception as error:  # whatever it raises: the others are measured
             broken[contender.name] = _failed(error)
             continue
-        if runners:
+        if runners and ours not in broken:
             try:
                 case.agree(runners[0].outputs, runner.outputs)
             except AssertionError as error:
-                broken[contender.name] = f"{_DISAGREES}{runners[0].contender.name}: {error}"
+                broken[contender.name] = f"{_DISAGREES}{ours}: {error}"
                 continue
         runners.append(runner)
     for runner in runners:
@@ -242,27 +247,27 @@ def measure(
         assert fair, f"{case.name}: {runner.contender.name} runs without graphs beside others with them; call it eager"
 
     def one_round() -> None:
-        for runner in runners:
-            runner.round()
+        for runner in list(runners):
+            try:
+                runner.round()
+            except Exception as error:
+                broken[runner.contender.name] = _failed(error)
+                runners.remove(runner)
 
     started = time.perf_counter()
-    for runner in list(runners):  # warm, as the check of the outputs was
-        try:
-            runner.round()
-        except Exception as error:
-            broken[runner.contender.name] = _failed(error)
-            runners.remove(runner)
-    if not runners:
-        return [missing(case, c, broken.get(c.name)) for c in case.contenders]
+    one_round()  # warm, as the check of the outputs was
     rounds = min(200, max(fewest, round(seconds * len(runners) / (time.perf_counter() - started))))
     for runner in runners:
         runner.milliseconds.clear()
-    if benchmark is None:
+    if benchmark is None or not runners:
         for _ in range(rounds):
             one_round()
     else:
         benchmark.pedantic(one_round, rounds=rounds, iterations=1)
     records = {r.contender.name: _record(case, r, machine) for r in runners}
+    if ours in broken:
+        for record in records.values():
+            record["extra"]["unchecked"] = f"{ours} failed, there were no outputs to compare with"
     if case.launches:  # after all timings: what counts them slows what follows in this process
         for runner in runners:
             records[runner.contender.name]["extra"]["launches"] = _launches(runner)

@@ -111,6 +111,15 @@ class Machine:
 
         return replay
 
+    def is_lost(self) -> bool:
+        """Whether the GPU's context is broken, so that nothing more can be computed in this process."""
+        try:
+            if self.cuda:
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
     def extra_mib(self, call: Callable[[], Any]) -> float | None:
         """Most memory allocated by a call on a GPU beyond what was there before; None on a CPU, which does not say."""
         if not self.cuda:
@@ -204,6 +213,9 @@ def _driver() -> str | None:
 
 def _git_state() -> tuple[str | None, bool | None]:
     """(commit, whether files differ from it); (None, None) where there is no git."""
+    top = _run("git", "rev-parse", "--show-toplevel")
+    if top is None or not Path(top).samefile(ROOT):  # a copy without git inside another repository
+        return None, None
     commit, changes = (
         _run("git", "rev-parse", "HEAD"),
         _run("git", "status", "--porcelain", "--", ".", ":!benchmarks/results"),

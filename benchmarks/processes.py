@@ -22,8 +22,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str], folder: Path) -> subprocess.Popen:
-    """Start a command in a process group of its own, with its output in `log`."""
+def start(
+    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str], folder: Path, group: bool = False
+) -> subprocess.Popen:
+    """Start a command with its output in `log`; it ends when this process does.
+
+    `group`: in a process group of its own, so that `kill` reaches all that it starts.
+    """
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -31,28 +36,28 @@ def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]
         stderr=subprocess.STDOUT,
         env=dict(environment),
         cwd=folder,
-        process_group=0,
+        process_group=0 if group else None,
         preexec_fn=die_with_parent,
     )
 
 
-def wait(process: subprocess.Popen, seconds: float) -> int | None:
-    """The exit code of a process, or None where it was still running after that long and was killed with its group.
+def wait(process: subprocess.Popen, seconds: float, group: bool = False) -> int | None:
+    """The exit code of a process, or None where it was still running after that long and was killed.
 
-    What a process leaves behind in its group is killed too.
+    `group`: with its group, and what a process leaves behind there is killed too.
     """
     try:
         return process.wait(max(seconds, 0.1))
     except subprocess.TimeoutExpired:
         return None
     finally:
-        kill_group(process)
+        kill(process, group)
 
 
-def kill_group(process: subprocess.Popen) -> None:
-    """Kill a process started by `start`, and all that it started and did not put into another group."""
+def kill(process: subprocess.Popen, group: bool = False) -> None:
+    """Kill a process, or the whole group that it was started in."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
 

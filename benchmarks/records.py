@@ -129,7 +129,8 @@ EXTRA = {n: _or_null(POSITIVE) for n in ("params_m", "gmacs", "mfu", "people_per
 }
 
 
-def _check(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
+def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
+    """Raise ValueError that names the first field which is not there or not as expected."""
     for name, (good, expected) in checks.items():
         if name not in value:
             raise ValueError(f"{where}{name}: expected {expected}, found no such field")
@@ -137,18 +138,18 @@ def _check(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
             raise ValueError(f"{where}{name}: expected {expected}, found {json.dumps(value[name])[:60]}")
 
 
-def _record(row: Any, where: str) -> Record:
+def as_record(row: Any, where: str) -> Record:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {json.dumps(row)[:60]}")
-    _check(row, IDENTITY, f"{where}.")
-    _check(row, NUMBERS if row["missing"] is None else dict.fromkeys(NUMBERS, NULL), f"{where}.")
+    check_fields(row, IDENTITY, f"{where}.")
+    check_fields(row, NUMBERS if row["missing"] is None else dict.fromkeys(NUMBERS, NULL), f"{where}.")
     if row["missing"] is None and not row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]:
         found = f"{row['p10_ms']}, {row['median_ms']}, {row['p90_ms']}"
         raise ValueError(f"{where}.median_ms: expected p10_ms <= median_ms <= p90_ms, found {found}")
     extra = row["extra"]
-    _check(extra, {name: check for name, check in EXTRA.items() if name in extra}, f"{where}.extra.")
+    check_fields(extra, {name: check for name, check in EXTRA.items() if name in extra}, f"{where}.extra.")
     if row["suite"] == "ops" and LAYER.keys() & extra.keys():
-        _check(extra, LAYER, f"{where}.extra.")
+        check_fields(extra, LAYER, f"{where}.extra.")
     return Record(**{f.name: row[f.name] for f in fields(Record)})
 
 
@@ -166,10 +167,10 @@ def load(path: str | Path) -> Results:
             raise ValueError(f"expected JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError("expected an object with `environment` and `records`")
-        _check(data, {"environment": OBJECT, "records": LIST}, "")
-        _check(data["environment"], ENVIRONMENT, "environment.")
+        check_fields(data, {"environment": OBJECT, "records": LIST}, "")
+        check_fields(data["environment"], ENVIRONMENT, "environment.")
         seen: dict[tuple[Any, ...], int] = {}
-        records = tuple(_record(row, f"records[{i}]") for i, row in enumerate(data["records"]))
+        records = tuple(as_record(row, f"records[{i}]") for i, row in enumerate(data["records"]))
         for i, record in enumerate(records):
             if seen.setdefault(record.key, i) != i:
                 where = f"records[{i}].name: expected another suite, name, implementation, dtype, batch or graphed"
@@ -180,33 +181,35 @@ def load(path: str | Path) -> Results:
 
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line of JSON, whole and on the disk when this returns; several processes may write to one file."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    """Append one line of JSON, whole and on the disk when this returns; several processes may write to one file.
+
+    Raises:
+        OSError: it cannot be written, or not wholly.
+    """
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, (json.dumps(row) + "\n").encode())
+        size = os.lseek(file, 0, os.SEEK_END)
+        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a line that a full disk or a kill has cut off
+        line = (b"\n" if cut else b"") + (json.dumps(row) + "\n").encode()
+        if os.write(file, line) < len(line):
+            raise OSError(f"cannot write to {path}: the disk is full")
         os.fsync(file)
     finally:
         os.close(file)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file of lines; a last line that was cut off by a kill is left out, no file is no rows.
-
-    Raises:
-        ValueError: another line is no object; names file and line.
-    """
+    """The rows of a file of lines. Lines that a kill or a full disk has cut off are left out; no file is no rows."""
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
     rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number}: expected a JSON object, found {line[:60]!r}")
-        rows.append(row)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

@@ -272,12 +272,14 @@ def convert(options: argparse.Namespace) -> int:
     name = result_name(stamp["device"], stamp["date"], stamp["quick"])
     out = options.out or free_path(ROOT / "benchmarks" / "results", name)
     tuned = options.tuned or out.with_name(f"{out.stem}-tuned.json")
-    for path, value in ((out, result), (tuned, tuned_of(result))):
+    if out.absolute() == tuned.absolute():
+        raise ValueError(f"got {out} for both files; choose two names")
+    for path in (out, tuned):
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name")
+    for path, value in ((out, result), (tuned, tuned_of(result))):
         text = json.dumps(value, indent=1) + "\n"
         write_atomic(path, lambda target, text=text: target.write_text(text, encoding="utf-8"))
-    load(out)  # a file that `tables` cannot read would be noticed too late
     print(f"{len(result['records'])} records in {out}, {len(tuned_of(result)['choices'])} choices in {tuned}")
     return 0
 

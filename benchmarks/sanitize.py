@@ -49,6 +49,7 @@ def main() -> int:
     if tool_path is None:
         parser.error("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.unlink(missing_ok=True)
     clean = True
     # Every tensor is an allocation of its own: what is read beside it is found. Graphs cannot be captured then.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -17,12 +17,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import triton
 
 import vitpose_fast as vp
 from benchmarks.models import TASKS
@@ -113,13 +115,41 @@ def compile_one(src: Source, arch: int) -> Done:
     return Done(time.perf_counter() - started, launcher)
 
 
+def compile_some(
+    sources: list[Source], arch: int, jobs: int, clock: Clock, done: dict[Source, Done], save: Callable[[], None]
+) -> None:
+    """Compile into `done` until all are, time is over, or a process of the pool dies.
+
+    Nobody knows then whose fault it was: the first kernels left are compiled one at a time; one that dies alone failed.
+    """
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=die_with_parent) as pool:
+        pending = {pool.submit(compile_one, src, arch): src for src in sources}
+        try:
+            while pending and clock.left > 0:
+                ready, _ = wait(pending, timeout=min(2.0, max(clock.left, 0.0)), return_when=FIRST_COMPLETED)
+                for future in ready:
+                    done[pending[future]] = future.result()
+                    del pending[future]
+                save()
+        except BrokenProcessPool:
+            if len(sources) == 1:
+                done[sources[0]] = Done(0.0, "", "the process that compiled it died")
+            for src in list(pending.values())[: 2 * jobs] if len(sources) > 1 else ():
+                if clock.left > 0:
+                    compile_some([src], arch, 1, clock, done, save)
+        if pending:  # time is over: what is being compiled is not waited for
+            for process in multiprocessing.active_children():
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seconds: float) -> dict[str, Any]:
     """What compile.json says."""
     failed = {f"{s.kernel} ({sources[s]})": d.error for s, d in done.items() if d.error}
     slowest = sorted(done.items(), key=lambda item: -item[1].seconds)[:10]
     return {
         "arch": f"sm_{arch}",
-        "triton": __import__("triton").__version__,
+        "triton": triton.__version__,
         "kernels": len(sources),
         "compiled": len(done) - len(failed),
         "failed": failed,
@@ -151,17 +181,8 @@ def main() -> int:
         write_atomic(options.out, lambda path: path.write_text(text, encoding="utf-8"))
 
     save()
-    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), initializer=die_with_parent)
-    pending = {pool.submit(compile_one, src, arch): src for src in sources}
-    while pending and clock.left > 0:
-        ready, _ = wait(pending, timeout=min(2.0, max(clock.left, 0.0)), return_when=FIRST_COMPLETED)
-        for future in ready:
-            done[pending.pop(future)] = future.result()
-        save()
-    processes = list(pool._processes.values())
-    pool.shutdown(wait=not pending, cancel_futures=True)
-    for process in processes if pending else ():
-        process.kill()
+    while (left := [src for src in sources if src not in done]) and clock.left > 0:
+        compile_some(left, arch, options.jobs, clock, done, save)
     save()
     failed = report(sources, done, arch, clock.used)["failed"]
     print(f"{len(done) - len(failed)} of {len(sources)} kernels compiled for sm_{arch} in {clock.used:.0f} s")

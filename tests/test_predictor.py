@@ -35,6 +35,12 @@ def model():
     return model
 
 
+@pytest.fixture
+def exact_model(model):
+    """The model in float64: processors sum batches of different sizes in different orders; decoding amplifies that."""
+    return copy.deepcopy(model).double()
+
+
 BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 70.0]]
 
 
@@ -69,9 +75,8 @@ def test_equals_the_steps_by_hand(model, task, flip_test):
     torch.testing.assert_close(poses.scores, scores, rtol=0, atol=1e-5)
 
 
-def test_batching_changes_nothing(model):
-    """In float64: processors sum batches of different sizes in different orders, and decoding amplifies that."""
-    model = copy.deepcopy(model).double()
+def test_batching_changes_nothing(exact_model):
+    model = exact_model
     images = [photo(i, 60 + 4 * i, 80 - 4 * i) for i in range(4)]
     boxes = [BOXES, BOXES[:1], [], BOXES[1:]]
     alone = [vp.PosePredictor(model, task="coco")(i, b) for i, b in zip(images, boxes)]
@@ -170,7 +175,8 @@ def test_one_bad_image_among_many_is_left_out(model):
     assert failed == [(1, "gone.jpg: no such image file")]
 
 
-def test_a_stream_gives_the_poses_of_each_frame_in_order(model):
+def test_a_stream_gives_the_poses_of_each_frame_in_order(exact_model):
+    model = exact_model
     frames = [(photo(i), BOXES[: i % 4]) for i in range(9)]
     alone = [vp.PosePredictor(model, task="coco")(frame, boxes) for frame, boxes in frames]
     predictor = vp.PosePredictor(model, task="coco", batch_size=4)
@@ -216,7 +222,8 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-def test_out_of_memory_loses_nobody_and_the_limit_is_remembered(model, monkeypatch, error, caplog):
+def test_out_of_memory_loses_nobody_and_the_limit_is_remembered(exact_model, monkeypatch, error, caplog):
+    model = exact_model
     expected = vp.PosePredictor(model, task="coco")(photo(), BOXES * 5)
     broken = OutOfMemory(model, 4, 10**9, error)
     monkeypatch.setattr(model, "forward", broken)
@@ -228,8 +235,9 @@ def test_out_of_memory_loses_nobody_and_the_limit_is_remembered(model, monkeypat
     assert broken.sizes[:2] == [3, 3]
 
 
-def test_a_thousand_times_out_of_memory_every_person_is_answered(model, monkeypatch):
+def test_a_thousand_times_out_of_memory_every_person_is_answered(exact_model, monkeypatch):
     """Errors at random, also with a single person in the batch: another process may hold the memory."""
+    model = exact_model
     expected = vp.PosePredictor(model, task="coco")(photo(), BOXES)
     forward, random = model.forward, np.random.default_rng(0)
     raised = 0

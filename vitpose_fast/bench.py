@@ -17,10 +17,11 @@ from pathlib import Path
 
 SUITES = {  # in the order of their worth, should the time run out
     "model": ["test_model.py"],
-    "ops": ["test_ops.py", "test_ops_on_maps.py"],
+    "ops": ["test_ops.py", "test_ops_on_maps.py", "test_tiles.py"],
     "pipeline": ["test_pipeline.py"],
     "table12": ["test_table12.py"],
     "training": ["test_training_step.py"],
+    "compiled": ["test_model.py", "test_ops.py", "test_ops_on_maps.py"],  # rivals by torch.compile, minutes each
 }
 
 
@@ -51,14 +52,17 @@ def free_path(folder: Path, name: str) -> Path:
 
 def _with_budget(options: argparse.Namespace, folder: Path) -> int:
     """Become the runner of `benchmarks/budget.py`, which outlives whatever its steps do to the device."""
-    alone = {"--all": options.all, "--suites": options.suites is not None, "-k": options.k}
-    given = [flag for flag, value in alone.items() if value]
+    alone = {"--all": options.all or None, "--suites": options.suites, "-k": options.k, "--minutes": options.minutes}
+    given = [flag for flag, value in alone.items() if value is not None]
     if given:
         raise ValueError(f"bench: {given[0]} does not go with --budget; choose among its --steps")
     if options.out is None:
         raise ValueError("bench: --budget needs --out DIR, a folder for its files")
     began = time.time()
-    device = options.device or ("cuda" if importlib.import_module("torch").cuda.is_available() else "cpu")
+    has_gpu = options.device != "cpu" and importlib.import_module("torch").cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise ValueError("bench: got --device cuda, but PyTorch finds no CUDA GPU here; --device cpu rehearses without")
+    device = "cuda" if has_gpu else "cpu"
     command = [sys.executable, "-m", "benchmarks.budget", "--budget", f"{options.budget:g}", "--device", device]
     command += ["--out", str(options.out.absolute()), "--began", f"{began:.1f}"]
     command += ["--quick"] if options.quick else []
@@ -85,13 +89,13 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--steps", help="with --budget: which steps, in which order, like env,warm,smoke,model")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: five minutes on two cores")
-    parser.add_argument("--minutes", type=float, default=19.0, help="begin no new benchmark after that long")
+    parser.add_argument("--minutes", type=float, help="begin no new benchmark after that long; default 19")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
     parser.add_argument("--commit", help="commit to write into the file where there is no git")
     parser.add_argument("-k", metavar="EXPRESSION", help="only the benchmarks whose names match, as in pytest")
     options = parser.parse_args(args)
     folder = find_benchmarks()
-    if options.steps and options.budget is None:
+    if options.steps is not None and options.budget is None:
         raise ValueError("bench: --steps are those of a run with --budget SECONDS")
     if options.budget is not None:
         return _with_budget(options, folder)
@@ -112,11 +116,10 @@ def main(args: list[str]) -> int:
     started, codes = time.monotonic(), []
     suites = SUITES if options.all else options.suites or SUITES
     for suite in suites:  # a process each: one that breaks leaves the others whole
-        left = options.minutes - (time.monotonic() - started) / 60
-        files = [f"benchmarks/{file}" for file in SUITES[suite]]
-        codes.append(
-            subprocess.run([*command, "--minutes", f"{max(left, 0):.2f}", *files], cwd=folder.parent, env=environment)
-        )
+        left = (19.0 if options.minutes is None else options.minutes) - (time.monotonic() - started) / 60
+        own = ["--minutes", f"{max(left, 0):.2f}", "--compiled", "only" if suite == "compiled" else "no"]
+        own += [f"benchmarks/{file}" for file in SUITES[suite]]
+        codes.append(subprocess.run([*command, *own], cwd=folder.parent, env=environment))
     if not options.out and out.exists():
         stamp = json.loads(out.read_text(encoding="utf-8"))["environment"]
         out = out.rename(free_path(folder / "results", result_name(stamp["device"], stamp["date"], stamp["quick"])))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _CAPTURING = threading.Lock()  # CUDA captures one graph at a time in a process
+_recorder: int | None = None  # the thread that captures: what it calls inside is recorded, not replayed
 
 
 class _Recorded(NamedTuple):
@@ -39,7 +40,6 @@ class Graphs:
         self._pool: Any = None
         self._stream: Any = None
         self._lock = threading.Lock()
-        self._recorder: int | None = None  # the thread that is recording: calls inside a recording run as they are
         self._last_replay: Any = None  # event
 
     def bucket(self, batch: int) -> int:
@@ -52,7 +52,7 @@ class Graphs:
         `name` stands for the function: the same name must mean the same computation.
         """
         batch = inputs[0].shape[0]
-        if self._recorder == threading.get_ident() or batch == 0:
+        if _recorder == threading.get_ident() or batch == 0:
             return function(*inputs)
         with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode could not be filled outside it
             return in_pieces(lambda *piece: self._replay(name, function, *piece), inputs, self.buckets[-1])
@@ -77,10 +77,10 @@ class Graphs:
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _record(self, function: Callable[..., Any], inputs: list[Tensor]) -> _Recorded:
-        device = inputs[0].device
-        self._recorder = threading.get_ident()
-        try:
-            with _CAPTURING, torch.cuda.device(device):
+        global _recorder
+        with _CAPTURING, torch.cuda.device(inputs[0].device):
+            _recorder = threading.get_ident()
+            try:
                 # One stream of our own, for the device of the inputs: libraries get their work space when it warms up,
                 # not inside the memory of a graph.
                 self._stream = self._stream or torch.cuda.Stream()
@@ -94,8 +94,8 @@ class Graphs:
                 # "thread_local": other threads may allocate meanwhile (a DataLoader that pins memory, another model).
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     outputs = function(*inputs)
-        finally:
-            self._recorder = None
+            finally:
+                _recorder = None
         return _Recorded(graph, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
 
     def __deepcopy__(self, memo: dict) -> Graphs:

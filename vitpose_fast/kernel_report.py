@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +52,12 @@ def compile_all(
         futures = {key: pool.submit(measure_source, key[1], key[0]) for key in wanted}
         for (arch, src), future in futures.items():
             row = wanted[arch, src]
-            used = future.result()
+            try:
+                used = future.result()
+            except BrokenProcessPool:
+                raise ValueError(
+                    "kernels: a process that compiled was killed; is memory short? use fewer --jobs"
+                ) from None
             problem = problem_of(used, known_spill(src, arch), arch)
             row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages, "problem": problem}
     return list(wanted.values()), list(launches.values())

@@ -142,7 +142,7 @@ class PosePredictor:
 
         Args:
             batches: numbers of people per call that will occur. None: all; for a frozen model on a GPU these are its
-                buckets up to that of `batch_size` (17 graphs by default), otherwise a whole batch stands for them.
+                buckets up to that of `batch_size` (12 graphs by default), otherwise a whole batch stands for them.
 
         Raises:
             ValueError: a number below 1.
@@ -154,9 +154,13 @@ class PosePredictor:
         for people in batches:
             if people < 1:
                 raise ValueError(f"warm_up: got {people} people, expected at least 1")
-            for height, width in ((64, 64), (63, 61)):  # kernels are compiled for sizes that 16 divides and for others
-                image = torch.zeros(height, width, 3, dtype=torch.uint8)
-                self(image, [[0, 0, width, height]] * people)
+            # Kernels are compiled for frames whose sides 16 divides and for others, for one frame and for several.
+            images = [torch.zeros(height, width, 3, dtype=torch.uint8) for height, width in ((64, 64), (63, 61))]
+            boxes = [[[0, 0, image.shape[1], image.shape[0]]] * people for image in images]
+            for image, own in zip(images, boxes, strict=True):
+                self(image, own)
+            if people > 1:
+                self(images, [own[: people // 2] for own in boxes])
 
     def _check(self, image: Any, boxes: Any, box_scores: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(image, boxes [P, 4] float64, scores [P]) or a ValueError that names the image where it has a name."""

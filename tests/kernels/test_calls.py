@@ -76,7 +76,7 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
             return str(specialisation), str(options)
 
         _aot.driver.set_active(_aot._Driver(90))
-        launches = programs = 0
+        launches = 0
         for dtype in (torch.bfloat16, torch.float32):
             for model in (MODELS[1], MODELS[1]._replace(batch=1), ODD):
                 for op in OPS:

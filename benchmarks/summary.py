@@ -1,0 +1,107 @@
+"""The summary of a `bench --budget` run, made of the files in its folder."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import digits, read_lines
+
+
+def summary(folder: Path, unknown: str, steps: Sequence[tuple[str, float, str]]) -> str:
+    """What happened, on one screen: where, how every step went, what is wrong, and the ratios.
+
+    Args:
+        folder: of the run's files. unknown: what stands for the machine where env.json is not there.
+        steps: (name, seconds, state) of each.
+    """
+    out = [_or_nothing(lambda: _machine(folder)) or unknown, ""]
+    for name, seconds, state in steps:
+        said = _or_nothing(lambda name=name: _result(folder, name))
+        out.append(f"{name:10}{seconds:6.1f} s  {state}{': ' if said else ''}{said}")
+    wrong = _or_nothing(lambda: _wrong_calls(_rows(folder, "smoke.jsonl")))
+    ratios = _or_nothing(lambda: _ratios(_rows(folder, "results.jsonl")))
+    return "\n".join([*out, *(f"\n{part}" for part in (wrong, ratios) if part)])
+
+
+def _or_nothing(text: Callable[[], str]) -> str:
+    """The text, or "" where the file that it is made of is not as expected: others are shown all the same."""
+    try:
+        return text()
+    except Exception:  # half a file of a step that was killed, or a field that nobody thought of
+        return ""
+
+
+def _wrong_calls(rows: Sequence[dict[str, Any]]) -> str:
+    wrong = [row for row in rows if row.get("problem")]
+    lines = [f"{len(wrong)} calls are wrong:"] if wrong else []
+    for row in wrong[:12]:
+        where = " ".join(str(row.get(name)) for name in ("op", "label", "model", "batch", "dtype"))
+        lines.append(f"  {where}: {row['problem']}"[:150])
+    return "\n".join(lines)
+
+
+def _machine(folder: Path) -> str:
+    e = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    ceilings = f"{digits(e['matmul_tflops'])} TFLOP/s, {digits(e['copy_tb_s'])} TB/s"
+    commit = (e["commit"] or "unknown: give it with --commit")[:40]
+    return f"{e['device']}, {ceilings}, torch {e['torch']}, triton {e['triton']}, commit {commit}"
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        return read_lines(folder / name)
+    except OSError:
+        return []
+
+
+def _result(folder: Path, step: str) -> str:
+    """The result of a step in a few words, "" where there is none."""
+    if step == "warm" and (folder / "compile.json").is_file():
+        c = json.loads((folder / "compile.json").read_text(encoding="utf-8"))
+        return f"{c['compiled']} of {c['kernels']} kernels for {c['arch']}, {len(c['failed'])} failed"
+    if step == "smoke":
+        rows = _rows(folder, "smoke.jsonl")
+        planned = sum(row.get("planned", 0) for row in rows)
+        problems = [row["problem"] for row in rows if "op" in row]
+        return f"{problems.count('')} of {planned} calls right, {planned - len(problems)} not reached" if rows else ""
+    if step == "tests" and (folder / "junit.xml").is_file():
+        suite = ElementTree.parse(folder / "junit.xml").getroot().find("testsuite")
+        names = ("tests", "failures", "errors", "skipped")
+        return "" if suite is None else ", ".join(f"{suite.get(name, 0)} {name}" for name in names)
+    if step == "sanitize" and (folder / "sanitizer.txt").is_file():
+        lines = (folder / "sanitizer.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "; ".join(line for line in lines if line.startswith("== "))[:120]
+    return ""
+
+
+def _ratios(rows: Sequence[dict[str, Any]], most: int = 44) -> str:
+    """One line for each case: ours, then its rivals, the fastest first."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "median_ms" in row:
+            groups.setdefault(str([row.get(k) for k in ("name", "dtype", "batch")]), []).append(row)
+    lines = [line for group in groups.values() if (line := _or_nothing(lambda group=group: _case(group)))]
+    if len(lines) > most:
+        lines = [*lines[:most], f"  ... and {len(lines) - most} more in results.jsonl"]
+    return "\n".join(["median ms of ours, and rival / ours (above 1: ours is faster):", *lines]) if lines else ""
+
+
+def _case(group: Sequence[dict[str, Any]]) -> str:
+    mine = [r for r in group if r["implementation"] == "ours" or r["implementation"].startswith("vitpose_fast")]
+    ours = min(mine, key=lambda r: "frozen" not in r["implementation"], default=None)
+    rivals = [r for r in group if r is not ours]
+    timed = sorted((r for r in rivals if r["missing"] is None), key=lambda r: r["median_ms"])
+    failed = [r for r in rivals if (r["missing"] or "").startswith(("failed", "disagrees", "too fast", "not measured"))]
+    unit = None if ours is None else ours["median_ms"]
+    if unit is None:
+        ratios = [f"{r['implementation']} {digits(r['median_ms'])} ms" for r in timed]
+    else:
+        ratios = [f"{r['median_ms'] / unit:.2f} {r['implementation']}" for r in timed]
+    ratios += [f"{r['implementation']} {r['missing'][:40]}" for r in failed]
+    value = "-" if ours is None else digits(unit) if unit else f"OURS {ours['missing'][:60]}"
+    head = f"  {group[0]['name']}, {group[0]['dtype']}, {group[0]['batch']}: {value}"
+    return f"{head}{' | ' * bool(ratios)}{'; '.join(ratios)}"[:170]
