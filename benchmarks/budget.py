@@ -1,6 +1,6 @@
 """`vitpose-fast bench --budget SECONDS --out DIR`: proof and numbers in the minutes that a GPU is at hand.
 
-A list of steps in the order of their worth, each in a process group of its own with a hard limit: one that fails, hangs
+A list of steps, the most important first, each in a process group of its own with a hard limit: one that fails, hangs
 or loses the device is one line, and the next begins. The runner itself never touches the device. Whatever is measured
 is on the disk at once (a line of JSON each), so a kill at any moment costs only what was being measured.
 
@@ -67,14 +67,14 @@ class Step:
         seconds: its limit. least: not begun with less than that left; steps before it leave it that much.
         command: its arguments after `python -m`, from the run and the moment (seconds since 1970) when it should end by
             itself: what is cut off by the limit loses what it was measuring.
-        absent: why it cannot take place in a run, None where it can.
+        unavailable: why it cannot take place in a run, None where it can.
     """
 
     name: str
     seconds: float
     least: float
     command: Callable[[Run, float], list[str]]
-    absent: Callable[[Run], str | None] = lambda run: None
+    unavailable: Callable[[Run], str | None] = lambda run: None
 
 
 def _env(run: Run, until: float) -> list[str]:
@@ -211,21 +211,21 @@ class Runner:
         for i, outcome in enumerate(self.outcomes):
             self._run_step(outcome, [o.step for o in self.outcomes[i + 1 :]])
             self.save()
-        return int(any(not o.state.startswith(("done", "absent")) for o in self.outcomes))
+        return int(any(not o.state.startswith(("done", "skipped")) for o in self.outcomes))
 
     def _run_step(self, outcome: Outcome, later: Sequence[Step]) -> None:
         """Run a step for as long as it may, or until those after it have what they need at least, if that fits."""
         step, left = outcome.step, self.clock.left - RESERVE
-        reason = step.absent(self.run)
+        reason = step.unavailable(self.run)
         if reason is not None:
-            outcome.state = f"absent: {reason}"
+            outcome.state = f"skipped: {reason}"
             return
         if left < step.least:
             outcome.state = f"not begun: {max(left, 0):.0f} s left, needs {step.least:.0f}"
             return
         needed = step.least
         for other in later:
-            if other.absent(self.run) is None and needed + other.least <= left:
+            if other.unavailable(self.run) is None and needed + other.least <= left:
                 needed += other.least
         seconds, began = min(step.seconds, left - (needed - step.least)), self.clock.used
         until = time.time() + seconds - max(_GRACE, seconds / 6)

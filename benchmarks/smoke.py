@@ -40,7 +40,7 @@ _LONGEST = {"cuda": 45, "cpu": 300}  # seconds of one call: a kernel that hangs 
 
 
 def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
-    """Shapes and dtypes in the order of their worth. The interpreter is silently wrong in bfloat16, and slow."""
+    """Shapes and dtypes, the most important first. The interpreter is silently wrong in bfloat16, and slow."""
     half = [torch.bfloat16] if cuda else []
     if small:
         shapes = (SMALL, ODD) if cuda else (SMALL,)

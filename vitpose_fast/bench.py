@@ -15,7 +15,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-SUITES = {  # in the order of their worth, should the time run out
+SUITES = {  # the most important first, should the time run out
     "model": ["test_model.py"],
     "ops": ["test_ops.py", "test_ops_on_maps.py", "test_tiles.py"],
     "pipeline": ["test_pipeline.py"],
@@ -85,7 +85,7 @@ def main(args: list[str]) -> int:
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="end within that time: compile, check every kernel, then measure in the order of worth; --out is a folder",
+        help="end within that time: compile, check every kernel, measure what matters most; --out is a folder",
     )
     parser.add_argument("--steps", help="with --budget: which steps, in which order, like env,warm,smoke,model")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: five minutes on two cores")

@@ -70,7 +70,7 @@ def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
     todo = [
         steps("fails"),
         steps("hangs", seconds=6.0),
-        steps("absent", absent=lambda run: "needs a GPU"),
+        steps("away", unavailable=lambda run: "needs a GPU"),
         steps("fine"),
         steps("late", least=1000.0),
     ]
@@ -79,7 +79,7 @@ def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
     for line in (
         "failed, code 7",
         "killed at its limit of 6 s",
-        "absent: needs a GPU",
+        "skipped: needs a GPU",
         "s  done",
         "not begun: ",
         "commit abc123",
