@@ -39,6 +39,7 @@ class Model(NamedTuple):
     batch: int = 64  # that of the paper's Table 12
     tasks: int = 6
     keypoints: int = 17
+    whole_body: int = 133  # the most keypoints of a task
     decoder_width: int = 256
     grid: tuple[int, int] = (16, 12)
     window: tuple[int, int] = (8, 8)
@@ -230,7 +231,7 @@ def _deconv(model: Model, draw: Draw) -> Iterator[Call]:
     for label, grid, channels, keypoints in (
         ("first", (h, w), model.width, 0),
         ("last", (2 * h, 2 * w), d, model.keypoints),
-        ("last, whole body", (2 * h, 2 * w), d, 133),
+        ("last, whole body", (2 * h, 2 * w), d, model.whole_body),
     ):
         x = draw.normal(model.batch, grid[0] * grid[1], channels)
         weight, bias = draw.normal(4, 4, channels, d, scale=(4 * channels) ** -0.5), draw.normal(d, scale=0.1)
@@ -277,7 +278,8 @@ def _heatmap_loss(model: Model, draw: Draw) -> Iterator[Call]:
             maps = draw.heatmaps(model.batch, model.keypoints, rows, columns)
             yield Call(f"{codec} {rows}x{columns} training", function, (maps, *points, codec), dict(grad=grad))
     b, side = min(model.batch, 8), 8 * model.grid[0]  # 512x512 at 1/4
-    crowd = _keypoints(model, draw, 4 * side, 4 * side, b, 30)
+    people = 30 if b > 3 else 3
+    crowd = _keypoints(model, draw, 4 * side, 4 * side, b, people)
     maps, mask = draw.heatmaps(b, model.keypoints, side, side), draw.uniform(b, side, side)
     yield Call("bottom-up training", function, (maps, *crowd), dict(grad=grad, mask=mask))
 
@@ -291,7 +293,7 @@ def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
         (k, small, "udp", 11, True, False),
         (k, small, "udp", 11, False, True),
         (k, large, "udp", 17, True, False),
-        (133, small, "udp", 11, True, False),
+        (model.whole_body, small, "udp", 11, True, False),
         (k, small, "msra", 11, False, False),
         (k, small, "msra", 11, True, False),
         (k, small, "argmax", 11, False, False),
