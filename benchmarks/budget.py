@@ -58,6 +58,11 @@ class Run:
     def cuda(self) -> bool:
         return self.device == "cuda"
 
+    @property
+    def small(self) -> list[str]:
+        """The flag for small shapes: in a rehearsal, and where no GPU is."""
+        return [] if self.cuda and not self.quick else ["--small"]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -84,13 +89,11 @@ def _env(run: Run, until: float) -> list[str]:
 
 
 def _warm(run: Run, until: float) -> list[str]:
-    small = [] if run.cuda and not run.quick else ["--small"]
-    return ["benchmarks.warm", "--out", str(run.out / "compile.json"), "--until", f"{until:.1f}", *small]
+    return ["benchmarks.warm", "--out", str(run.out / "compile.json"), "--until", f"{until:.1f}", *run.small]
 
 
 def _smoke(run: Run, until: float) -> list[str]:
-    small = [] if run.cuda and not run.quick else ["--small"]
-    return ["benchmarks.smoke", "all", "--device", run.device, "--lines", str(run.out / "smoke.jsonl"), *small]
+    return ["benchmarks.smoke", "all", "--device", run.device, "--lines", str(run.out / "smoke.jsonl"), *run.small]
 
 
 def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no") -> Callable[[Run, float], list[str]]:

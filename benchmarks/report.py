@@ -277,10 +277,11 @@ def convert(options: argparse.Namespace) -> int:
     for path in (out, tuned):
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name")
-    for path, value in ((out, result), (tuned, tuned_of(result))):
+    choices = tuned_of(result)
+    for path, value in ((out, result), (tuned, choices)):
         text = json.dumps(value, indent=1) + "\n"
         write_atomic(path, lambda target, text=text: target.write_text(text, encoding="utf-8"))
-    print(f"{len(result['records'])} records in {out}, {len(tuned_of(result)['choices'])} choices in {tuned}")
+    print(f"{len(result['records'])} records in {out}, {len(choices['choices'])} choices in {tuned}")
     return 0
 
 

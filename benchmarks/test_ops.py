@@ -13,6 +13,7 @@ from benchmarks.contenders import TOLERANCE, compiled, on_gpus_only, with_gradie
 from benchmarks.harness import Case, Contender, close, declared
 from benchmarks.models import randn
 from benchmarks.rivals.masked_experts import masked_experts
+from benchmarks.tiles import LAYERS, library
 from vitpose_fast import functional as F
 from vitpose_fast.kernels._calls import MODELS, Model
 from vitpose_fast.kernels._windows import Windows
@@ -226,12 +227,12 @@ def test_layer_norm(compare, machine, quick, size, dtype, on, backward):
     compare(Case("ops", name, dtype, b, make, contenders, agree, None, moved))
 
 
-@pytest.mark.parametrize("layer", ["qkv", "proj", "fc1", "fc2"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_linear(compare, machine, quick, size, dtype, on, layer):
     """The four products of a block with what belongs to them; qkv and fc1 with LayerNorm, on a GPU folded in."""
     c = size.width
-    inputs, outputs = {"qkv": (c, 3 * c), "proj": (c, c), "fc1": (c, 4 * c), "fc2": (4 * c, c)}[layer]
-    folded, gelu = layer in ("qkv", "fc1") and machine.cuda, layer == "fc1"
+    more_out, more_in, norm, gelu = LAYERS[layer]
+    inputs, outputs, folded = more_in * c, more_out * c, norm and machine.cuda
     b, n = size.batch, 192
 
     def make(seed):
@@ -239,8 +240,6 @@ def test_linear(compare, machine, quick, size, dtype, on, layer):
         weight = randn(seed + 1, outputs, inputs, device=on, dtype=dtype) * inputs**-0.5
         bias = randn(seed + 2, outputs, device=on, dtype=dtype)
         return x, weight, bias, randn(seed + 3, b, n, outputs, device=on, dtype=dtype)
-
-    norm = layer in ("qkv", "fc1")
 
     sums: dict[int, Any] = {}
 
@@ -254,10 +253,7 @@ def test_linear(compare, machine, quick, size, dtype, on, layer):
         return F.linear(x, weight, bias, gelu, None if norm else residual)
 
     def plain(x, weight, bias, residual):
-        x = nnF.layer_norm(x, (inputs,), eps=1e-6) if norm else x
-        y = nnF.linear(x, weight, bias)
-        y = nnF.gelu(y) if gelu else y
-        return y if norm else y + residual
+        return library(x, weight, bias, residual, None, norm, gelu)
 
     contenders = [
         Contender("ours", torch.no_grad()(ours)),

@@ -44,8 +44,8 @@ def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
     return F.linear(x, weight, bias, gelu, residual)
 
 
-def library(x, weight, bias, residual, sums, norm: bool, gelu: bool):
-    """As fast as a library's product allows: one product with its bias, then the rest."""
+def library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
+    """The same by PyTorch's operators, takes what `ours` takes: one product with its bias, then the rest."""
     x = nnF.layer_norm(x, x.shape[-1:], eps=1e-6) if norm else x
     y = nnF.linear(x, weight, bias)
     y = nnF.gelu(y) if gelu else y

@@ -34,7 +34,7 @@ from benchmarks.tiles import LAYERS, TILES, ours, with_tiles
 from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.kernels._calls import MODELS, OPS, Draw
-from vitpose_fast.kernels._launch import ARCHITECTURES, Launch, interpreting, recording
+from vitpose_fast.kernels._launch import ARCHITECTURES, Launch, architecture, interpreting, recording
 from vitpose_fast.kernels.gpu._aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_fast.runtime import FrozenViTPose
 
@@ -170,9 +170,10 @@ def main() -> int:
     if interpreting():
         parser.error("TRITON_INTERPRET is set, which leaves no compiler; unset it")
     clock = Clock(options.until - time.time())
-    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    known = max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])
-    arch = int(options.arch.removeprefix("sm_")) if options.arch else known
+    if options.arch:
+        arch = int(options.arch.removeprefix("sm_"))
+    else:
+        arch = architecture(torch.empty(0, device="cuda")) if torch.cuda.is_available() else 90
     sources = wanted(arch, options.small)
     done: dict[Source, Done] = {}
 

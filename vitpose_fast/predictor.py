@@ -26,8 +26,8 @@ _MAX_TRIES = 64  # with a single person out of memory: another process may be gi
 class PosePredictor:
     """Estimate the poses of people in images.
 
-    On a GPU everything happens there: images that are CUDA tensors stay where they are, of others only the rows that
-    are needed are uploaded, and the keypoints come back in one copy that is waited for once.
+    On a GPU everything happens there: images that are CUDA tensors stay where they are, other images have only the rows
+    uploaded that are needed, and the keypoints come back in one copy that is waited for once.
 
     Args:
         model: a ViTPose model or a frozen one (`freeze`: faster), on any device; it is used in evaluation mode.

@@ -1,7 +1,7 @@
 """Triton kernel of `crop`: a program cuts a strip of one crop out of its image, and writes its mirror image too.
 
-Coordinates are fixed-point int64: 1/1024 px for "exact-cv4" (SPEC 3.4), 2^-32 px for "float". What depends on a column
-or on a row alone is float64, one value per column and row; what is left per pixel is an integer addition.
+Coordinates are fixed-point int64: 1/1024 px for "exact-cv4" (as in OpenCV), 2^-32 px for "float". What depends on a
+column or on a row alone is float64, one value per column and row; what is left per pixel is an integer addition.
 """
 
 from __future__ import annotations

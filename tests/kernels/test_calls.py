@@ -11,15 +11,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from benchmarks.harness import tensors_of
 from vitpose_fast import functional as F
 from vitpose_fast.kernels._calls import MODELS, ODD, OPS, Draw, calls
 from vitpose_fast.kernels._launch import recording
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
-
-
-def tensors_of(value):
-    return [value] if isinstance(value, torch.Tensor) else [t for part in value for t in tensors_of(part)]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -130,7 +130,7 @@ class ViTPose(PoseModel):
         self.load_report: Any = None
 
     def for_task(self, task: str | None = None) -> ViTPose:
-        """A plain single-task copy with the same outputs: experts merged, other heads left out (SPEC 1.4)."""
+        """A plain single-task copy with the same outputs: experts merged, other heads left out."""
         name = self.resolve_task(task)
         index = self.tasks.index(name)
         ratio = 8 if self.config.experts == "added" else self.config.ffn_ratio

@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from benchmarks import smoke
+
 DTYPES = [
     pytest.param(torch.float32, id="fp32"),
     pytest.param(torch.float16, id="fp16"),
@@ -49,14 +51,7 @@ def check_error_rule():
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned():
     """Memory that a kernel is given to write into holds NaN (integers: a large number): what it leaves out shows."""
-    real = {name: getattr(torch, name) for name in ("empty", "empty_like")}
-    new_empty = torch.Tensor.new_empty
-
-    def poison(x):
-        return x.fill_(float("nan") if x.is_floating_point() else 77) if x.device.type != "meta" else x
-
-    for name, make in real.items():
-        monkeypatch.setattr(torch, name, lambda *a, make=make, **k: poison(make(*a, **k)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
+    with smoke.poisoned():
+        yield
