@@ -121,8 +121,8 @@ def _tests(run: Run, until: float) -> list[str]:
         out += [f"--timeout={max(until - time.time() - 10, 10):.0f}"]  # a property compiles tens of kernels
     if run.quick:
         return [*out, "tests/kernels/gpu/test_heatmap_target.py", "tests/kernels/gpu/test_layer_norm.py"]
-    more = ("tests/test_runtime.py", "tests/test_predictor.py", "tests/models/test_train_with_triton.py")
-    return [*out, "tests/kernels/gpu", *more]
+    more = ("test_graphs.py", "test_runtime.py", "test_predictor.py", "models/test_train_with_triton.py")
+    return [*out, "tests/kernels/gpu", *(f"tests/{test}" for test in more)]
 
 
 def _sanitize(run: Run, until: float) -> list[str]:

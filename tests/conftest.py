@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 from pathlib import Path
 
 # Before torch is imported: its second thread spins beside a busy neighbour and makes small models 50 times slower.
@@ -63,6 +64,37 @@ def sound_device(request, leave_if_broken):
     yield
     if torch.cuda.is_initialized():
         leave_if_broken(request.node.nodeid)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Stands in for CUDA graphs: replaying runs the function on the recorded buffers, as the GPU would."""
+    from vitpose_fast import graphs
+
+    recorded = []
+
+    def record(self, function, inputs):
+        def run():
+            graphs._recorder = threading.get_ident()
+            try:
+                return function(*inputs)
+            finally:
+                graphs._recorder = None
+
+        out = run()
+        out = tuple(out) if isinstance(out, tuple) else (out,)
+
+        class Graph:
+            def replay(_):
+                again = run()
+                for buffer, value in zip(out, again if isinstance(again, tuple) else (again,), strict=True):
+                    buffer.copy_(value)
+
+        recorded.append(inputs[0].shape[0])
+        return graphs._Recorded(Graph(), inputs, out)
+
+    monkeypatch.setattr(graphs.Graphs, "_record", record)
+    return recorded
 
 
 @pytest.fixture(scope="session")

@@ -248,3 +248,16 @@ def test_wheel_holds_the_package_and_nothing_else(root, built):
 def test_sdist_can_be_built_again(built):
     needed = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels/attention.py", "training/train.py"}
     assert needed <= built["sdist"]
+
+
+def test_a_broken_device_ends_the_process_and_names_the_test(leave_if_broken, capsys):
+    codes = []
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    leave_if_broken("tests/x.py::test_y", lambda: None, codes.append)
+    assert codes == [] and capsys.readouterr().err == ""
+    leave_if_broken("tests/x.py::test_y", broken, codes.append)
+    assert codes == [70]
+    assert "tests/x.py::test_y: the CUDA context is broken (CUDA error: an illegal memory" in capsys.readouterr().err

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import threading
-import time
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -202,113 +199,6 @@ def test_large_batches_on_a_cpu_are_taken_in_pieces(make, monkeypatch):
     assert DEVICE == "cuda" or sizes == [3, 3, 1] * 2
 
 
-@pytest.fixture
-def recorder(monkeypatch):
-    """Stands in for CUDA graphs: replaying runs the function on the recorded buffers, as the GPU would."""
-    recorded = []
-
-    def record(self, function, inputs):
-        def run():
-            graphs._recorder = threading.get_ident()
-            try:
-                return function(*inputs)
-            finally:
-                graphs._recorder = None
-
-        out = run()
-        out = tuple(out) if isinstance(out, tuple) else (out,)
-
-        class Graph:
-            def replay(_):
-                again = run()
-                for buffer, value in zip(out, again if isinstance(again, tuple) else (again,), strict=True):
-                    buffer.copy_(value)
-
-        recorded.append(inputs[0].shape[0])
-        return graphs._Recorded(Graph(), inputs, out)
-
-    monkeypatch.setattr(Graphs, "_record", record)
-    return recorded
-
-
-def test_batches_are_padded_to_buckets_and_cut(recorder):
-    replay = Graphs((1, 4))
-
-    seen = []
-
-    def function(x, y):
-        seen.append(x.shape[0])
-        return 2 * x + y, x.sum(1)
-
-    for batch in (1, 2, 3, 4, 5, 11, 0):
-        x, y = torch.randn(batch, 3), torch.randn(batch, 3)
-        a, b = replay("function", function, x, y)
-        assert torch.equal(a, 2 * x + y) and torch.equal(b, x.sum(1))
-    assert set(seen) == {0, 1, 4}
-    assert sorted(recorder) == [1, 4]  # once per bucket
-
-
-def test_an_output_survives_the_next_replay_and_names_are_kept_apart(recorder):
-    replay = Graphs((2,))
-    first = replay("plus", lambda x: x + 1, torch.zeros(2))
-    assert replay("plus", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2] and first.tolist() == [1, 1]
-    assert replay("minus", lambda x: x - 1, torch.zeros(2)).tolist() == [-1, -1]
-    assert replay("plus", lambda x: x + 1, torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
-    inner = replay("outer", lambda x: replay("plus", lambda y: y + 1, x) * 2, torch.zeros(2))
-    assert inner.tolist() == [2, 2] and recorder == [2] * 4  # nothing is recorded inside a recording
-    with torch.inference_mode():
-        replay("both", lambda x: x + 1, torch.zeros(2))
-    assert replay("both", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2]
-    recorder.pop()
-    for other in (copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))):
-        assert other.buckets == (2,) and not other._recorded
-
-
-@pytest.mark.parametrize("locked", [True, False])
-def test_one_frozen_model_serves_many_threads(monkeypatch, locked):
-    """The replay of a graph reads its static input some time after it was filled, and fills its static output."""
-
-    def record(self, function, inputs):
-        out = function(*inputs)
-
-        class Slow:
-            def replay(_):
-                given = inputs[0].clone()
-                time.sleep(0.002)
-                out.copy_(function(given))
-                time.sleep(0.002)
-
-        return graphs._Recorded(Slow(), inputs, (out,))
-
-    monkeypatch.setattr(Graphs, "_record", record)
-    replay = Graphs((1, 4))
-    replay("double", lambda x: 2 * x, torch.zeros(3, 5))
-    if not locked:
-        replay._lock = nullcontext()
-    wrong = []
-
-    def serve(number):
-        for step in range(10):
-            x = torch.full((3, 5), 100.0 * number + step)
-            if not torch.equal(replay("double", lambda x: 2 * x, x), 2 * x):
-                wrong.append((number, step))
-
-    threads = [threading.Thread(target=serve, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert bool(wrong) != locked, f"{len(wrong)} of 80 answers wrong"
-
-
-def test_what_a_recording_calls_is_recorded_with_it(recorder):
-    """Also through another model's graphs on the same thread: CUDA cannot capture inside a capture."""
-    outer, inner = Graphs((2,)), Graphs((2,))
-    assert outer("outer", lambda x: inner("inner", lambda y: y + 1, x) * 2, torch.ones(2)).tolist() == [4, 4]
-    assert len(outer._recorded) == 1 and not inner._recorded
-    assert inner("inner", lambda y: y + 1, torch.ones(2)).tolist() == [2, 2] and len(inner._recorded) == 1
-
-
 @pytest.mark.cuda
 @torch.no_grad()
 def test_threads_on_their_own_streams_share_one_frozen_model(make):
@@ -385,19 +275,6 @@ def test_warming_up_records_what_later_calls_need(make, recorder):
     with pytest.raises(ValueError, match="warm_up: got 0 people, expected at least 1"):
         predictor.warm_up([0])
     vp.PosePredictor(make()).warm_up()  # no graphs: one whole batch
-
-
-def test_a_broken_device_ends_the_process_and_names_the_test(leave_if_broken, capsys):
-    codes = []
-
-    def broken():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
-
-    leave_if_broken("tests/x.py::test_y", lambda: None, codes.append)
-    assert codes == [] and capsys.readouterr().err == ""
-    leave_if_broken("tests/x.py::test_y", broken, codes.append)
-    assert codes == [70]
-    assert "tests/x.py::test_y: the CUDA context is broken (CUDA error: an illegal memory" in capsys.readouterr().err
 
 
 @torch.no_grad()
