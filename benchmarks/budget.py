@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.processes import Clock, kill, start, wait
 from benchmarks.summary import summary
+from vitpose_fast.bench import with_sources
 from vitpose_fast.files import make_folder, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,9 +259,7 @@ class Runner:
 
     def _environment(self, step: Step) -> dict[str, str]:
         """What a step finds: the checkout on the path; on a CPU kernels in the interpreter, but for `warm`."""
-        environment = dict(os.environ, PYTHONUNBUFFERED="1")
-        paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        environment = with_sources(ROOT) | {"PYTHONUNBUFFERED": "1"}
         environment.pop("TRITON_INTERPRET", None)
         if not self.run.cuda and step.name in ("smoke", "tests"):
             environment["TRITON_INTERPRET"] = "1"

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Machine
-from vitpose_fast.kernels._launch import HAS_TRITON
 from vitpose_fast.runtime import count_launches
+from vitpose_kernels.launch import HAS_TRITON
 
 LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets, or of the weights, together on a GPU
 MOST_SETS = 64
@@ -148,11 +148,11 @@ def declared(op: str, *arguments: Any) -> tuple[int | None, int | None]:
     """(flops, bytes) of the launches of an op, by its own declaration; (None, None) without triton.
 
     Args:
-        arguments: those of `forward` in the op's file in kernels/gpu; tensors are only looked at for shape and dtype.
+        arguments: those of its `forward` in vitpose_kernels/gpu; tensors are only looked at for shape and dtype.
     """
     if not HAS_TRITON:
         return None, None
-    forward = import_module(f"vitpose_fast.kernels.gpu.{op}").forward
+    forward = import_module(f"vitpose_kernels.gpu.{op}").forward
     launches = forward(*(_on_meta(a) for a in arguments))[1]
     return sum(launch.flops for launch in launches), sum(launch.bytes for launch in launches)
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.processes import start, wait
-from vitpose_fast.kernels._calls import OPS
+from vitpose_kernels.calls import OPS
 
 TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")
 _MOST = 200_000  # bytes kept of what one process prints

@@ -15,10 +15,10 @@ from benchmarks.models import randn
 from benchmarks.rivals.masked_experts import masked_experts
 from benchmarks.tiles import LAYERS, library
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._calls import MODELS, Model
-from vitpose_fast.kernels._windows import Windows
-from vitpose_fast.kernels.deconv import pack_deconv
-from vitpose_fast.kernels.layer_norm import layer_norm_reference
+from vitpose_kernels.calls import MODELS, Model
+from vitpose_kernels.deconv import pack_deconv
+from vitpose_kernels.layer_norm import layer_norm_reference
+from vitpose_kernels.windows import Windows
 
 ARCH = 90  # whose launches declare the work: it does not depend on the chip
 

@@ -10,7 +10,7 @@ from benchmarks.harness import Case, Contender, close, declared, same_place
 from benchmarks.models import bumps, frame, keypoints, people
 from benchmarks.rivals import decoding, hugging_face
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.heatmap_decode import flip_permutation
+from vitpose_kernels.heatmap_decode import flip_permutation
 
 COCO_PAIRS = [(i, i + 1) for i in range(1, 17, 2)]
 

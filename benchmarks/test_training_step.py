@@ -14,7 +14,7 @@ import vitpose_fast as vp
 from benchmarks.contenders import materialised_loss
 from benchmarks.harness import Case, Contender, close
 from benchmarks.models import crops, keypoints, network_work, official_twin, random_model
-from vitpose_fast.training.recompute import set_recompute
+from vitpose_training.run.recompute import set_recompute
 
 # Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).
 ROWS = {

@@ -27,7 +27,7 @@ LAYERS = {  # outputs and inputs in widths; whether LayerNorm comes before it, G
 
 def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors: bool) -> Callable[..., Any]:
     """The function with products in these tiles, through tensor descriptors or pointers."""
-    from vitpose_fast.kernels.gpu import linear as gpu
+    from vitpose_kernels.gpu import linear as gpu
 
     def run(*inputs: Any) -> Any:
         chosen = mock.patch.object(gpu, "choose_tiles", lambda *_: gpu.Tiles(*tiles))

@@ -33,10 +33,10 @@ from benchmarks.smoke import SMALL, plan
 from benchmarks.tiles import LAYERS, TILES, ours, with_tiles
 from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
-from vitpose_fast.kernels._calls import MODELS, OPS, Draw
-from vitpose_fast.kernels._launch import ARCHITECTURES, Launch, architecture, interpreting, recording
-from vitpose_fast.kernels.gpu._aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_fast.runtime import FrozenViTPose
+from vitpose_kernels.calls import MODELS, OPS, Draw
+from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
+from vitpose_kernels.launch import ARCHITECTURES, Launch, architecture, interpreting, recording
 
 BATCHES = (64, 1, 8, 72)  # of benchmarks/test_model.py
 

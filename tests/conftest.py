@@ -32,6 +32,10 @@ torch.backends.cudnn.allow_tf32 = False
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Processes that tests start import from this checkout too (pytest's own `pythonpath` is for its process alone).
+SOURCES = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "training")]
+os.environ["PYTHONPATH"] = os.pathsep.join([*SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
@@ -110,6 +114,12 @@ def samples() -> Path:
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def python_path():
+    """python_path(*folders) -> PYTHONPATH of a process that looks for modules there, then in this checkout."""
+    return lambda *folders: os.pathsep.join([*map(str, folders), os.environ["PYTHONPATH"]])
 
 
 @pytest.fixture(scope="session")

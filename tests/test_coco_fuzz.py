@@ -7,8 +7,8 @@ import random
 
 from vitpose_fast.coco import check_annotations, is_training_person, read_annotations, read_detections
 from vitpose_fast.keypoints import KEYPOINT_SETS
-from vitpose_fast.training.metrics import evaluate_coco
-from vitpose_fast.training.readers import read_labels
+from vitpose_training.data.read import read_labels
+from vitpose_training.evaluation.metrics import evaluate_coco
 
 COCO = KEYPOINT_SETS["coco"]
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from vitpose_fast.kernel_report import problem_of
-from vitpose_fast.kernels._calls import OPS
+from vitpose_kernels.calls import OPS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from vitpose_fast.kernels.gpu._aot import Resources
+from vitpose_kernels.gpu.aot import Resources
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_chip_that_is_too_small_is_a_problem():
 
 def test_the_interpreter_leaves_no_compiler(capsys):
     from vitpose_fast.__main__ import main
-    from vitpose_fast.kernels._launch import interpreting
+    from vitpose_kernels.launch import interpreting
 
     if not interpreting():
         pytest.skip("the interpreter is off")

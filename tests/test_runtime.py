@@ -11,7 +11,7 @@ import torch
 import vitpose_fast as vp
 from vitpose_fast import graphs, runtime
 from vitpose_fast.graphs import Graphs
-from vitpose_fast.kernels._launch import HAS_TRITON
+from vitpose_kernels.launch import HAS_TRITON
 
 IMPLS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

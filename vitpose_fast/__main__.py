@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 
 COMMANDS = {  # name -> (function, what it does)
-    "demo": ("vitpose_fast.training.demo:main", "train the tiny model on rendered people, evaluate it, draw its poses"),
+    "demo": ("vitpose_training.demo.demo:main", "train the tiny model on rendered people, evaluate it, draw its poses"),
     "predict": ("vitpose_fast.commands:predict", "poses of people in images: results.json and pictures"),
-    "train": ("vitpose_fast.training.train:main", "train on any of the data sets, alone or under torchrun"),
-    "validate": ("vitpose_fast.training.validate:main", "the metrics of a checkpoint on any of the data sets"),
+    "train": ("vitpose_training.run.train:main", "train on any of the data sets, alone or under torchrun"),
+    "validate": ("vitpose_training.evaluation.validate:main", "the metrics of a checkpoint on any of the data sets"),
     "convert": (
         "vitpose_fast.commands:convert",
         "read any checkpoint, write ours, the official or the Hugging Face one",
@@ -22,7 +22,7 @@ COMMANDS = {  # name -> (function, what it does)
         "compile every kernel for any GPU: registers, spills, roofline floors",
     ),
     "info": (
-        "vitpose_fast.training.survey:info",
+        "vitpose_training.data.survey:info",
         "versions, devices and presets; what is in a checkpoint; or check a data set",
     ),
 }

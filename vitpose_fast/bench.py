@@ -37,6 +37,12 @@ def find_benchmarks() -> Path:
     raise ValueError("bench: there are no benchmarks here; run it in a checkout of the repository")
 
 
+def with_sources(checkout: Path) -> dict[str, str]:
+    """The environment variables with which a process imports the three packages from a checkout."""
+    paths = [*map(str, (checkout, checkout / "kernels", checkout / "training")), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def result_name(device: str, date: str, quick: bool) -> str:
     """File name of a result file: <device>-<date>.json."""
     words = "".join(c if c.isalnum() else " " for c in device.lower()).split()
@@ -69,10 +75,9 @@ def _with_budget(options: argparse.Namespace, folder: Path) -> int:
     for flag in ("commit", "steps"):
         if (value := getattr(options, flag)) is not None:
             command += [f"--{flag}", value]
-    paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.chdir(folder.parent)
     sys.stdout.flush()
-    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+    os.execve(sys.executable, command, with_sources(folder.parent))
 
 
 def main(args: list[str]) -> int:
@@ -111,8 +116,7 @@ def main(args: list[str]) -> int:
         if (value := getattr(options, flag)) is not None:
             command += ["-k" if flag == "k" else f"--{flag}", value]
     command += ["--quick"] if options.quick else []
-    paths = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = with_sources(folder.parent)
     started, codes = time.monotonic(), []
     suites = SUITES if options.all else options.suites or SUITES
     for suite in suites:  # a process each: one that breaks leaves the others whole

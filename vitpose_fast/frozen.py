@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.deconv import pack_deconv
 from vitpose_fast.models.backbone import Backbone, Block
 from vitpose_fast.modules import ClassicDecoder, FastModule, SplitFFN
+from vitpose_kernels.deconv import pack_deconv
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -1,15 +1,15 @@
 """Every op, once. `impl=None | "triton" | "reference"`; formulas and shapes stand at the head of each op's file."""
 
-from vitpose_fast.kernels.attention import attention
-from vitpose_fast.kernels.crop import crop
-from vitpose_fast.kernels.deconv import deconv
-from vitpose_fast.kernels.heatmap_decode import heatmap_decode
-from vitpose_fast.kernels.heatmap_loss import heatmap_loss
-from vitpose_fast.kernels.heatmap_target import heatmap_target
-from vitpose_fast.kernels.layer_norm import layer_norm, layer_norm_statistics
-from vitpose_fast.kernels.linear import linear
-from vitpose_fast.kernels.patch_embed import patch_embed
-from vitpose_fast.kernels.split_ffn import split_ffn
+from vitpose_kernels.attention import attention
+from vitpose_kernels.crop import crop
+from vitpose_kernels.deconv import deconv
+from vitpose_kernels.heatmap_decode import heatmap_decode
+from vitpose_kernels.heatmap_loss import heatmap_loss
+from vitpose_kernels.heatmap_target import heatmap_target
+from vitpose_kernels.layer_norm import layer_norm, layer_norm_statistics
+from vitpose_kernels.linear import linear
+from vitpose_kernels.patch_embed import patch_embed
+from vitpose_kernels.split_ffn import split_ffn
 
 __all__ = [
     "attention",

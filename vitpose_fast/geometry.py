@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitpose_fast.kernels.crop import box_to_center_scale, check_boxes, warp_matrix
+from vitpose_kernels.boxes import box_to_center_scale, check_boxes, warp_matrix
 
 __all__ = [
     "box_to_center_scale",

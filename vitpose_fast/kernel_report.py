@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitpose_fast.files import write_atomic
-from vitpose_fast.kernels._calls import MODELS, OPS
-from vitpose_fast.kernels._launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
+from vitpose_kernels.calls import MODELS, OPS
+from vitpose_kernels.launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
 
 if TYPE_CHECKING:
-    from vitpose_fast.kernels.gpu._aot import Resources, Source
+    from vitpose_kernels.gpu.aot import Resources, Source
 
 
 def compile_all(
@@ -30,7 +30,7 @@ def compile_all(
     kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
     problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
     """
-    from vitpose_fast.kernels.gpu._aot import CHIPS, known_spill, measure_source, shipped, source
+    from vitpose_kernels.gpu.aot import CHIPS, known_spill, measure_source, shipped, source
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
     launches: dict[tuple[str, str, int], dict[str, Any]] = {}

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitpose_fast import functional as F
 from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder
 from vitpose_fast.graphs import Graphs, in_pieces
-from vitpose_fast.kernels._launch import HAS_TRITON
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
 from vitpose_fast.modules import ClassicDecoder, use_impl
+from vitpose_kernels.launch import HAS_TRITON
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 _CPU_PIECE = 24 << 20  # bytes

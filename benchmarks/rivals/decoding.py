@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD, box_to_center_scale, warp_matrix
+from vitpose_kernels.boxes import box_to_center_scale, warp_matrix
+from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def why_missing() -> str | None:

@@ -256,13 +256,13 @@ def test_the_environment_is_stamped(machine, monkeypatch):
     assert given["commit"] == "abc123" and given["dirty"] is None
 
 
-def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path):
+def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path, python_path):
     """As a user calls it, in a process of its own, with few packages: opencv and transformers are hidden."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     for package in ("tyro", "pycocotools", "simplejpeg"):
         (hidden / f"{package}.py").write_text("raise ImportError('not here')\n")
-    environment = os.environ | {"PYTHONPATH": str(hidden), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": python_path(hidden), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "results.json"
     command = [sys.executable, "-m", "vitpose_fast", "bench", "--suites", "ops", "--quick", "--device", "cpu"]
     command += ["--commit", "abc123", "--out", str(out), "-k", "layer_norm and forward and not backward"]

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import sanitize, smoke
 from benchmarks.records import read_lines
-from vitpose_fast.kernels._calls import Call
+from vitpose_kernels.calls import Call
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -117,7 +117,6 @@ sys.exit(smoke.main())
 
     monkeypatch.setattr(smoke, "start", start)
     monkeypatch.setattr(smoke, "OPS", ("heatmap_target", "layer_norm"))
-    monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with open(tmp_path / "out.txt", "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
@@ -176,7 +175,7 @@ def test_the_sanitizer_needs_its_tool(root, monkeypatch):
     assert done.returncode == 2 and "compute-sanitizer is not on the PATH" in done.stderr
 
 
-def test_a_compiler_that_dies_costs_one_kernel(root, tmp_path):
+def test_a_compiler_that_dies_costs_one_kernel(python_path, tmp_path):
     (tmp_path / "killer.py").write_text("import os; os._exit(9)\n")
     code = """
         import benchmarks.warm as warm, torch
@@ -197,7 +196,7 @@ def test_a_compiler_that_dies_costs_one_kernel(root, tmp_path):
         """
     (tmp_path / "main.py").write_text(textwrap.dedent(code))
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": f"{root}:{tmp_path}", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment |= {"PYTHONPATH": python_path(tmp_path), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-W", "ignore", str(tmp_path / "main.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.stdout.endswith("as expected\n"), done.stdout + done.stderr

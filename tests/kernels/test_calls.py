@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.harness import tensors_of
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._calls import MODELS, ODD, OPS, Draw, calls
-from vitpose_fast.kernels._launch import recording
+from vitpose_kernels.calls import MODELS, ODD, OPS, Draw, calls
+from vitpose_kernels.launch import recording
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 
@@ -64,22 +64,22 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
     """Triton's own key of every launch is that of the examples which are compiled for it."""
     out = python("""
         import torch
-        from vitpose_fast.kernels._calls import MODELS, ODD, OPS
-        from vitpose_fast.kernels.gpu import _aot
+        from vitpose_kernels.calls import MODELS, ODD, OPS
+        from vitpose_kernels.gpu import aot
 
         def key(kernel, arguments):
             binder = kernel.device_caches[90][4]
             _, specialisation, options = binder(**arguments, debug=False)
             return str(specialisation), str(options)
 
-        _aot.driver.set_active(_aot._Driver(90))
+        aot.driver.set_active(aot._Driver(90))
         launches = 0
         for dtype in (torch.bfloat16, torch.float32):
             for model in (MODELS[1], MODELS[1]._replace(batch=1), ODD):
                 for op in OPS:
-                    for label, launch in _aot.shipped(op, model, dtype, 90):
+                    for label, launch in aot.shipped(op, model, dtype, 90):
                         arguments = {p.name: launch.arguments[p.name] for p in launch.kernel.params}
-                        examples = {n: _aot._example(v) for n, v in _aot.source(launch).arguments}
+                        examples = {n: aot._example(v) for n, v in aot.source(launch).arguments}
                         assert key(launch.kernel, arguments) == key(launch.kernel, examples), label
                         launches += 1
         print(launches)
@@ -92,19 +92,19 @@ def test_compiling_ahead_fills_the_cache_that_a_launch_reads(tmp_path):
     """A second process that takes the path of a launch, with the launch's own arguments, compiles nothing."""
     code = """
         import torch, triton
-        from vitpose_fast.kernels._calls import MODELS
-        from vitpose_fast.kernels.gpu import _aot
+        from vitpose_kernels.calls import MODELS
+        from vitpose_kernels.gpu import aot
         hits = []
         listen = lambda *, cache_hit, **_: hits.append(cache_hit)
         triton.knobs.compilation.listener = listen
         names, model = ("linear", "heatmap_target"), MODELS[0]
-        launches = [x for op in names for _, x in _aot.shipped(op, model, torch.bfloat16, 90)]
+        launches = [x for op in names for _, x in aot.shipped(op, model, torch.bfloat16, 90)]
         {}
         print(hits)
         """
-    ahead = "for src in {_aot.source(x) for x in launches}: _aot.compile_source(src, 90)"
+    ahead = "for src in {aot.source(x) for x in launches}: aot.compile_source(src, 90)"
     launch = """
-        _aot.driver.set_active(_aot._Driver(90))
+        aot.driver.set_active(aot._Driver(90))
         for x in launches: x.kernel.warmup(
             **x.arguments, grid=x.grid, num_warps=x.num_warps, num_stages=x.num_stages)
         """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import vitpose_fast as vp
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.deconv import pack_deconv
+from vitpose_kernels.deconv import pack_deconv
 
 
 def layer(ci, co, seed=0, dtype=torch.float64):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.heatmap_decode import gaussian_taps
+from vitpose_kernels.gaussian import gaussian_taps
 
 Y, X = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
 TARGET = F.heatmap_target(torch.tensor([[[100.3, 77.7]]]), torch.ones(1, 1))[0][0, 0]

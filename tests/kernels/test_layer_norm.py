@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels import layer_norm as op_file
+from vitpose_kernels import layer_norm as op_file
 
 
 def draw(*shape, seed=0, dtype=torch.float32):

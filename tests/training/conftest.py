@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitpose_fast.training.synthetic import write_dataset
+from vitpose_training.demo.synthetic import write_dataset
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def hf_config(model: ViTPose) -> dict[str, Any]:
 
 
 def _hf_processor(config: ModelConfig) -> dict[str, Any]:
-    from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD
+    from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
     return {
         "image_processor_type": "VitPoseImageProcessor",

@@ -8,9 +8,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels import attention as module
-from vitpose_fast.kernels._launch import check_reach
-from vitpose_fast.kernels._windows import Windows
+from vitpose_kernels import attention as module
+from vitpose_kernels.launch import check_reach
+from vitpose_kernels.windows import Windows
 
 CASES = {
     "whole map": dict(grid=(4, 3)),
@@ -201,7 +201,7 @@ def test_nothing_outside_is_read_or_written(case, device, poisoned):
 
 def test_gradients_nobody_asks_for_are_not_computed(device, monkeypatch):
     """A frozen table costs nothing: the backward op is told so and returns nothing for it."""
-    from vitpose_fast.kernels.gpu import _attention_backward as gpu
+    from vitpose_kernels.gpu import attention_backward as gpu
 
     seen = []
     original = gpu.backward

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.crop import IMAGENET_MEAN, IMAGENET_STD, _inverse, box_to_center_scale, warp_matrix
+from vitpose_kernels.boxes import box_to_center_scale, warp_matrix
+from vitpose_kernels.crop import _inverse
+from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def picture(height, width, seed=0):

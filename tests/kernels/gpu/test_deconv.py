@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import vitpose_fast as vp
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._launch import run
-from vitpose_fast.kernels.deconv import pack_deconv
-from vitpose_fast.kernels.gpu import deconv as gpu
+from vitpose_kernels.deconv import pack_deconv
+from vitpose_kernels.gpu import deconv as gpu
+from vitpose_kernels.launch import run
 
 HALVES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
 

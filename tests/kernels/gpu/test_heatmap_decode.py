@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.heatmap_decode import _log_neighbourhood, _newton, flip_permutation, merge_flipped
+from vitpose_kernels.heatmap_decode import _log_neighbourhood, _newton, flip_permutation, merge_flipped
 
 CODECS = ("udp", "msra", "argmax")
 

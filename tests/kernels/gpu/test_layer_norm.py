@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels.gpu import layer_norm as gpu
+from vitpose_kernels.gpu import layer_norm as gpu
 
 
 def draw(*shape, seed=0, offset=0.0, dtype=torch.float32):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._launch import ARCHITECTURES, SHARED_MEMORY, run
-from vitpose_fast.kernels.gpu import linear as gpu
+from vitpose_kernels.gpu import linear as gpu
+from vitpose_kernels.launch import ARCHITECTURES, SHARED_MEMORY, run
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages: a whole one, and one of 192 rows; small steps, so that there are some

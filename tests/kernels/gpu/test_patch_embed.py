@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import vitpose_fast as vp
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._launch import run
-from vitpose_fast.kernels.gpu import patch_embed as gpu
+from vitpose_kernels.gpu import patch_embed as gpu
+from vitpose_kernels.launch import run
 
 HALVES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_fast.kernels._launch import run
-from vitpose_fast.kernels.gpu import linear, split_ffn
+from vitpose_kernels.gpu import linear, split_ffn
+from vitpose_kernels.launch import run
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 NAMES = ("x", "fc1_weight", "fc1_bias", "shared_weight", "shared_bias", "expert_weight", "expert_bias")
@@ -119,7 +119,7 @@ def test_a_broken_sample_stays_alone(device):
 
 def test_an_unknown_task_is_loud_and_reads_nothing_beside_the_experts(device, monkeypatch):
     """As on CUDA, where the ids are not looked at; the experts stand between experts of infinities."""
-    monkeypatch.setattr("vitpose_fast.kernels.split_ffn.may_look_at_values", lambda x: False)
+    monkeypatch.setattr("vitpose_kernels.split_ffn.may_look_at_values", lambda x: False)
     floats, task, residual, grad = make(b=4, task=(0, 3, -1, 2))
     good = run_all(floats, torch.tensor([0, 0, 0, 2]), residual, grad, "triton", device)
     for i in (5, 6):

@@ -1,0 +1,372 @@
+"""Multi-head attention over packed qkv: whole map, windows, shifted windows, pooled windows, relative position.
+
+    logits = scale * q.k + q.rel_h[yq - yk + h - 1] + q.rel_w[xq - xk + w - 1]        (unscaled q in the position terms)
+    out    = softmax(logits over the keys of the window, then the pooled keys) . values
+
+Letters: B batch, N tokens (row-major over the grid), H heads, D head width, C = H * D, (h, w) window, L = h * w,
+M windows per image, G pooled keys per image.
+
+    qkv     [B, N, 3, H, D] float           pooled [B, G, 2, H, D] float (keys, values)
+    rel_h   [2h - 1, D], rel_w [2w - 1, D]  out [B, N, C] in the dtype of qkv
+
+Semantics where the paper is silent (sec. 3.3; SPEC 10):
+  * a grid that the windows do not divide is padded right and bottom first; the padded map is rolled and cut; padded
+    places are never keys and never count in a mean;
+  * shift (sy, sx): the map is rolled by (-sy, -sx); tokens that were not neighbours before do not see each other;
+  * pool: one extra key and value per window of the unshifted partition, the mean of its keys and values; every query
+    sees those of all windows, without position bias and without mask.
+
+FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). Memory-bound at 192 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    check_reach,
+    choose_impl,
+    contiguous_like,
+    run,
+    without_autocast,
+)
+from vitpose_kernels.windows import Windows
+
+_WHOLE_MAP_ONLY = ("sdpa", "flash_attn", "xformers")
+
+
+def _split(qkv_windows: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, M, L, 3C] -> three of [B, M, H, L, D]."""
+    width = qkv_windows.shape[-1] // (3 * heads)
+    q, k, v = qkv_windows.unflatten(-1, (3, heads, width)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+    return q, k, v
+
+
+def _relative(table: Tensor, size: int) -> Tensor:
+    """[2 size - 1, D] -> [size (query), size (key), D]."""
+    offset = torch.arange(size, device=table.device)
+    return table[offset[:, None] - offset[None, :] + size - 1]
+
+
+def _share(windows: Windows, like: Tensor) -> Tensor:
+    """Weight of each slot in the mean of its window, 0 for padding: [M, L]."""
+    is_token = windows.is_token(like.device)
+    return is_token.to(like.dtype) / is_token.sum(-1, keepdim=True).to(like.dtype)
+
+
+def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
+    """[2, B, H, G, D] keys and values that every query sees, or None."""
+    _, _, _, heads, width = qkv.shape
+    if pool:
+        flat = windows.unshifted()
+        pooled = torch.einsum("bmlf,ml->bmf", flat.cut(qkv[:, :, 1:].flatten(2)), _share(flat, qkv))
+        pooled = pooled.unflatten(-1, (2, heads, width))
+    return None if pooled is None else pooled.permute(2, 0, 3, 1, 4)
+
+
+def _logit_bias(
+    q: Tensor, windows: Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
+) -> Tensor | None:
+    """What is added to scale * q.k, broadcastable to [B, M, H, L, L + G] with -inf where a key is not seen, or None."""
+    h, w = windows.window
+    bias = None
+    if rel_h is not None and rel_w is not None:
+        q_map = q.unflatten(-2, (h, w))
+        bias_h = torch.einsum("bmnyxd,ykd->bmnyxk", q_map, _relative(rel_h.to(q.dtype), h))
+        bias_w = torch.einsum("bmnyxd,xkd->bmnyxk", q_map, _relative(rel_w.to(q.dtype), w))
+        bias = (bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)).flatten(-2).flatten(-3, -2)
+    visible = windows.visible(q.device)
+    if visible is not None:
+        bias = q.new_zeros(()) if bias is None else bias
+        bias = torch.where(visible, bias, float("-inf"))  # [M, 1, L, L] without relative position
+    return None if bias is None else nnF.pad(bias, (0, num_extra))
+
+
+def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
+    """Keys or values [B, M, H, L, D] followed by the pooled ones [B, H, G, D]."""
+    if extra is None:
+        return own
+    return torch.cat([own, extra.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], -2)
+
+
+def attention_reference(
+    qkv: Tensor,
+    windows: Windows,
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+) -> Tensor:
+    """The specification in plain PyTorch: [B, N, C]."""
+    q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
+    extra = _pooled_keys(qkv, windows, pool, pooled)
+    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    if bias is not None:
+        bias = bias.expand(*q.shape[:2], -1, -1, -1).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, _with_extra(k, extra_k), _with_extra(v, extra_v)))
+    out = nnF.scaled_dot_product_attention(q, k, v, bias, scale=scale)  # [B * M, H, L, D]
+    out = out.unflatten(0, (qkv.shape[0], windows.windows[0] * windows.windows[1]))
+    return windows.join(out.transpose(2, 3).flatten(-2)).contiguous()
+
+
+def attention_backward_reference(
+    grad: Tensor,
+    qkv: Tensor,
+    windows: Windows,
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+    want_tables: bool,
+    want_pooled: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of qkv, rel_h, rel_w and pooled; None for those not wanted."""
+    b, n, _, heads, width = qkv.shape
+    h, w = windows.window
+    q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
+    extra = _pooled_keys(qkv, windows, pool, pooled)
+    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    wide = torch.promote_types(q.dtype, torch.float32)  # logits and statistics are not taken in half precision
+    logits = (q.to(wide) * scale) @ _with_extra(k, extra_k).transpose(-1, -2).to(wide)
+    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    logits = logits if bias is None else logits + bias
+    p = logits.softmax(-1, dtype=wide)
+    length = k.shape[-2]
+    do = windows.cut(grad.to(q.dtype)).unflatten(-1, (heads, width)).transpose(2, 3)  # [B, M, H, L, D]
+
+    dp = (do @ _with_extra(v, extra_v).transpose(-1, -2)).to(wide)
+    ds = (p * (dp - (p * dp).sum(-1, keepdim=True))).to(q.dtype)
+    p = p.to(q.dtype)
+    dv = p[..., :length].transpose(-1, -2) @ do
+    ds_window = ds[..., :length]
+    dq = scale * (ds_window @ k)
+    dk = scale * (ds_window.transpose(-1, -2) @ q)
+
+    d_rel_h, d_rel_w, d_pooled = None, None, None
+    if rel_h is not None and rel_w is not None:
+        ds_map = ds_window.reshape(*ds_window.shape[:3], h, w, h, w)
+        q_map = q.unflatten(-2, (h, w))
+        by_row, by_column = ds_map.sum(-1), ds_map.sum(-2)  # [B, M, H, h, w, key row], [..., key column]
+        dq_map = torch.einsum("bmnyxk,ykd->bmnyxd", by_row, _relative(rel_h.to(q.dtype), h))
+        dq_map = dq_map + torch.einsum("bmnyxk,xkd->bmnyxd", by_column, _relative(rel_w.to(q.dtype), w))
+        dq = dq + dq_map.flatten(-3, -2)
+        if want_tables:
+            d_rel_h = _relative_backward(torch.einsum("bmnyxk,bmnyxd->ykd", by_row, q_map), h)
+            d_rel_w = _relative_backward(torch.einsum("bmnyxk,bmnyxd->xkd", by_column, q_map), w)
+
+    dqkv = torch.stack([dq, dk, dv], 3).permute(0, 1, 4, 3, 2, 5).flatten(3)  # [B, M, L, 3C]
+    dqkv = windows.join(dqkv).reshape(b, n, 3, heads, width)
+    if extra is not None:
+        ds_extra, p_extra = ds[..., length:], p[..., length:]
+        dq_extra = scale * (ds_extra @ extra[0].unsqueeze(1))
+        dq_extra = windows.join(dq_extra.transpose(2, 3).flatten(-2)).reshape(b, n, 1, heads, width)
+        dqkv = dqkv + nnF.pad(dq_extra, (0, 0, 0, 0, 0, 2))
+        if pool or want_pooled:
+            d_keys = scale * torch.einsum("bmnlg,bmnld->bgnd", ds_extra, q)
+            d_values = torch.einsum("bmnlg,bmnld->bgnd", p_extra, do)
+            d_pooled = torch.stack([d_keys, d_values], 2)  # [B, G, 2, H, D]
+        if pool and d_pooled is not None:  # the mean hands each token of the window an equal share
+            flat = windows.unshifted()
+            spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
+            dqkv = dqkv + nnF.pad(spread.reshape(b, n, 2, heads, width), (0, 0, 0, 0, 1, 0))
+            d_pooled = None
+    return dqkv, d_rel_h, d_rel_w, d_pooled
+
+
+def _relative_backward(d_pairs: Tensor, size: int) -> Tensor:
+    """[size, size, D] -> [2 size - 1, D]: sum over the pairs of equal offset (the adjoint of `_relative`)."""
+    offset = torch.arange(size, device=d_pairs.device)
+    index = (offset[:, None] - offset[None, :] + size - 1).flatten()
+    return d_pairs.new_zeros(2 * size - 1, d_pairs.shape[-1]).index_add(0, index, d_pairs.flatten(0, 1))
+
+
+@triton_op("vitpose_fast::attention", mutates_args=())
+def _attention(
+    qkv: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """(out [B, N, C], log-sum-exp of the logits [B, H, N] float32; empty from the reference)."""
+    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    if not triton:
+        out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
+        return out, qkv.new_empty(0, dtype=torch.float32)
+    from vitpose_kernels.gpu import attention as gpu
+
+    outputs, launches = gpu.forward(qkv, windows, pool, rel_h, rel_w, scale, pooled, architecture(qkv))
+    run(launches)
+    return outputs
+
+
+@triton_op("vitpose_fast::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    qkv: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+    want_tables: bool,
+    want_pooled: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (qkv, rel_h, rel_w, pooled); empty where not wanted."""
+    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    grads: tuple[Tensor | None, ...]
+    if triton:
+        from vitpose_kernels.gpu import attention_backward as gpu
+
+        buffers, launches = gpu.backward(
+            grad.to(qkv.dtype).contiguous(), out, lse, qkv, windows, pool, rel_h, rel_w, scale, pooled,
+            want_tables, want_pooled, architecture(qkv),
+        )  # fmt: skip
+        run(launches)
+        grads = buffers.summed()
+    else:
+        grads = attention_backward_reference(
+            grad, qkv, windows, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled
+        )
+    dqkv, d_rel_h, d_rel_w, d_pooled = (
+        qkv.new_empty(0) if g is None or x is None else contiguous_like(x, g)
+        for x, g in zip((qkv, rel_h, rel_w, pooled), grads, strict=True)
+    )
+    return dqkv, d_rel_h, d_rel_w, d_pooled
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(qkv, rel_h, rel_w, pooled, *((out, lse) if triton else (None, None)))
+    ctx.options = (grid, window, shift, pool, scale, triton)
+
+
+def _backward(ctx, grad: Tensor, _grad_lse: Tensor | None):
+    qkv, rel_h, rel_w, pooled, out, lse = ctx.saved_tensors
+    grid, window, shift, pool, scale, triton = ctx.options
+    wanted = ctx.needs_input_grad  # qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton
+    out, lse = (qkv.new_empty(0), qkv.new_empty(0)) if out is None else (out, lse)
+    dqkv, d_rel_h, d_rel_w, d_pooled = _attention_backward(
+        grad, out, lse, qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled,
+        wanted[5] or wanted[6], wanted[8], triton,
+    )  # fmt: skip
+    tables = (d_rel_h if wanted[5] else None, d_rel_w if wanted[6] else None)
+    return dqkv, None, None, None, None, *tables, None, d_pooled if wanted[8] else None, None
+
+
+_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _whole_map(qkv: Tensor, scale: float, impl: str) -> Tensor:
+    """Attention of every token to every token by somebody else's kernel: [B, N, C]."""
+    q, k, v = qkv.unbind(2)  # [B, N, H, D]
+    if impl == "flash_attn":
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(q, k, v, softmax_scale=scale).flatten(2)
+    if impl == "xformers":
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(q, k, v, scale=scale).flatten(2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return nnF.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def attention(
+    qkv: Tensor,
+    grid: tuple[int, int],
+    window: tuple[int, int] | None = None,
+    shift: tuple[int, int] = (0, 0),
+    pool: bool = False,
+    rel_pos: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    pooled: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Attention over packed qkv; see the head of this file for the formula.
+
+    Args:
+        qkv: [B, N, 3, H, D], tokens row-major over `grid`, any strides.
+        grid: (rows, columns) of tokens, rows * columns = N.
+        window: (rows, columns) of a window; None: the whole map is one window.
+        shift: roll of the windows, 0 <= shift < window.
+        pool: append the mean key and value of every unshifted window for every query.
+        rel_pos: (rel_h [2h - 1, D], rel_w [2w - 1, D]), decomposed relative position of the window.
+        scale: factor of q.k; None: D ** -0.5.
+        pooled: [B, G, 2, H, D] keys and values handed in, instead of `pool=True`.
+        impl: None (by device), "triton" or "reference"; over the whole map, without position, pool and shift, also
+            "sdpa" (PyTorch's), "flash_attn" or "xformers" where that package is installed.
+
+    Returns:
+        [B, N, H * D], contiguous, dtype of `qkv`; differentiable in qkv, rel_pos and pooled.
+
+    Raises:
+        ValueError: shapes that do not fit each other, a shift outside its window, `pool` together with `pooled`, an
+            `impl` that cannot do this; for "triton" also a head width above 128 and strides beyond 2^31 elements.
+    """
+    op = "attention"
+    check(qkv.dim() == 5 and qkv.shape[2] == 3, op, f"qkv has shape {list(qkv.shape)}, expected [B, N, 3, H, D]")
+    b, n, _, heads, width = qkv.shape
+    check(len(grid) == 2 and grid[0] * grid[1] == n, op, f"grid {tuple(grid)} does not hold the {n} tokens of qkv")
+    window = (grid[0], grid[1]) if window is None else (window[0], window[1])
+    for name, g, w, s in zip(("rows", "columns"), grid, window, shift, strict=True):
+        check(1 <= w <= g, op, f"window {window} does not fit grid {tuple(grid)}: need 1 <= window <= grid for {name}")
+        check(0 <= s < w, op, f"shift {tuple(shift)} does not fit window {window}: need 0 <= shift < window for {name}")
+    check(not (pool and pooled is not None), op, "got pool=True and pooled; hand in one of them")
+    if pooled is not None:
+        fits = pooled.dim() == 5 and pooled.shape[0] == b and tuple(pooled.shape[2:]) == (2, heads, width)
+        check(fits, op, f"pooled has shape {list(pooled.shape)}, expected [{b}, G, 2, {heads}, {width}]")
+    rel_h, rel_w = (None, None) if rel_pos is None else rel_pos
+    check((rel_h is None) == (rel_w is None), op, "rel_pos holds one table, expected (rel_h, rel_w)")
+    for name, table, size in (("rel_h", rel_h, window[0]), ("rel_w", rel_w, window[1])):
+        if table is not None:
+            fits = tuple(table.shape) == (2 * size - 1, width)
+            check(
+                fits,
+                op,
+                f"{name} has shape {list(table.shape)}, expected [{2 * size - 1}, {width}] for window {window}",
+            )
+    check_device(op, qkv, rel_h=rel_h, rel_w=rel_w, pooled=pooled)
+    scale = width**-0.5 if scale is None else float(scale)
+    qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
+    impl = choose_impl(op, impl, qkv, others=_WHOLE_MAP_ONLY)
+    if impl in _WHOLE_MAP_ONLY:
+        plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
+        check(plain, op, f"impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
+        if impl != "sdpa":
+            check(find_spec(impl) is not None, op, f"got impl={impl!r}, but {impl} is not installed")
+            check(qkv.is_cuda, op, f"got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
+        with without_autocast(qkv):
+            return _whole_map(qkv, scale, impl).contiguous()
+    if impl == "triton":
+        check(width <= 128, op, f"qkv has head width {width}, the Triton kernel takes at most 128")
+        check_reach(op, qkv=qkv, pooled=pooled)
+    with without_autocast(qkv):
+        options = (list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)
+        return _attention(qkv, *options, impl == "triton")[0]

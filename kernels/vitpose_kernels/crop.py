@@ -1,0 +1,277 @@
+"""Boxes of people, from one image or many, to normalised network input.
+
+Per box: centre and padded size (aspect fixed), a 2x3 matrix image -> crop, its inverse per output pixel, bilinear taps
+with zeros outside, (value / 255 - mean) / std. Two samplings:
+
+    "float":     exact coordinates, unrounded values (grid_sample with zeros padding)
+    "exact-cv4": OpenCV <= 4.11 bit for bit: coordinates in 1/32 px, 15-bit weights, values rounded to uint8
+
+Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W], or [2 P, 3, H, W] with the
+mirror image of every crop behind them. Memory-bound: 12 bytes read and 3 values written per output pixel (6 with mirror
+images). Source: SPEC 3.1 to 3.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.boxes import box_to_center_scale, check_boxes, warp_matrix
+from vitpose_kernels.launch import check, check_device, choose_impl, may_look_at_values, run, without_autocast
+from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of [P, 2, 3] affine matrices with OpenCV's order of operations, float64."""
+    (m00, m01, m02), (m10, m11, m12) = (row.unbind(-1) for row in matrix.unbind(1))
+    determinant = 1 / (m00 * m11 - m01 * m10)
+    a, b, d, e = m11 * determinant, -m01 * determinant, -m10 * determinant, m00 * determinant
+    return torch.stack([a, b, -a * m02 - b * m12, d, e, -d * m02 - e * m12], -1).reshape(-1, 2, 3)
+
+
+def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """One source coordinate of crop pixels: whole part int64 and fraction float32, [P, rows, columns].
+
+    coefficients [P, 3] of column, row and 1; column [P, columns], row [rows], float64.
+    """
+    a, b, c = coefficients.unbind(-1)
+    source = (a[:, None] * column)[:, None, :] + (b[:, None] * row + c[:, None])[:, :, None]
+    whole = source.floor()
+    return whole.long(), (source - whole).float()
+
+
+def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_source_float` in OpenCV's fixed point: the fraction is int64 in 1/32 px (SPEC 3.4)."""
+    a, b, c = coefficients.unbind(-1)
+    along = (a[:, None] * column * 1024).round().long()
+    down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
+    source = (down[:, :, None] + along[:, None, :]) >> 5
+    return source >> 5, source & 31
+
+
+def _taps(whole: Tensor, fraction: Tensor, size: Tensor, one: int) -> list[tuple[Tensor, Tensor]]:
+    """The two neighbours along an axis: (place inside 0..size - 1, weight, 0 where the neighbour lies outside)."""
+    out = []
+    for place, weight in ((whole, one - fraction), (whole + 1, fraction)):
+        inside = place.clamp(min=0).minimum(size - 1)
+        out.append((inside, weight * (inside == place)))
+    return out
+
+
+def crop_reference(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    flip: Tensor | None,
+    upright: bool,
+    exact: bool,
+    dtype: torch.dtype,
+    twin: bool,
+) -> Tensor:
+    """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W].
+
+    `upright`: no matrix turns. `twin`: [2 P, 3, H, W], the second half mirrors the first.
+    """
+    device, p = matrices.device, matrices.shape[0]
+    pixels = torch.cat([image.reshape(-1, 3) for image in images])
+    heights = torch.tensor([image.shape[0] for image in images], device=device)
+    widths = torch.tensor([image.shape[1] for image in images], device=device)
+    starts = (heights * widths).cumsum(0) - heights * widths
+    height, width, start = (v.index_select(0, image_index)[:, None, None] for v in (heights, widths, starts))
+
+    row = torch.arange(size[0], device=device, dtype=torch.float64)
+    column = torch.arange(size[1], device=device, dtype=torch.float64).expand(p, -1)
+    if flip is not None:
+        column = torch.where(flip[:, None], size[1] - 1 - column, column)
+    inverse = _inverse(matrices)
+    source, one = (_source_exact, 32) if exact else (_source_float, 1)
+    # Where nothing turns, x depends on the column alone and y on the row: one row and one column stand for all.
+    across = _taps(*source(inverse[:, 0], column, row[:1] if upright else row), width, one)
+    down = _taps(*source(inverse[:, 1], column[:, :1] if upright else column, row), height, one)
+    out = torch.zeros(p, *size, 3, device=device)
+    for x, weight_x in across:
+        rows = torch.zeros_like(out)
+        for y, weight_y in down:
+            tap = pixels.index_select(0, (y * width + start + x).flatten()).view_as(out)
+            rows.addcmul_(tap.float(), weight_y[..., None].float())
+        out.addcmul_(rows, weight_x[..., None].float())
+    broken = (inverse.sum((1, 2)) * 0).float()[:, None, None, None]  # NaN where a matrix is not finite, else 0
+    pixels = out.permute(0, 3, 1, 2)
+    out = torch.empty(pixels.shape, device=device)
+    _normalise(exact, broken)(pixels, out)
+    out = out.to(dtype)
+    return torch.cat([out, out.flip(-1)]) if twin else out
+
+
+def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """Function (weighted sums [..., 3, H, W] of 0..255, float32 for the network input); `broken` is added: NaN or 0.
+
+    "exact-cv4": the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding); such sums
+    stay below 2^24, so that float32 holds them exactly.
+    """
+    mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    if exact:
+        mean = mean + broken
+        return lambda x, out: out.copy_(x.add(512).mul_(1 / 1024).floor_().div_(255).sub_(mean).div_(std))
+    offset, gain = broken - mean / std, 1 / (255 * std)
+    return lambda x, out: torch.addcmul(offset, x, gain, out=out)
+
+
+def _crop_upright(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: tuple[int, int],
+    flip: Tensor | None,
+    exact: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`crop_reference` without rotation and twin, on a CPU: rows first, then columns of what is left.
+
+    Crop by crop, while it is in the cache: their regions differ in size.
+    """
+    p = matrices.shape[0]
+    row = torch.arange(size[0], dtype=torch.float64)
+    column = torch.arange(size[1], dtype=torch.float64).expand(p, -1)
+    if flip is not None:
+        column = torch.where(flip[:, None], size[1] - 1 - column, column)
+    inverse, order = _inverse(matrices), image_index.tolist()
+    height, width = (torch.tensor([images[i].shape[axis] for i in order])[:, None, None] for axis in (0, 1))
+    source, one = (_source_exact, 32) if exact else (_source_float, 1)
+    (x0, wx0), (x1, wx1) = _taps(*source(inverse[:, 0], column, row[:1]), width, one)  # [P, 1, columns]
+    (y0, wy0), (y1, wy1) = _taps(*source(inverse[:, 1], column[:, :1], row), height, one)  # [P, rows, 1]
+    weights = [w.float().flatten(1) for w in (wx0, wx1, wy0, wy1)]
+    first, last = torch.minimum(x0, x1).amin((1, 2)), torch.maximum(x0, x1).amax((1, 2))
+    x0, x1 = (x[:, 0] - first[:, None] for x in (x0, x1))
+    y0, y1 = y0[..., 0], y1[..., 0]
+    out, normalise = torch.empty(p, 3, *size, dtype=dtype), _normalise(exact, torch.zeros(()))
+    # Memory of all crops, taken once: fresh pages would cost more than the arithmetic.
+    widest = size[0] * 3 * (int((last - first).max()) + 1 if p else 0)
+    levels, near, far = torch.empty(widest, dtype=torch.uint8), torch.empty(widest), torch.empty(widest)
+    left, right, crop = torch.empty(*size, 3), torch.empty(*size, 3), torch.empty(3, *size)
+    for i, (number, start, end) in enumerate(zip(order, first.tolist(), last.tolist(), strict=True)):
+        region = images[number][:, start : end + 1]
+        shape = size[0], end + 1 - start, 3
+        taken, above, below = (x[: size[0] * shape[1] * 3].view(shape) for x in (levels, near, far))
+        near_x, far_x, near_y, far_y = (w[i] for w in weights)
+        above.copy_(torch.index_select(region, 0, y0[i], out=taken)).mul_(near_y[:, None, None])
+        below.copy_(torch.index_select(region, 0, y1[i], out=taken))
+        above.addcmul_(below, far_y[:, None, None])
+        torch.index_select(above, 1, x0[i], out=left).mul_(near_x[:, None])
+        left.addcmul_(torch.index_select(above, 1, x1[i], out=right), far_x[:, None])
+        if dtype == torch.float32:
+            normalise(left.permute(2, 0, 1), out[i])
+        else:
+            normalise(left.permute(2, 0, 1), crop)
+            out[i] = crop
+    return out
+
+
+@triton_op("vitpose_fast::crop", mutates_args=())
+def _crop(
+    images: Sequence[Tensor],
+    image_index: Tensor,
+    matrices: Tensor,
+    size: Sequence[int],
+    flip: Tensor | None,
+    upright: bool,
+    exact: bool,
+    dtype: torch.dtype,
+    twin: bool,
+    triton: bool,
+) -> Tensor:
+    arguments = (images, image_index, matrices, (size[0], size[1]), flip, upright, exact, dtype, twin)
+    if not triton:
+        return crop_reference(*arguments)
+    from vitpose_kernels.gpu import crop as gpu
+
+    out, launches = gpu.forward(*arguments)
+    run(launches)
+    return out
+
+
+def crop(
+    image: Tensor | Sequence[Tensor],
+    boxes: Tensor,
+    size: tuple[int, int] = (256, 192),
+    sampling: str = "float",
+    rotation: Tensor | None = None,
+    flip: Tensor | None = None,
+    codec: str = "udp",
+    padding: float = 1.25,
+    fix_aspect: bool = True,
+    dtype: torch.dtype = torch.float32,
+    image_index: Tensor | None = None,
+    twin: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """Cut boxes out of images as normalised network input; see the head of this file.
+
+    Args:
+        image: uint8 [h, w, 3] RGB, or a list of them (of any sizes) together with `image_index`.
+        boxes: [P, 4] (x, y, width, height) in image pixels; taken as float64 for the official rounding. On the CPU they
+            are checked and turned into matrices there, whatever the device of the images.
+        size: (H, W) of the crops.
+        sampling: "float" or "exact-cv4".
+        rotation: [P] degrees about the box centre; None: 0.
+        flip: bool [P]: mirror that crop (its columns reversed, after rotation); None: no.
+        codec: "udp" or "msra": which affine transform (`warp_matrix`).
+        padding: factor on the box; fix_aspect: grow the box to the aspect of `size` first.
+        dtype: of the result, a floating one.
+        image_index: int64 [P], which image of the list each box is in.
+        twin: also return every crop mirrored (its columns reversed), for the flip test: [2 P, 3, H, W], the second half
+            mirrors the first.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        [P, 3, H, W], ImageNet-normalised, zeros of the image outside it; not differentiable.
+
+    Raises:
+        ValueError: an image that is not uint8 [h, w, 3], shapes that do not fit, an unknown sampling or codec, a box
+            that is not finite or has no area, an image index out of range. Values on CUDA are looked at with
+            VITPOSE_FAST_DEBUG=1 only; without it such a box gives NaN and such an index the nearest valid image.
+    """
+    op = "crop"
+    images = [image] if isinstance(image, Tensor) else list(image)
+    check(len(images) > 0, op, "got an empty list of images, expected at least one")
+    check(len(size) == 2 and min(size) >= 2, op, f"got size={tuple(size)}, expected (rows, columns) >= 2")
+    for i, one in enumerate(images):
+        check(isinstance(one, Tensor), op, f"image {i} is a {type(one).__name__}, expected a torch.Tensor")
+        fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
+        check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
+        check_device(op, images[0], **{f"image {i}": one})
+    check(dtype.is_floating_point, op, f"got dtype={dtype}, expected a floating one")
+    device = images[0].device
+    triton = choose_impl(op, impl, torch.empty(0, dtype=dtype, device=device)) == "triton"
+    boxes = torch.as_tensor(boxes).detach()
+    check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")
+    p = boxes.shape[0]
+    check(sampling in ("float", "exact-cv4"), op, f"got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
+    check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
+    for name, value in {"rotation": rotation, "flip": flip, "image_index": image_index}.items():
+        if value is not None:
+            given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            fits = isinstance(value, Tensor) and tuple(value.shape) == (p,)
+            check(fits, op, f"{name} has {given}, expected a tensor of shape [{p}]")
+    check(image_index is not None or len(images) == 1, op, f"got {len(images)} images without image_index")
+    index = torch.zeros(p, dtype=torch.int64, device=device) if image_index is None else image_index.long()
+    if may_look_at_values(boxes):
+        check_boxes(boxes, op)
+    if may_look_at_values(index):
+        fits = p == 0 or (int(index.min()) >= 0 and int(index.max()) < len(images))
+        check(fits, op, f"image_index runs outside 0..{len(images) - 1} for {len(images)} images")
+    turn = None if rotation is None else rotation.detach().to(boxes.device)
+    mirror = None if flip is None else flip.to(device).bool()
+    exact = sampling == "exact-cv4"
+    with without_autocast(images[0]):
+        center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
+        matrices = warp_matrix(center, scale, turn, size, codec).to(device, non_blocking=device.type == "cuda")
+        upright, index = turn is None, index.to(device, non_blocking=device.type == "cuda")
+        if upright and not triton and may_look_at_values(matrices) and all(type(i) is Tensor for i in images):
+            out = _crop_upright(images, index, matrices, (size[0], size[1]), mirror, exact, dtype)
+            return torch.cat([out, out.flip(-1)]) if twin else out
+        return _crop(images, index, matrices, list(size), mirror, upright, exact, dtype, twin, triton)

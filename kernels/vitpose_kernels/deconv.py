@@ -1,0 +1,171 @@
+"""Deconvolution k4 s2 p1 with folded BatchNorm and ReLU, from tokens to tokens; the last one through the predictor.
+
+    y[2m + p] = ReLU(bias + sum over taps t in {0, 1} of x[m + t (2p - 1)] weight[p, t])         rows and columns alike
+    p = 0: (m, kernel row 1), (m - 1, row 3);  p = 1: (m, row 2), (m + 1, row 0);  zero outside the map
+    heatmaps = y predictorᵀ + predictor bias                                                          y is never stored
+
+Letters: B batch, (h, w) grid of tokens, Ci and Co channels, K keypoints. Four phases (py, px), four taps (ty, tx) each.
+
+    x [B, h w, Ci]  weight [4 phases, 4 taps, Ci, Co]  bias [Co]  predictor ([K, Co], [K])
+    out [B, 4 h w, Co] over the grid (2h, 2w), or heatmaps [B, K, 2h, 2w]
+
+FLOPs 32 B h w Ci Co (+ 8 B h w Co K), a quarter of a 4x4 convolution over the map with zeros in between: compute-bound.
+Against deconvolution, BatchNorm and ReLU one after the other it saves four passes over y, and all six with a predictor
+(B 64, 64x48, 256 channels, 16 bit: 101 MB a pass). Inference only. Source: SPEC 1.3 (classic head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    choose_impl,
+    refuse_grad,
+    run,
+    without_autocast,
+)
+
+_ROWS = [1, 3, 2, 0]  # kernel row (or column) of (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
+_PLACES = [3, 0, 2, 1]  # the inverse: place of each kernel row in that order
+
+
+def _regroup(x: Tensor) -> Tensor:
+    """[(py, px), (ty, tx), ...] from [(py, ty), (px, tx), ...] and back."""
+    return x.unflatten(1, (2, 2)).unflatten(0, (2, 2)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+@torch.no_grad()
+def pack_deconv(
+    weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Fold a BatchNorm (of evaluation) into the transposed convolution k4 s2 p1 before it.
+
+    Args:
+        weight: [Ci, Co, 4, 4] of the convolution, which has no bias.
+        bn_weight, bn_bias, running_mean, running_var: [Co].
+
+    Returns:
+        (weight [4 phases, 4 taps, Ci, Co], bias [Co]) for `deconv`; computed in float64, dtype of `weight`.
+    """
+    scale = bn_weight.double() / (running_var.double() + eps).sqrt()
+    bias = bn_bias.double() - running_mean.double() * scale
+    taps = (weight.double() * scale[:, None, None]).permute(2, 3, 0, 1)[_ROWS][:, _ROWS]
+    return _regroup(taps).to(weight.dtype).contiguous(), bias.to(weight.dtype)
+
+
+def deconv_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: tuple[int, int],
+    predictor_weight: Tensor | None,
+    predictor_bias: Tensor | None,
+) -> Tensor:
+    """The specification in plain PyTorch: tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w]."""
+    kernel = _regroup(weight)[_PLACES][:, _PLACES].permute(2, 3, 0, 1)
+    features = nnF.conv_transpose2d(x.transpose(1, 2).unflatten(2, grid), kernel, bias, stride=2, padding=1).relu()
+    if predictor_weight is None:
+        return features.flatten(2).transpose(1, 2).contiguous()
+    return nnF.conv2d(features, predictor_weight[:, :, None, None], predictor_bias).contiguous()
+
+
+@triton_op("vitpose_fast::deconv", mutates_args=())
+def _deconv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: Sequence[int],
+    predictor_weight: Tensor | None,
+    predictor_bias: Tensor | None,
+    triton: bool,
+) -> Tensor:
+    arguments = x, weight, bias, (grid[0], grid[1]), predictor_weight, predictor_bias
+    if not triton:
+        return deconv_reference(*arguments)
+    from vitpose_kernels.gpu import deconv as gpu
+
+    out, launches = gpu.forward(*arguments, architecture(x))
+    run(launches)
+    return out
+
+
+def deconv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: tuple[int, int],
+    predictor: tuple[Tensor, Tensor] | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Double the grid of tokens: deconvolution, BatchNorm and ReLU; see the head of this file.
+
+    Args:
+        x: [B, h w, Ci], row by row over the grid; any strides (channels that are not contiguous are copied first).
+        weight, bias: [4, 4, Ci, Co] and [Co], from `pack_deconv`.
+        grid: (h, w).
+        predictor: weight [K, Co] and bias [K] of the 1x1 convolution to heatmaps.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        Tokens [B, 4 h w, Co] over the grid (2h, 2w), or with a predictor heatmaps [B, K, 2h, 2w]; contiguous, dtype of
+        `x`. Autocast casts all inputs.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on (this
+            op has no backward); more than 256 channels before a predictor in Triton.
+    """
+    op = "deconv"
+    check(x.dim() == 3, op, f"x has shape {list(x.shape)}, expected [B, h * w, Ci]")
+    check(
+        len(grid) == 2 and min(grid) >= 1 and grid[0] * grid[1] == x.shape[1],
+        op,
+        f"got grid={tuple(grid)} for {x.shape[1]} tokens, expected (rows, columns) whose product is that",
+    )
+    check(
+        weight.dim() == 4 and tuple(weight.shape[:3]) == (4, 4, x.shape[2]),
+        op,
+        f"weight has shape {list(weight.shape)}, expected [4, 4, {x.shape[2]}, Co] (see pack_deconv)",
+    )
+    channels = weight.shape[3]
+    check(tuple(bias.shape) == (channels,), op, f"bias has shape {list(bias.shape)}, expected [{channels}]")
+    predictor_weight, predictor_bias = predictor or (None, None)
+    if predictor_weight is not None and predictor_bias is not None:
+        check(
+            predictor_weight.dim() == 2
+            and predictor_weight.shape[1] == channels
+            and predictor_bias.shape == predictor_weight.shape[:1],
+            op,
+            f"predictor has shapes {list(predictor_weight.shape)} and {list(predictor_bias.shape)}, expected "
+            f"[K, {channels}] and [K]",
+        )
+    others = dict(weight=weight, bias=bias, predictor_weight=predictor_weight, predictor_bias=predictor_bias)
+    check_device(op, x, **others)
+    refuse_grad(op, x=x, **others)
+    tensors = autocast_inputs(x, *others.values())
+    x, weight, bias, predictor_weight, predictor_bias = tensors  # type: ignore[assignment]
+    for name, tensor in zip(others, tensors[1:], strict=True):
+        if tensor is not None:
+            check(tensor.dtype == x.dtype, op, f"{name} is {tensor.dtype}, x is {x.dtype}; cast one of them")
+    triton = choose_impl(op, impl, x) == "triton"
+    check(
+        not triton or predictor is None or channels <= 256,
+        op,
+        f"got {channels} channels before the predictor, the Triton kernel takes 256 at most; leave the predictor out "
+        "and apply it to the tokens, or use impl='reference'",
+    )
+    with without_autocast(x):
+        return _deconv(x, weight, bias, list(grid), predictor_weight, predictor_bias, triton)

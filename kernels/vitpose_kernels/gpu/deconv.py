@@ -1,0 +1,149 @@
+"""Triton kernel of `deconv`: a program computes one phase of a block of tokens, all four phases in one launch.
+
+A phase is a 2x2 convolution, here a matrix product whose K axis runs over channels and, within them, the four taps.
+With a predictor a program holds all channels of its tokens, so that they end in the heatmaps and are never stored.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
+
+_FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
+
+
+@triton.jit
+def deconv_kernel(
+    x_ptr, weight_ptr, bias_ptr, predictor_ptr, predictor_bias_ptr, out_ptr,
+    stride_xb, stride_xn, num_tokens, h, w, in_channels, out_channels, num_keypoints,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_KEYPOINTS: tl.constexpr,
+):  # fmt: skip
+    # The phases of one block of tokens are neighbours: they read the same tokens, and the two phases of a row fill
+    # each other's gaps in the heatmaps, while both are still in L2.
+    blocks_n = tl.cdiv(out_channels, BLOCK_N)
+    n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    phase = tl.program_id(0) // blocks_n % 4
+    py = phase // 2
+    px = phase % 2
+    start = (tl.program_id(0) // (4 * blocks_n)).to(tl.int64) * BLOCK_M
+    valid = tl.arange(0, BLOCK_M) < num_tokens - start
+    image = start // (h * w)
+    token = (start - image * (h * w)).to(tl.int32) + tl.arange(0, BLOCK_M)
+    b = image + token // (h * w)
+    token = token % (h * w)
+    y = token // w
+    x = token % w
+
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x_ptr + (b * stride_xb + token.to(tl.int64) * stride_xn)[:, None] + k[None, :]
+    w_tile = weight_ptr + (phase * 4 * in_channels).to(tl.int64) * out_channels + k[:, None] * out_channels + n[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(0, 4 * tl.cdiv(in_channels, BLOCK_K)):
+        tap = step % 4
+        first = (step // 4) * BLOCK_K
+        dy = (tap // 2) * (2 * py - 1)
+        dx = (tap % 2) * (2 * px - 1)
+        on_map = valid & (y + dy >= 0) & (y + dy < h) & (x + dx >= 0) & (x + dx < w)
+        known = k < in_channels - first
+        shift = (dy * w + dx).to(tl.int64) * stride_xn + first
+        row = (tap * in_channels + first).to(tl.int64) * out_channels
+        neighbours = tl.load(x_tile + shift, on_map[:, None] & known[None, :], 0.0)
+        weight = tl.load(w_tile + row, known[:, None] & (n < out_channels)[None, :], 0.0)
+        acc = tl.dot(neighbours, weight, acc, input_precision="tf32x3")
+
+    bias = tl.load(bias_ptr + n, n < out_channels, 0.0).to(tl.float32)
+    # A NaN stays one, as in torch's ReLU. Rounded as if stored: the predictor sees what the unfused one would.
+    features = tl.maximum(acc + bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL).to(out_ptr.dtype.element_ty)
+    pixel = (2 * y + py) * (2 * w) + 2 * x + px
+    if BLOCK_KEYPOINTS == 0:
+        out_tile = out_ptr + (b * (4 * h * w) + pixel)[:, None] * out_channels + n[None, :]
+        tl.store(out_tile, features, valid[:, None] & (n < out_channels)[None, :])
+    elif BLOCK_KEYPOINTS == 1:  # float32: a second product in tf32x3 does not fit the registers
+        for keypoint in tl.range(0, num_keypoints):
+            weight = tl.load(predictor_ptr + keypoint * out_channels + n, n < out_channels, 0.0)
+            heat = tl.sum(features * weight[None, :], 1) + tl.load(predictor_bias_ptr + keypoint)
+            tl.store(out_ptr + (b * num_keypoints + keypoint) * (4 * h * w) + pixel, heat, valid)
+    else:
+        for start_keypoint in tl.range(0, num_keypoints, BLOCK_KEYPOINTS, num_stages=1):
+            keypoint = start_keypoint + tl.arange(0, BLOCK_KEYPOINTS)
+            known = keypoint < num_keypoints
+            weight = tl.load(
+                predictor_ptr + keypoint[None, :] * out_channels + n[:, None],
+                known[None, :] & (n < out_channels)[:, None],
+                0.0,
+            )
+            heat = tl.dot(features, weight) + tl.load(predictor_bias_ptr + keypoint, known, 0.0).to(tl.float32)[None, :]
+            # Transposed: neighbouring threads write neighbouring pixels of one map (of which this phase has every
+            # second one).
+            maps = out_ptr + (b[None, :] * num_keypoints + keypoint[:, None]) * (4 * h * w)
+            heat = tl.trans(heat.to(out_ptr.dtype.element_ty))
+            tl.store(maps + pixel[None, :], heat, known[:, None] & valid[None, :])
+
+
+def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and output channels; no shipped shape spills."""
+    full = block_size(channels, high=256)
+    if dtype == torch.float32:
+        return (32, full, 32, 8, 3) if predictor else (64, min(full, 128), 32, 8, 3)
+    if 4 * cdiv(rows, 128) * cdiv(channels, full) < _FEW_PROGRAMS:
+        return (32, full, 64, 8, 3) if predictor else (64, min(full, 64), 64, 4, 4)
+    if arch in (90, 100):
+        return 128, full, 64, 8, 4
+    return 128, full, 32, 8, 4 if arch == 80 else 3
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: tuple[int, int],
+    predictor_weight: Tensor | None,
+    predictor_bias: Tensor | None,
+    arch: int,
+) -> tuple[Tensor, list[Launch]]:
+    """(out, launches): tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor."""
+    (h, w), (b, n, in_channels), out_channels = grid, x.shape, weight.shape[-1]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    keypoints = 0 if predictor_weight is None else predictor_weight.shape[0]
+    if predictor_weight is None or predictor_bias is None:
+        out = x.new_empty((b, 4 * n, out_channels))
+        block_keypoints = 0
+    else:
+        out = x.new_empty((b, keypoints, 2 * h, 2 * w))
+        block_keypoints = 1 if x.dtype == torch.float32 else block_size(keypoints, high=32)
+        predictor_weight, predictor_bias = predictor_weight.contiguous(), predictor_bias.contiguous()
+    block_m, block_n, block_k, warps, stages = tiles(b * n, out_channels, block_keypoints > 0, x.dtype, arch)
+    arguments = dict(
+        x_ptr=x,
+        weight_ptr=weight.contiguous(),
+        bias_ptr=bias.contiguous(),
+        predictor_ptr=predictor_weight,
+        predictor_bias_ptr=predictor_bias,
+        out_ptr=out,
+        stride_xb=x.stride(0),
+        stride_xn=x.stride(1),
+        num_tokens=b * n,
+        h=h,
+        w=w,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        num_keypoints=keypoints,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        BLOCK_KEYPOINTS=block_keypoints,
+    )
+    launch = Launch(
+        deconv_kernel,
+        (cdiv(b * n, block_m) * 4 * cdiv(out_channels, block_n),),
+        arguments,
+        num_warps=warps,
+        num_stages=stages,
+        flops=2 * 4 * b * n * out_channels * (4 * in_channels + keypoints),
+        bytes=num_bytes(x, weight, bias, predictor_weight, predictor_bias, out),
+    )
+    return out, [launch]

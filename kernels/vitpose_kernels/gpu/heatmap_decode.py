@@ -1,0 +1,224 @@
+"""Triton kernel of `heatmap_decode`: a program finds one maximum and refines it from the pixels beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitpose_kernels.gaussian import EPSILON, gaussian_taps
+from vitpose_kernels.gpu.heatmap_target import pixel_offset, stride_arguments
+from vitpose_kernels.launch import Launch, block_size, num_bytes
+
+_PIXELS = 1024  # of a map, per step of the search for the maximum
+_EPSILON = tl.constexpr(EPSILON)
+
+# `maps` is (map_ptr, flipped_ptr, h, w, stride_y, stride_x, stride_fy, stride_fx): one map and, or None, the one of the
+# mirrored image that belongs to it.
+
+
+@triton.jit
+def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
+    """Pixels (y, x), which stand at `offset`, averaged with those of the mirrored map; 0 where not `inside`."""
+    map_ptr, flipped_ptr, _, w, _, _, stride_fy, stride_fx = maps
+    value = tl.load(map_ptr + offset, inside, 0.0).to(tl.float32)
+    if flipped_ptr is not None:
+        mirrored = w - 1 - (tl.maximum(x - 1, 0) if SHIFT else x)
+        offset = y.to(tl.int64) * stride_fy + mirrored.to(tl.int64) * stride_fx
+        value = (value + tl.load(flipped_ptr + offset, inside, 0.0).to(tl.float32)) * 0.5
+    return value
+
+
+@triton.jit
+def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
+    """The same by coordinates, those outside of the map moved to its border."""
+    _, _, h, w, stride_y, stride_x, _, _ = maps
+    y = tl.minimum(tl.maximum(y, 0), h - 1)
+    x = tl.minimum(tl.maximum(x, 0), w - 1)
+    return _load(maps, y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x, y, x, inside, SHIFT)
+
+
+@triton.jit
+def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """(maximum, first pixel that has it, whether there is a NaN) of one map."""
+    _, _, h, w, stride_y, stride_x, _, _ = maps
+    lane = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    where = lane
+    for start in tl.range(0, h * w, BLOCK):
+        pixel = start + lane
+        inside = pixel < h * w
+        offset = pixel_offset(pixel, w, stride_y, stride_x, DENSE)
+        value = _load(maps, offset, pixel // w, pixel % w, inside, SHIFT)
+        better = inside & ((value > best) | (value != value))  # a NaN stays: nothing is greater
+        best = tl.where(better, value, best)
+        where = tl.where(better, pixel, where)
+    maximum = tl.max(best, 0)
+    first = tl.min(tl.where(best == maximum, where, h * w - 1), 0)
+    return maximum, first, tl.max((best != best).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def _reflect101(index, size):
+    """Index outside [0, size) mirrored about the edge pixels, as often as needed."""
+    period = tl.maximum(2 * (size - 1), 1)
+    index = tl.abs(index) % period
+    return tl.minimum(index, period - index)
+
+
+@triton.jit
+def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr):
+    """First and second derivatives (dx, dy, dxx, dyy, dxy) of log(clip(blur)) at (y, x).
+
+    Every pixel is blurred by the same sums in the same order, so that a flat map gives exact zeros; differences to the
+    centre come first, because those of nearly equal numbers are exact.
+    """
+    _, _, h, w, _, _, _, _ = maps
+    place = tl.arange(0, 8)  # the centre, then right, left, below, above, lower right, upper left, and an idle lane
+    step_x = tl.where((place == 1) | (place == 5), 1, tl.where((place == 2) | (place == 6), -1, 0))
+    step_y = tl.where((place == 3) | (place == 5), 1, tl.where((place == 4) | (place == 6), -1, 0))
+    x = tl.minimum(tl.maximum(x + step_x, 0), w - 1)  # the border of the log map is replicated
+    y = tl.minimum(tl.maximum(y + step_y, 0), h - 1)
+    tap = tl.arange(0, TAPS_BLOCK)
+    inside = (place < 7)[:, None] & (tap < len(TAPS))[None, :]
+    column = _reflect101(x[:, None] + (tap - len(TAPS) // 2)[None, :], w)
+    weight = tl.zeros([TAPS_BLOCK], tl.float32)
+    strip = tl.zeros([8, TAPS_BLOCK], tl.float32)  # blurred down the columns
+    for i in tl.static_range(len(TAPS)):
+        row = _reflect101(y + (i - len(TAPS) // 2), h)
+        strip += TAPS[i] * _load_near(maps, row[:, None], column, inside, SHIFT)
+        weight = tl.where(tap == i, TAPS[i], weight)
+    blurred = tl.sum(strip * weight[None, :], 1)
+    log = tl.log(tl.where(blurred < 0.001, 0.001, tl.where(blurred > 50.0, 50.0, blurred)))  # a NaN stays one
+    even, odd = tl.split(tl.reshape(log, [2, 2, 2]))
+    first, second = tl.split(even)  # [0, 4], [2, 6]
+    third, fourth = tl.split(odd)  # [1, 5], [3, idle]
+    centre, above = tl.split(first)
+    left, upper_left = tl.split(second)
+    right, lower_right = tl.split(third)
+    below, _ = tl.split(fourth)
+    right, left, below, above = right - centre, left - centre, below - centre, above - centre
+    mixed = (lower_right - centre) - right - below - left - above + (upper_left - centre)
+    return 0.5 * (right - left), 0.5 * (below - above), right + left + _EPSILON, below + above + _EPSILON, 0.5 * mixed
+
+
+@triton.jit
+def _difference_of_products(a, b, c, d):
+    """a b - c d to the last bit or two, however much cancels (Kahan)."""
+    product = c * d
+    return tl.fma(a, b, -product) + tl.fma(-c, d, product)
+
+
+@triton.jit
+def _quarter(maps, y, x, step_y, step_x, SHIFT: tl.constexpr):
+    """A quarter, with the sign of the difference between the pixels one step on and one step back."""
+    inside = x >= 0
+    on = _load_near(maps, y + step_y, x + step_x, inside, SHIFT)
+    back = _load_near(maps, y - step_y, x - step_x, inside, SHIFT)
+    return tl.where(on > back, 0.25, tl.where(on < back, -0.25, 0.0))
+
+
+@triton.jit
+def heatmap_decode_kernel(
+    heatmaps_ptr, flipped_ptr, centers_ptr, scales_ptr, points_ptr, scores_ptr, covariances_ptr, num_keypoints, h, w,
+    stride_hb, stride_hk, stride_hy, stride_hx, stride_fb, stride_fk, stride_fy, stride_fx,
+    CODEC: tl.constexpr, FLIP: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr,
+    DENSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    SHIFT: tl.constexpr = CODEC == "msra"
+    b = (tl.program_id(0) // num_keypoints).to(tl.int64)
+    k = (tl.program_id(0) % num_keypoints).to(tl.int64)
+    one_map = tl.program_id(0).to(tl.int64)
+    if flipped_ptr is not None:
+        twin = k
+        for i in tl.static_range(len(FLIP)):
+            if FLIP[i] != i:
+                twin = tl.where(k == i, FLIP[i], twin)
+        flipped_ptr += b * stride_fb + twin * stride_fk
+    map_ptr = heatmaps_ptr + b * stride_hb + k * stride_hk
+    maps = (map_ptr, flipped_ptr, h, w, stride_hy, stride_hx, stride_fy, stride_fx)
+    score, pixel, broken = _arg_max(maps, DENSE, SHIFT, BLOCK)
+    y = pixel // w
+    x = pixel % w
+    point_x = x.to(tl.float32)
+    point_y = y.to(tl.float32)
+
+    cells_x = tl.maximum(w - 1, 1) if CODEC == "udp" else w
+    cells_y = tl.maximum(h - 1, 1) if CODEC == "udp" else h
+    pixels_x = 1.0
+    pixels_y = 1.0
+    if centers_ptr is not None:
+        pixels_x = tl.math.div_rn(tl.load(scales_ptr + 2 * b).to(tl.float32), 1.0 * cells_x)
+        pixels_y = tl.math.div_rn(tl.load(scales_ptr + 2 * b + 1).to(tl.float32), 1.0 * cells_y)
+
+    if CODEC == "udp" or covariances_ptr is not None:
+        dx, dy, dxx, dyy, dxy = _derivatives(maps, y, x, SHIFT, TAPS, TAPS_BLOCK)
+        determinant = _difference_of_products(dxx, dyy, dxy, dxy)
+        if CODEC == "udp":
+            point_x -= tl.where(determinant == 0, 0.0, _difference_of_products(dyy, dx, dxy, dy) / determinant)
+            point_y -= tl.where(determinant == 0, 0.0, _difference_of_products(dxx, dy, dxy, dx) / determinant)
+        if covariances_ptr is not None:
+            concave = (determinant > 0) & (dxx < 0)  # not so where no value is positive: the clipped map is flat
+            inverse = tl.where(concave & (broken == 0), -1.0 / determinant, float("nan"))
+            covariances_ptr += 4 * one_map
+            tl.store(covariances_ptr, dyy * inverse * pixels_x * pixels_x)
+            tl.store(covariances_ptr + 1, -dxy * inverse * pixels_x * pixels_y)
+            tl.store(covariances_ptr + 2, -dxy * inverse * pixels_x * pixels_y)
+            tl.store(covariances_ptr + 3, dxx * inverse * pixels_y * pixels_y)
+    if CODEC == "msra":
+        inner = (x > 1) & (x < w - 1) & (y > 1) & (y < h - 1)
+        point_x += tl.where(inner, _quarter(maps, y, x, 0, 1, SHIFT), 0.0)
+        point_y += tl.where(inner, _quarter(maps, y, x, 1, 0, SHIFT), 0.0)
+    if centers_ptr is not None:
+        point_x = (point_x - 0.5 * cells_x) * pixels_x + tl.load(centers_ptr + 2 * b).to(tl.float32)
+        point_y = (point_y - 0.5 * cells_y) * pixels_y + tl.load(centers_ptr + 2 * b + 1).to(tl.float32)
+    point_x = tl.where(score <= 0, -1.0, point_x)
+    point_y = tl.where(score <= 0, -1.0, point_y)
+    tl.store(points_ptr + 2 * one_map, tl.where(broken, float("nan"), point_x))
+    tl.store(points_ptr + 2 * one_map + 1, tl.where(broken, float("nan"), point_y))
+    tl.store(scores_ptr + one_map, tl.where(broken, float("nan"), score))
+
+
+def forward(
+    heatmaps: Tensor,
+    codec: str,
+    blur_kernel: int,
+    flipped: Tensor | None,
+    permutation: Sequence[int],
+    centers: Tensor | None,
+    scales: Tensor | None,
+    covariance: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
+    """((keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty), launches).
+
+    Taps and permutation go in as compile-time constants: no copy to the device, in a captured graph or out of one.
+    """
+    b, k, h, w = heatmaps.shape
+    points = heatmaps.new_empty((b, k, 2), dtype=torch.float32)
+    scores = heatmaps.new_empty((b, k), dtype=torch.float32)
+    covariances = heatmaps.new_empty((b, k, 2, 2) if covariance else (0,), dtype=torch.float32)
+    taps = tuple(gaussian_taps(blur_kernel)) if codec == "udp" or covariance else ()
+    arguments = dict(
+        heatmaps_ptr=heatmaps,
+        flipped_ptr=flipped,
+        centers_ptr=None if centers is None else centers.contiguous(),
+        scales_ptr=None if scales is None else scales.contiguous(),
+        points_ptr=points,
+        scores_ptr=scores,
+        covariances_ptr=covariances if covariance else None,
+        num_keypoints=k,
+        h=h,
+        w=w,
+        CODEC=codec,
+        FLIP=() if flipped is None else tuple(permutation),
+        TAPS=taps,
+        TAPS_BLOCK=block_size(len(taps)),
+        BLOCK=block_size(h * w, 128, _PIXELS),
+    )
+    arguments |= stride_arguments(heatmaps if flipped is None else flipped, "f")
+    arguments |= stride_arguments(heatmaps, "h")  # the last word on DENSE
+    size = num_bytes(heatmaps, flipped, centers, scales, points, scores, covariances)
+    return (points, scores, covariances), [Launch(heatmap_decode_kernel, (b * k,), arguments, bytes=size)]

@@ -1,0 +1,131 @@
+"""Triton kernels of `heatmap_loss`: a program compares a piece of one map with its target, rendered in registers."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitpose_kernels.gpu.heatmap_target import pixel_offset, render, stride_arguments, target_arguments
+from vitpose_kernels.launch import Launch, cdiv, num_bytes
+
+_PIXELS = 1024  # of a map, per program
+
+
+@triton.jit
+def _compare(
+    heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
+    stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
+    W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr,
+):  # fmt: skip
+    """(P - G, w^2 mask / count) at the pixels of one map."""
+    b = (one_map // num_keypoints).to(tl.int64)
+    k = (one_map % num_keypoints).to(tl.int64)
+    target, weight = render(
+        keypoints_ptr, visible_ptr, b, k, pixel, num_people, num_keypoints, stride_x, stride_y, factor, h, W,
+        UDP, RADIUS,
+    )  # fmt: skip
+    inside = pixel < h * W
+    offset = pixel_offset(pixel, W, stride_hy, stride_hx, DENSE)
+    heat = tl.load(heatmaps_ptr + b * stride_hb + k * stride_hk + offset, inside, 0.0).to(tl.float32)
+    weighting = tl.math.div_rn(weight * weight, 1.0 * count)
+    if mask_ptr is not None:
+        weighting *= tl.load(mask_ptr + b * (h * W) + pixel, inside, 0.0)
+    return heat - target, weighting
+
+
+@triton.jit
+def heatmap_loss_kernel(
+    heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, partials_ptr, num_people, num_keypoints,
+    stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
+    W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pieces = tl.cdiv(h * W, BLOCK)
+    one_map = tl.program_id(0) // pieces
+    pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
+    difference, weighting = _compare(
+        heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
+        stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx, W, DENSE, UDP, RADIUS,
+    )  # fmt: skip
+    loss = tl.where(pixel < h * W, difference * difference * weighting, 0.0)
+    tl.store(partials_ptr + tl.program_id(0), tl.sum(loss, 0))
+
+
+@triton.jit
+def heatmap_loss_backward_kernel(
+    grad_ptr, heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, d_heatmaps_ptr, num_people, num_keypoints,
+    stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
+    W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pieces = tl.cdiv(h * W, BLOCK)
+    one_map = tl.program_id(0) // pieces
+    pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
+    difference, weighting = _compare(
+        heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
+        stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx, W, DENSE, UDP, RADIUS,
+    )  # fmt: skip
+    gradient = 2 * tl.load(grad_ptr) * difference * weighting
+    tl.store(d_heatmaps_ptr + one_map.to(tl.int64) * (h * W) + pixel, gradient, pixel < h * W)
+
+
+def _plan(
+    heatmaps: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    image_size: tuple[int, int],
+    udp: bool,
+    sigma: float,
+    mask: Tensor | None,
+) -> tuple[int, dict]:
+    """(programs, arguments) that the two kernels share."""
+    b, k, h, w = heatmaps.shape
+    arguments = target_arguments(keypoints, visible, (h, w), image_size, udp, sigma)
+    arguments |= stride_arguments(heatmaps, "h")
+    arguments |= dict(
+        heatmaps_ptr=heatmaps,
+        mask_ptr=None if mask is None else mask.float().contiguous(),
+        count=max(heatmaps.numel(), 1),
+        BLOCK=_PIXELS,
+    )
+    return b * k * cdiv(h * w, _PIXELS), arguments
+
+
+def _num_warps(heatmaps: Tensor) -> int:
+    """So many that a thread reads 16 bytes of the heatmaps."""
+    return _PIXELS * heatmaps.element_size() // (16 * 32)
+
+
+def forward(
+    heatmaps: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    image_size: tuple[int, int],
+    udp: bool,
+    sigma: float,
+    mask: Tensor | None,
+) -> tuple[Tensor, list[Launch]]:
+    """(float32 parts of the loss, one per program, to be summed; launches)."""
+    programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
+    partials = heatmaps.new_empty(programs, dtype=torch.float32)
+    size = num_bytes(heatmaps, keypoints, visible, mask, partials)
+    arguments |= dict(partials_ptr=partials)
+    return partials, [Launch(heatmap_loss_kernel, (programs,), arguments, _num_warps(heatmaps), bytes=size)]
+
+
+def backward(
+    grad: Tensor,
+    heatmaps: Tensor,
+    keypoints: Tensor,
+    visible: Tensor,
+    image_size: tuple[int, int],
+    udp: bool,
+    sigma: float,
+    mask: Tensor | None,
+) -> tuple[Tensor, list[Launch]]:
+    """(gradient of heatmaps, launches); grad: float32 scalar."""
+    programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
+    d_heatmaps = torch.empty(heatmaps.shape, dtype=heatmaps.dtype, device=heatmaps.device)
+    arguments |= dict(grad_ptr=grad, d_heatmaps_ptr=d_heatmaps)
+    size = num_bytes(heatmaps, keypoints, visible, mask, d_heatmaps)
+    return d_heatmaps, [Launch(heatmap_loss_backward_kernel, (programs,), arguments, _num_warps(heatmaps), bytes=size)]

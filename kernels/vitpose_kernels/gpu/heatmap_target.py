@@ -1,0 +1,135 @@
+"""Triton kernel of `heatmap_target`: a program renders a piece of one keypoint's map, its people merged on the way."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vitpose_kernels.launch import Launch, cdiv, num_bytes
+
+_PIXELS = 1024  # of a map, per program
+
+
+@triton.jit
+def load_keypoint(keypoints_ptr, visible_ptr, index, stride_x, stride_y, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
+    """(centre x, centre y, nearest x, nearest y, weight) of keypoint `index`, in heatmap pixels."""
+    x = tl.load(keypoints_ptr + 2 * index)
+    y = tl.load(keypoints_ptr + 2 * index + 1)
+    weight = tl.load(visible_ptr + index)
+    weight = tl.where(weight > 1.0, 1.0, tl.where(weight < 0.0, 0.0, weight))
+    finite = (tl.abs(x) <= 3.4028234e38) & (tl.abs(y) <= 3.4028234e38)
+    x = tl.math.div_rn(tl.where(finite, x, 0.0), stride_x)
+    y = tl.math.div_rn(tl.where(finite, y, 0.0), stride_y)
+    near_x = _truncate(x + 0.5)
+    near_y = _truncate(y + 0.5)
+    on_map = (near_x - RADIUS < w) & (near_x + RADIUS + 1 >= 0) & (near_y - RADIUS < h) & (near_y + RADIUS + 1 >= 0)
+    weight = tl.where(finite & on_map, weight, 0.0 * weight)
+    if not UDP:
+        x = near_x
+        y = near_y
+    return x, y, near_x, near_y, weight
+
+
+@triton.jit
+def _truncate(x):
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def gaussian(px, py, x, y, near_x, near_y, weight, factor, RADIUS: tl.constexpr):
+    """Value at pixels (px, py) of the Gaussian of one keypoint; factor = -log2(e) / (2 sigma^2)."""
+    inside = (tl.abs(px - near_x) <= RADIUS) & (tl.abs(py - near_y) <= RADIUS)
+    drawn = tl.where(weight > 0.5, 1.0, 0.0)
+    return tl.where(inside, drawn * tl.exp2(((px - x) * (px - x) + (py - y) * (py - y)) * factor), 0.0)
+
+
+@triton.jit
+def render(
+    keypoints_ptr, visible_ptr, b, k, pixel, num_people, num_keypoints, stride_x, stride_y, factor, h, w,
+    UDP: tl.constexpr, RADIUS: tl.constexpr,
+):  # fmt: skip
+    """(target at `pixel` [n], weight) of keypoint k of sample b: the maximum over its people."""
+    row = pixel // w
+    px = (pixel - row * w).to(tl.float32)
+    py = row.to(tl.float32)
+    target = px * 0.0
+    weight = b * 0.0
+    for person in tl.range(0, num_people):
+        index = (b * num_people + person) * num_keypoints + k
+        x, y, near_x, near_y, own = load_keypoint(
+            keypoints_ptr, visible_ptr, index, stride_x, stride_y, h, w, UDP, RADIUS
+        )
+        target = tl.maximum(target, gaussian(px, py, x, y, near_x, near_y, own, factor, RADIUS))
+        weight = tl.maximum(weight, own, propagate_nan=tl.PropagateNan.ALL)
+    return target, weight
+
+
+@triton.jit
+def pixel_offset(pixel, w, stride_y, stride_x, DENSE: tl.constexpr):
+    """Offset of pixel number `pixel` of a map; DENSE: its rows follow each other without a gap."""
+    if DENSE:  # in one step, so that the loads come out wide for any w
+        return pixel.to(tl.int64) * stride_x
+    return (pixel // w).to(tl.int64) * stride_y + (pixel % w).to(tl.int64) * stride_x
+
+
+@triton.jit
+def heatmap_target_kernel(
+    keypoints_ptr, visible_ptr, heatmaps_ptr, weights_ptr,
+    num_people, num_keypoints, stride_x, stride_y, factor, h,
+    W: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pieces = tl.cdiv(h * W, BLOCK)
+    one_map = (tl.program_id(0) // pieces).to(tl.int64)
+    piece = tl.program_id(0) % pieces
+    pixel = piece * BLOCK + tl.arange(0, BLOCK)
+    target, weight = render(
+        keypoints_ptr, visible_ptr, one_map // num_keypoints, one_map % num_keypoints, pixel,
+        num_people, num_keypoints, stride_x, stride_y, factor, h, W, UDP, RADIUS,
+    )  # fmt: skip
+    tl.store(heatmaps_ptr + one_map * (h * W) + pixel, target, pixel < h * W)
+    if piece == 0:
+        tl.store(weights_ptr + one_map, weight)
+
+
+def target_arguments(
+    keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
+) -> dict:
+    """The arguments of `render` that describe the keypoints: [B, K, 2] or [B, P, K, 2], contiguous float32."""
+    (h, w), (rows, columns) = size, image_size
+    stride_x, stride_y = columns / w, rows / h
+    if udp:
+        stride_x, stride_y = (max(columns - 1, 1) / max(w - 1, 1), max(rows - 1, 1) / max(h - 1, 1))
+    return dict(
+        keypoints_ptr=keypoints.float().contiguous(),
+        visible_ptr=visible.float().contiguous(),
+        num_people=keypoints.shape[1] if keypoints.dim() == 4 else 1,
+        num_keypoints=keypoints.shape[-2],
+        stride_x=float(stride_x),
+        stride_y=float(stride_y),
+        factor=-1.4426950408889634 / (2 * sigma**2),
+        h=h,
+        W=w,  # a constant, because every pixel is divided by it
+        UDP=udp,
+        RADIUS=int(3 * sigma),
+    )
+
+
+def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
+    """The arguments that say where a kernel finds the pixels of heatmaps [B, K, h, w]: stride_<letter>b, ..., DENSE."""
+    strides = {f"stride_{letter}{axis}": stride for axis, stride in zip("bkyx", heatmaps.stride(), strict=True)}
+    return strides | dict(DENSE=heatmaps.stride(2) == heatmaps.shape[3] * heatmaps.stride(3))
+
+
+def forward(
+    keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
+) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
+    """((heatmaps [B, K, h, w], weights [B, K]), launches)."""
+    b, k = keypoints.shape[0], keypoints.shape[-2]
+    heatmaps = keypoints.new_empty((b, k, *size))
+    weights = keypoints.new_empty((b, k))
+    arguments = target_arguments(keypoints, visible, size, image_size, udp, sigma)
+    arguments |= dict(heatmaps_ptr=heatmaps, weights_ptr=weights, BLOCK=_PIXELS)
+    grid = (b * k * cdiv(size[0] * size[1], _PIXELS),)
+    launch = Launch(heatmap_target_kernel, grid, arguments, bytes=num_bytes(keypoints, visible, heatmaps, weights))
+    return (heatmaps, weights), [launch]

@@ -1,0 +1,337 @@
+"""Triton kernels of `linear`, and what the products of other ops share with it: tile order, GELU, epilogue, tiles.
+
+Two kernels with one epilogue. `linear_kernel` loads through pointers, on every chip; its rows may come in samples, and
+some rows of its weight from one of several experts: what `split_ffn` needs. `linear_descriptor_kernel` is a persistent
+loop over tiles that loads through tensor descriptors, on Hopper and Blackwell.
+
+A tile has BLOCK_M + TAIL rows, two products that share their tile of the weight. 128 + 64 = 192 rows are the tokens of
+a 256 x 192 image, so that a tile can be one sample, and fill 132 multiprocessors better than a power of two does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vitpose_kernels.launch import Launch, cdiv, num_bytes
+
+
+@triton.jit
+def normal_cdf(x):
+    """(a, q, e) of fp32 x: a = min(|x|, 16), q = P(Z > a) of a standard normal Z, e = exp(-a^2 / 2).
+
+    q = e t (c1 + c2 t + ... + c5 t^4), t = 1 / (1 + p a): Hastings' form (Abramowitz and Stegun 7.1.26) fitted anew so
+    that q max(a, 1) is within 9.1e-8 everywhere. In fp32 that is as good as erf and half the instructions.
+    """
+    a = tl.minimum(tl.abs(x), 16.0, propagate_nan=tl.PropagateNan.ALL)
+    t = 1.0 / (1.0 + 0.33298835 * a)
+    e = tl.exp2(a * a * -0.72134752)
+    q = (((-0.108993022 * t + 0.362899957) * t - 0.076693141) * t + 0.198708627) * t + 0.124077488
+    return a, q * t * e, e
+
+
+@triton.jit
+def gelu(x):
+    """Exact (erf) GELU of fp32 values, x P(Z < x): within 1.3e-7 + half a rounding step of the true value."""
+    a, q, _ = normal_cdf(x)
+    return tl.maximum(x, 0.0) - a * q
+
+
+@triton.jit
+def gelu_and_slope(x):
+    """(gelu(x), its derivative P(Z < x) + x exp(-x^2 / 2) / sqrt(2 pi), within 3e-7 of the true one)."""
+    a, q, e = normal_cdf(x)
+    below = q - a * (e * 0.39894228)
+    return tl.maximum(x, 0.0) - a * q, tl.where(x > 0, 1.0 - below, below)
+
+
+@triton.jit
+def tile_order(pid, blocks_m, blocks_n, GROUP: tl.constexpr):
+    """(block of rows, block of columns): GROUP blocks of rows side by side, so that both operands stay in L2."""
+    group = pid // (GROUP * blocks_n)
+    height = tl.minimum(blocks_m - group * GROUP, GROUP)
+    inside = pid % (GROUP * blocks_n)
+    return group * GROUP + inside % height, inside // height
+
+
+@triton.jit
+def load(block, inside, EVEN: tl.constexpr):
+    """Load a tile of pointers with zeros where it is not `inside`; EVEN: it is inside everywhere."""
+    if EVEN:
+        return tl.load(block)
+    else:
+        return tl.load(block, inside, 0.0)
+
+
+@triton.jit
+def finish_tile(
+    acc, bias, r, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr,
+    out_ptr, stride_residual, GELU: tl.constexpr,
+):  # fmt: skip
+    """Epilogue of a product's rows `row + r` (valid: r < left): folded LayerNorm, bias, GELU, residual, store."""
+    keep = (r < left)[:, None] & (column < num_columns)[None, :]
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + row + r, r < left, 0.0)
+        rstd = tl.load(rstd_ptr + row + r, r < left, 0.0)
+        sums = tl.load(weight_sums_ptr + column, column < num_columns, 0.0)
+        acc = rstd[:, None] * (acc - mean[:, None] * sums[None, :])
+    acc += bias[None, :]
+    place = row * num_columns + (r[:, None] * num_columns + column[None, :])
+    if before_ptr is not None:
+        tl.store(before_ptr + place, acc.to(before_ptr.dtype.element_ty), keep)
+    if GELU:
+        acc = gelu(acc)
+    if residual_ptr is not None:
+        residual = residual_ptr + row * stride_residual + (r[:, None] * stride_residual + column[None, :])
+        acc += tl.load(residual, keep, 0.0).to(tl.float32)
+    tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), keep)
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr, weight_ptr, bias_ptr, expert_weight_ptr, expert_bias_ptr, task_ptr, mean_ptr, rstd_ptr, weight_sums_ptr,
+    residual_ptr, before_ptr, out_ptr,
+    num_samples, num_tokens, num_columns, num_inputs, num_tasks, part, stride_x, stride_weight, stride_residual,
+    GELU: tl.constexpr, EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
+    block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_columns, BLOCK_N), 8)
+    sample = block_m // blocks
+    first = (block_m % blocks) * (BLOCK_M + TAIL)
+    row = sample.to(tl.int64) * num_tokens + first
+    left = num_tokens - first
+    column = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows and columns beyond the end read the last ones: no mask in the loop, and nothing of them is stored.
+    n = tl.minimum(column, num_columns - 1)
+    w_row = weight_ptr + n.to(tl.int64) * stride_weight
+    expert = 0
+    poison = 0.0
+    if task_ptr is not None:
+        # Every column takes its row of the weight from the shared part or from the expert of this sample.
+        task = tl.load(task_ptr + sample)
+        known = (task >= 0) & (task < num_tasks)
+        expert = tl.where(known, task, 0) * part - (num_columns - part)  # its row for column 0, were there one
+        poison = tl.where(known, 0.0, float("nan"))
+        w_row = tl.where(n < num_columns - part, w_row, expert_weight_ptr + (expert + n) * num_inputs)
+        # The choice between two pointers hides their alignment from the compiler, which would load element by element.
+        w_row = tl.multiple_of(w_row, ALIGNMENT)
+
+    k = tl.arange(0, BLOCK_K)
+    r = tl.arange(0, BLOCK_M)
+    tail = BLOCK_M + tl.arange(0, TAIL if TAIL else 1)
+    x_tile = x_ptr + row * stride_x
+    x_block = x_tile + (tl.minimum(r, left - 1)[:, None] * stride_x + k[None, :])
+    x_tail_block = x_tile + (tl.minimum(tail, left - 1)[:, None] * stride_x + k[None, :])
+    w_block = w_row[None, :] + k[:, None]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc_tail = tl.zeros([TAIL if TAIL else 1, BLOCK_N], tl.float32)
+    for start in range(0, num_inputs, BLOCK_K):
+        inside = k < num_inputs - start
+        w = load(w_block, inside[:, None], EVEN_K)
+        acc = tl.dot(load(x_block, inside[None, :], EVEN_K), w, acc, input_precision="tf32x3")
+        if TAIL:
+            x_tail = load(x_tail_block, inside[None, :], EVEN_K)
+            acc_tail = tl.dot(x_tail, w, acc_tail, input_precision="tf32x3")
+        w_block += BLOCK_K
+        x_block += BLOCK_K
+        x_tail_block += BLOCK_K
+
+    # Loaded after the loop: before it, these would be registers that the accumulators need.
+    bias = tl.zeros([BLOCK_N], tl.float32)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + column, column < num_columns - part, 0.0).to(tl.float32)
+    if task_ptr is not None:
+        mine = (column >= num_columns - part) & (column < num_columns)
+        bias += tl.load(expert_bias_ptr + expert + column, mine, 0.0).to(tl.float32)
+        bias += tl.where(mine, poison, 0.0)  # an unknown task has read the first expert: NaN, not a wrong number
+    finish_tile(
+        acc, bias, r, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr,
+        out_ptr, stride_residual, GELU,
+    )  # fmt: skip
+    if TAIL:
+        finish_tile(
+            acc_tail, bias, tail, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr,
+            before_ptr, out_ptr, stride_residual, GELU,
+        )  # fmt: skip
+
+
+@triton.jit
+def linear_descriptor_kernel(
+    x_descriptor, x_tail_descriptor, weight_descriptor, bias_ptr, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr,
+    before_ptr, out_ptr, num_rows, num_columns, num_inputs, num_programs, stride_residual,
+    GELU: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    blocks_m = tl.cdiv(num_rows, BLOCK_M + TAIL)
+    blocks_n = tl.cdiv(num_columns, BLOCK_N)
+    # One loop over all products of this program's tiles: the epilogue of a tile runs while the next one is loaded.
+    for tile in tl.range(tl.program_id(0), blocks_m * blocks_n, num_programs, flatten=True):
+        block_m, block_n = tile_order(tile, blocks_m, blocks_n, 8)
+        first = block_m * (BLOCK_M + TAIL)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        acc_tail = tl.zeros([TAIL if TAIL else 1, BLOCK_N], tl.float32)
+        for start in range(0, num_inputs, BLOCK_K):
+            w = weight_descriptor.load([block_n * BLOCK_N, start]).T
+            acc = tl.dot(x_descriptor.load([first, start]), w, acc)
+            if TAIL:
+                acc_tail = tl.dot(x_tail_descriptor.load([first + BLOCK_M, start]), w, acc_tail)
+        column = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        bias = tl.zeros([BLOCK_N], tl.float32)
+        if bias_ptr is not None:
+            bias += tl.load(bias_ptr + column, column < num_columns, 0.0).to(tl.float32)
+        row = first.to(tl.int64)
+        left = num_rows - first
+        finish_tile(
+            acc, bias, tl.arange(0, BLOCK_M), row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr,
+            residual_ptr, before_ptr, out_ptr, stride_residual, GELU,
+        )  # fmt: skip
+        if TAIL:
+            finish_tile(
+                acc_tail, bias, BLOCK_M + tl.arange(0, TAIL), row, left, column, num_columns, mean_ptr, rstd_ptr,
+                weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual, GELU,
+            )  # fmt: skip
+
+
+class Tiles(NamedTuple):
+    """Shape of a program's tile and how it is run."""
+
+    BLOCK_M: int
+    TAIL: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return dict(BLOCK_M=self.BLOCK_M, TAIL=self.TAIL, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
+
+
+_MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # of the usual board, where none is there
+
+
+def multiprocessors(x: Tensor, arch: int) -> int:
+    """Number of multiprocessors of the device of `x`."""
+    if not x.is_cuda:
+        return _MULTIPROCESSORS[arch]
+    return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
+
+
+def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arch: int, processors: int) -> Tiles:
+    """The fastest tiles by arithmetic for `sections` products of rows x columns, none of which share a tile.
+
+    A multiprocessor works through its share of tiles; a tile costs its products, and what it loads from L2: an element
+    takes the time of about 64 products. So large tiles win until a last wave of few makes them lose. Not measured.
+    """
+    shapes = [(128, 64, 128), (128, 0, 128), (128, 0, 64), (64, 0, 64)]  # BLOCK_M, TAIL, BLOCK_N
+    if dtype == torch.float32:  # three products for one, and the rests of both operands in registers
+        shapes = shapes[2:]
+
+    def cost(shape: tuple[int, int, int]) -> int:
+        m, n = shape[0] + shape[1], shape[2]
+        return cdiv(sections * cdiv(rows, m) * cdiv(columns, n), processors) * (m * n + 64 * (m + n))
+
+    m, tail, n = min(shapes, key=cost)
+    num_warps = 4 if (m, n) == (64, 64) else 8
+    if dtype == torch.float32:
+        return Tiles(m, tail, n, 32, num_warps, 3)
+    stages = 3 if arch == 100 and (m, n) == (64, 64) else 4  # four spill there
+    return Tiles(m, tail, n, 64 if arch in (80, 90, 100) else 32, num_warps, stages)
+
+
+def has_address(x: Tensor) -> bool:
+    """Whether `x` is a tensor in memory (or on the meta device), not one that is only traced."""
+    return type(x) in (Tensor, torch.nn.Parameter)
+
+
+def address(x: Tensor) -> int:
+    """Where `x` starts; of a tensor that is only traced: in its storage, which starts at a multiple of 16 bytes."""
+    return x.data_ptr() if has_address(x) else int(x.storage_offset()) * x.element_size()
+
+
+def alignment(*tensors: Tensor) -> int:
+    """16 if the rows of all `tensors` (contiguous) start at multiples of 16 bytes, else the bytes of an element."""
+    size = tensors[0].element_size()
+    return 16 if all((address(t) | t.shape[-1] * size) % 16 == 0 for t in tensors) else size
+
+
+def takes_descriptors(x: Tensor, weight: Tensor, arch: int) -> bool:
+    """Whether the product of x [M, C] and weight [F, C] goes through tensor descriptors.
+
+    They exist on Hopper and Blackwell, for rows that start at multiples of 16 bytes, and hold an address: a tensor that
+    is only traced has none (nor does PyTorch record descriptors then), so compiled models take the pointers.
+    """
+    if arch not in (90, 100) or x.element_size() != 2 or not x.numel() or not weight.numel():
+        return False
+    return all(has_address(t) and (t.data_ptr() | t.stride(0) * 2) % 16 == 0 for t in (x, weight))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gelu: bool,
+    residual: Tensor | None,
+    norm: tuple[Tensor, Tensor, Tensor] | None,
+    arch: int,
+    before: Tensor | None = None,
+) -> tuple[Tensor, list[Launch]]:
+    """(out [M, F], launches) for x [M, C], weight [F, C], residual [M, F], whose rows are contiguous.
+
+    before: [M, F] to write what the GELU is applied to.
+    """
+    (m, c), f = x.shape, weight.shape[0]
+    out = x.new_empty((m, f), dtype=x.dtype if residual is None else residual.dtype)
+    processors = multiprocessors(x, arch)
+    tiles = choose_tiles(1, m, f, x.dtype, arch, processors)
+    mean, rstd, weight_sums = norm or (None, None, None)
+    arguments = dict(
+        bias_ptr=bias,
+        mean_ptr=mean,
+        rstd_ptr=rstd,
+        weight_sums_ptr=weight_sums,
+        residual_ptr=residual,
+        before_ptr=before,
+        out_ptr=out,
+        num_columns=f,
+        num_inputs=c,
+        stride_residual=0 if residual is None else residual.stride(0),
+        GELU=gelu,
+        **tiles.shape,
+    )
+    work = dict(
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        flops=2 * m * f * c,
+        bytes=num_bytes(x, weight, bias, mean, rstd, weight_sums, residual, before, out),
+    )
+    programs = cdiv(m, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N)
+    if takes_descriptors(x, weight, arch):
+
+        def descriptor(t: Tensor, rows: int) -> TensorDescriptor | None:
+            return TensorDescriptor.from_tensor(t, [rows, tiles.BLOCK_K]) if rows else None
+
+        arguments |= dict(
+            x_descriptor=descriptor(x, tiles.BLOCK_M),
+            x_tail_descriptor=descriptor(x, tiles.TAIL),
+            weight_descriptor=descriptor(weight, tiles.BLOCK_N),
+            num_rows=m,
+            num_programs=min(programs, processors),
+        )
+        return out, [Launch(linear_descriptor_kernel, (min(programs, processors),), arguments, **work)]
+    arguments |= dict(
+        x_ptr=x,
+        weight_ptr=weight,
+        num_samples=1,
+        num_tokens=m,
+        stride_x=x.stride(0),
+        stride_weight=weight.stride(0),
+        EVEN_K=c % tiles.BLOCK_K == 0,
+        **dict(expert_weight_ptr=None, expert_bias_ptr=None, task_ptr=None, num_tasks=0, part=0, ALIGNMENT=1),
+    )
+    return out, [Launch(linear_kernel, (programs,), arguments, **work)]

@@ -1,0 +1,266 @@
+"""Heatmaps to keypoints: arg-max, optional flip merge, sub-pixel refinement, back to image coordinates.
+
+    udp:    p - H⁻¹ g  with g, H the gradient and Hessian of log(clip(blur(map), 0.001, 50)) at the arg-max p
+            (blur: Gaussian, OpenCV's sigma for `blur_kernel`, border reflect-101; the log map's border is replicated)
+    msra:   a quarter pixel towards the higher neighbour, where 1 < x < w - 1 and 1 < y < h - 1
+    argmax: p as it is
+
+Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
+Bytes: each map once, 12 out per keypoint, 16 more with its covariance; memory-bound.
+Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
+
+Odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN -> that keypoint and
+score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
+The offset is not bounded (as in the official code): for a maximum on the border it is exactly half a pixel outwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.gaussian import EPSILON, gaussian_taps
+from vitpose_kernels.launch import (
+    check,
+    check_device,
+    choose_impl,
+    may_look_at_values,
+    run,
+    without_autocast,
+)
+
+
+def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
+    """Average of [B, K, h, w] with the output for the mirrored image: channels swapped, width reversed, SPEC 5.1."""
+    back = flipped[:, list(permutation)].flip(-1)
+    if shift:
+        back = torch.cat([back[..., :1], back[..., :-1]], -1)
+    return (heatmaps + back).mul_(0.5)
+
+
+def _reflect101(index: Tensor, size: int) -> Tensor:
+    """Index outside [0, size) mirrored about the edge pixels, as often as needed."""
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index.remainder(2 * (size - 1))
+    return torch.minimum(index, 2 * (size - 1) - index)
+
+
+def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
+    """log(clip(blur)) at the 3x3 pixels around (x, y): maps [M, h, w], x, y [M] -> [M, 3 (row), 3 (column)] float64.
+
+    Only what the blur of those nine pixels touches is read: a patch of blur_kernel + 2 rows and columns.
+    """
+    m, h, w = maps.shape
+    size = blur_kernel + 2
+    taps = torch.tensor(gaussian_taps(blur_kernel), dtype=maps.dtype, device=maps.device)
+    reach = torch.arange(size, device=maps.device) - size // 2
+    rows, columns = _reflect101(y[:, None] + reach, h), _reflect101(x[:, None] + reach, w)
+    place = rows[:, :, None] * w + columns[:, None, :]
+    patch = maps.flatten(1).gather(1, place.flatten(1)).view(m, size, size)
+    step = torch.arange(-1, 2, device=maps.device)
+    # The row above, at and below; beyond the border the row of the border stands. Columns alike. Each sum runs over
+    # numbers that lie side by side, so that all are rounded alike and a flat map stays flat.
+    above, left = ((p[:, None] + step).clamp(0, last - 1) - p[:, None] + 1 for p, last in ((y, h), (x, w)))
+    strips = (patch.unfold(1, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, size]
+    strips = strips.gather(1, above[:, :, None].expand(-1, -1, size))
+    blurred = (strips.unfold(2, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, 3]
+    return blurred.gather(2, left[:, None].expand(-1, 3, -1)).clamp(0.001, 50).log().double()
+
+
+def _newton(log: Tensor, covariance: bool = False) -> tuple[Tensor, Tensor | None]:
+    """(offset [M, 2], covariance [M, 2, 2] if wanted) from the 3x3 log neighbourhood; float64."""
+    dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
+    dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
+    dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + EPSILON
+    dyy = log[:, 2, 1] - 2 * log[:, 1, 1] + log[:, 0, 1] + EPSILON
+    corners = log[:, 2, 2] - log[:, 1, 2] - log[:, 2, 1] + 2 * log[:, 1, 1] - log[:, 1, 0] - log[:, 0, 1] + log[:, 0, 0]
+    dxy = 0.5 * corners
+    determinant = dxx * dyy - dxy * dxy
+    safe = torch.where(determinant == 0, 1.0, determinant)
+    inverse = torch.stack([dyy, -dxy, -dxy, dxx], -1).reshape(-1, 2, 2) / safe[:, None, None]
+    offset = -(inverse @ torch.stack([dx, dy], -1)[..., None])[..., 0]
+    offset = torch.where((determinant == 0)[:, None], 0.0, offset)
+    if not covariance:
+        return offset, None
+    concave = (determinant > 0) & (dxx < 0)
+    return offset, torch.where(concave[:, None, None], -inverse, math.nan)
+
+
+def heatmap_decode_reference(
+    heatmaps: Tensor,
+    codec: str,
+    blur_kernel: int,
+    flipped: Tensor | None,
+    flip_permutation: Sequence[int],
+    centers: Tensor | None,
+    scales: Tensor | None,
+    covariance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification in plain PyTorch: (keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty)."""
+    dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
+    heatmaps = heatmaps.to(dtype)
+    if flipped is not None:
+        heatmaps = merge_flipped(heatmaps, flipped.to(dtype), flip_permutation, shift=codec == "msra")
+    b, k, h, w = heatmaps.shape
+    maps = heatmaps.reshape(b * k, h, w)
+    best = maps.flatten(1).argmax(1)  # the first maximum in row-major order; a NaN counts as the largest
+    scores = maps.flatten(1).gather(1, best[:, None])[:, 0]
+    x, y = best % w, best // w
+    points = torch.stack([x, y], -1).double()
+    spread = None
+    if codec == "udp" or covariance:
+        offset, spread = _newton(_log_neighbourhood(maps, x, y, blur_kernel), covariance)
+        if codec == "udp":
+            points = points + offset
+    if codec == "msra":
+        row = maps.gather(1, y[:, None, None].expand(-1, 1, w))[:, 0]
+        column = maps.gather(2, x[:, None, None].expand(-1, h, 1))[..., 0]
+        right, left = row.gather(1, (x + 1).clamp(max=w - 1)[:, None]), row.gather(1, (x - 1).clamp(min=0)[:, None])
+        below, above = (
+            column.gather(1, (y + 1).clamp(max=h - 1)[:, None]),
+            column.gather(1, (y - 1).clamp(min=0)[:, None]),
+        )
+        inner = (x > 1) & (x < w - 1) & (y > 1) & (y < h - 1)
+        points = points + 0.25 * torch.cat([right - left, below - above], -1).sign() * inner[:, None]
+    points = points.reshape(b, k, 2)
+    spread = None if spread is None else spread.reshape(b, k, 2, 2)
+    scores = scores.reshape(b, k)
+    if centers is not None and scales is not None:
+        cells = (max(w - 1, 1), max(h - 1, 1)) if codec == "udp" else (w, h)
+        scales = scales.double()[:, None]
+        factor = scales / torch.tensor(cells, dtype=torch.float64, device=scales.device)
+        points = points * factor + centers.double()[:, None] - scales / 2
+        spread = None if spread is None else spread * factor[..., None] * factor[..., None, :]
+    points = torch.where((scores <= 0)[..., None], -1.0, points)
+    broken = scores.isnan()
+    points = torch.where(broken[..., None], math.nan, points)
+    if spread is None:
+        return points.to(dtype), scores, points.new_empty(0, dtype=dtype)
+    spread = torch.where((broken | (scores <= 0))[..., None, None], math.nan, spread)
+    return points.to(dtype), scores, spread.to(dtype)
+
+
+@triton_op("vitpose_fast::heatmap_decode", mutates_args=())
+def _heatmap_decode(
+    heatmaps: Tensor,
+    codec: str,
+    blur_kernel: int,
+    flipped: Tensor | None,
+    flip_permutation: Sequence[int],
+    centers: Tensor | None,
+    scales: Tensor | None,
+    covariance: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = heatmaps, codec, blur_kernel, flipped, flip_permutation, centers, scales, covariance
+    if not triton:
+        return heatmap_decode_reference(*arguments)
+    from vitpose_kernels.gpu import heatmap_decode as gpu
+
+    outputs, launches = gpu.forward(*arguments)
+    run(launches)
+    return outputs
+
+
+def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
+    """Channel that holds keypoint i in the mirrored image, for every i.
+
+    Raises:
+        ValueError: a pair names a channel that does not exist, or one channel twice.
+    """
+    permutation = list(range(num_keypoints))
+    for pair in () if flip_pairs is None else flip_pairs:
+        a, b = map(int, pair)
+        fits = min(a, b) >= 0 and max(a, b) < num_keypoints and permutation[a] == a and permutation[b] == b
+        check(
+            fits, "flip_pairs", f"pair {tuple(pair)} does not fit {num_keypoints} keypoints, each in at most one pair"
+        )
+        permutation[a], permutation[b] = b, a
+    return permutation
+
+
+def heatmap_decode(
+    heatmaps: Tensor,
+    codec: str = "udp",
+    blur_kernel: int = 11,
+    flipped: Tensor | None = None,
+    flip_pairs: Sequence[Sequence[int]] | None = None,
+    centers: Tensor | None = None,
+    scales: Tensor | None = None,
+    covariance: bool = False,
+    impl: str | None = None,
+) -> tuple[Tensor, ...]:
+    """Decode heatmaps to keypoints; see the head of this file for the formulas and the odd maps.
+
+    Args:
+        heatmaps: [B, K, h, w], raw network output.
+        codec: "udp" | "msra" | "argmax".
+        blur_kernel: odd size of the Gaussian blur before the logarithm.
+        flipped: [B, K, h, w], raw output for the mirrored input, averaged in ("msra" shifts it by one column).
+        flip_pairs: channels that swap in a mirrored image; None: none.
+        centers, scales: [B, 2] centre and size of each crop in image pixels; both or neither.
+        covariance: also return the covariance of each keypoint, minus the inverse Hessian of the log map.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        keypoints [B, K, 2] in heatmap pixels (image pixels with `centers` and `scales`), scores [B, K] = the maximum of
+        the merged map; with `covariance` also [B, K, 2, 2] in the same pixels squared, NaN where the log map is not
+        concave. float32 (float64 for float64 maps). Not differentiable.
+
+    Raises:
+        ValueError: shapes that do not fit each other, an unknown codec, an even blur kernel.
+    """
+    op = "heatmap_decode"
+    triton = choose_impl(op, impl, heatmaps) == "triton"
+    check(
+        heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1,
+        op,
+        f"heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w] with h, w >= 1",
+    )
+    check(codec in ("udp", "msra", "argmax"), op, f"got codec={codec!r}, expected 'udp', 'msra' or 'argmax'")
+    check(blur_kernel >= 1 and blur_kernel % 2 == 1, op, f"got blur_kernel={blur_kernel}, expected an odd size >= 1")
+    if flipped is not None:
+        check(
+            flipped.shape == heatmaps.shape,
+            op,
+            f"flipped has shape {list(flipped.shape)}, expected {list(heatmaps.shape)}",
+        )
+        check_device(op, heatmaps, flipped=flipped)
+        flipped = flipped.detach()
+    check((centers is None) == (scales is None), op, "got only one of centers and scales; hand in both or neither")
+    boxes = []
+    for name, value in (("centers", centers), ("scales", scales)):
+        if value is not None:
+            check(
+                tuple(value.shape) == (heatmaps.shape[0], 2),
+                op,
+                f"{name} has shape {list(value.shape)}, expected {[heatmaps.shape[0], 2]}",
+            )
+            value = value.detach().to(heatmaps.device)
+        boxes.append(value)
+    permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
+    if not triton and type(heatmaps) is Tensor and not heatmaps.is_cuda and may_look_at_values(heatmaps):
+        # Nothing traces or differentiates it: the registered op would be a fifth of decoding a few people.
+        with torch.no_grad(), without_autocast(heatmaps):
+            arguments = (
+                heatmaps.detach(),
+                codec,
+                blur_kernel,
+                flipped,
+                permutation,
+                boxes[0],
+                boxes[1],
+                bool(covariance),
+            )
+            found = heatmap_decode_reference(*arguments)
+        return found if covariance else found[:2]
+    with without_autocast(heatmaps):
+        points, scores, spread = _heatmap_decode(
+            heatmaps.detach(), codec, blur_kernel, flipped, permutation, *boxes, bool(covariance), triton
+        )
+    return (points, scores, spread) if covariance else (points, scores)

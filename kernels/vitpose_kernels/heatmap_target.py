@@ -1,0 +1,133 @@
+"""Gaussian heatmaps of keypoints, the training target.
+
+    udp:  G[y, x] = exp(-((x - ax)² + (y - ay)²) / (2 sigma²)),   ax = kx (w - 1) / (W - 1)           (sub-pixel centre)
+    msra: the same around the integer centre (mx, my),            ax = kx w / W
+
+inside the (2r + 1)² window around m = trunc(a + 0.5), r = int(3 sigma); zero outside it.
+
+Letters: B batch, P people, K keypoints, (W, H) crop and (w, h) heatmap in pixels.
+
+    keypoints [B, K, 2] or [B, P, K, 2] crop px   visible [B, K] or [B, P, K]   heatmaps [B, K, h, w]   weights [B, K]
+
+A keypoint weighs 0 when its window misses the map, when it is not finite, or when it is not visible. Memory-bound: one
+write of the maps. Source: SPEC 4.1, 4.2 (C-style truncation towards zero is part of the definition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import check, check_device, choose_impl, run, without_autocast
+
+
+def heatmap_target_reference(
+    keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """The specification in plain PyTorch: (heatmaps [B, K, h, w], weights [B, K])."""
+    radius = int(3 * sigma)
+    weights = visible.clamp(0, 1) * keypoints.isfinite().all(-1)
+    axes = []
+    for axis, (cells, pixels) in enumerate(zip((size[1], size[0]), (image_size[1], image_size[0]), strict=True)):
+        stride = max(pixels - 1, 1) / max(cells - 1, 1) if udp else pixels / cells
+        centre = keypoints[..., axis].nan_to_num(0.0, 0.0, 0.0) / stride
+        nearest = torch.trunc(centre + 0.5)
+        weights = weights * ((nearest - radius < cells) & (nearest + radius + 1 >= 0))
+        cell = torch.arange(cells, device=keypoints.device, dtype=keypoints.dtype)
+        distance = cell - (centre if udp else nearest)[..., None]
+        inside = (cell - nearest[..., None]).abs() <= radius
+        axes.append(torch.exp(-distance.square() / (2 * sigma**2)) * inside)
+    drawn = (weights > 0.5).to(keypoints.dtype)[..., None, None]
+    heatmaps = axes[1][..., :, None] * axes[0][..., None, :] * drawn
+    return (_over_people(heatmaps), _over_people(weights)) if keypoints.dim() == 4 else (heatmaps, weights)
+
+
+def _over_people(x: Tensor) -> Tensor:
+    """Maximum over dim 1; zeros where there are no people."""
+    return x.amax(1) if x.shape[1] else x.sum(1)
+
+
+@triton_op("vitpose_fast::heatmap_target", mutates_args=())
+def _heatmap_target(
+    keypoints: Tensor,
+    visible: Tensor,
+    size: Sequence[int],
+    image_size: Sequence[int],
+    udp: bool,
+    sigma: float,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    sizes = (size[0], size[1]), (image_size[0], image_size[1])
+    if not triton:
+        return heatmap_target_reference(keypoints, visible, *sizes, udp, sigma)
+    from vitpose_kernels.gpu import heatmap_target as gpu
+
+    outputs, launches = gpu.forward(keypoints, visible, *sizes, udp, sigma)
+    run(launches)
+    return outputs
+
+
+def check_keypoints(
+    op: str,
+    keypoints: Tensor,
+    visible: Tensor,
+    size: Sequence[int],
+    image_size: Sequence[int] | None,
+    codec: str,
+    sigma: float,
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """The checks that the ops with keypoint inputs share: (keypoints, visible) floating and detached, crop size."""
+    check(
+        keypoints.dim() in (3, 4) and keypoints.shape[-1] == 2,
+        op,
+        f"keypoints have shape {list(keypoints.shape)}, expected [B, K, 2] or [B, P, K, 2]",
+    )
+    check(
+        visible.shape == keypoints.shape[:-1],
+        op,
+        f"visible has shape {list(visible.shape)}, expected {list(keypoints.shape[:-1])}",
+    )
+    check_device(op, keypoints, visible=visible)
+    check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
+    check(sigma > 0, op, f"got sigma={sigma}, expected a positive number of heatmap pixels")
+    check(len(size) == 2 and min(size) >= 1, op, f"got size={tuple(size)}, expected (rows, columns) >= 1")
+    image_size = (4 * size[0], 4 * size[1]) if image_size is None else (image_size[0], image_size[1])
+    keypoints = keypoints if keypoints.is_floating_point() and keypoints.element_size() >= 4 else keypoints.float()
+    return keypoints.detach(), visible.detach().to(keypoints.dtype), image_size
+
+
+def heatmap_target(
+    keypoints: Tensor,
+    visible: Tensor,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "udp",
+    sigma: float = 2.0,
+    image_size: tuple[int, int] | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Render keypoints as Gaussian heatmaps; see the head of this file for the formula.
+
+    Args:
+        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the people of one map are merged by maximum.
+        visible: [B, K] or [B, P, K] in [0, 1] (COCO's 2 counts as 1): drawn if > 0.5, returned as weight.
+        size: (h, w) of the heatmaps.
+        codec: "udp" or "msra".
+        sigma: standard deviation in heatmap pixels.
+        image_size: (H, W) of the crop; None: four times `size`.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        heatmaps [B, K, h, w] and weights [B, K] (the maximum over people), dtype of `keypoints` (at least float32); not
+        differentiable.
+
+    Raises:
+        ValueError: shapes that do not fit each other, an unknown codec, a sigma that is not positive.
+    """
+    op = "heatmap_target"
+    keypoints, visible, image_size = check_keypoints(op, keypoints, visible, size, image_size, codec, sigma)
+    triton = choose_impl(op, impl, keypoints) == "triton"
+    with without_autocast(keypoints):
+        return _heatmap_target(keypoints, visible, list(size), list(image_size), codec == "udp", float(sigma), triton)

@@ -1,0 +1,214 @@
+"""LayerNorm over the last dimension, alone or with the residual addition before it.
+
+    s = x + residual                                               rounded to the dtype of x; s = x without a residual
+    y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias         var divides by C; statistics in float32
+
+Letters: R rows (all leading dimensions), C channels.
+
+    x, residual, s, y [..., C]   weight, bias [C]   mean, rstd float32 [R]
+
+Memory-bound: forward reads x (and residual) and writes y (and s); backward reads s and the gradients of s and y and
+writes one gradient, that of x and of residual. Kept for backward: s, mean and rstd. Gradients of weight and bias are
+partial sums added in a fixed order, so the same in every run. Source: SPEC 1.2 (pre-norm blocks, eps 1e-6).
+
+`layer_norm_statistics` gives mean and rstd alone, for a `linear` that has weight and bias folded in: x is read once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import check, check_device, choose_impl, refuse_grad, run, without_autocast
+
+MAX_CHANNELS = 8192  # of the kernels: a row stays in registers
+
+
+def layer_norm_reference(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification in plain PyTorch, x [R, C]: (s, y, mean [R], rstd [R]); without a residual s is empty."""
+    s = x if residual is None else x + residual
+    wide = torch.promote_types(s.dtype, torch.float32)
+    y, mean, rstd = torch.native_layer_norm(s.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
+    return x.new_empty(0) if residual is None else s, y.to(s.dtype), mean[:, 0], rstd[:, 0]
+
+
+def layer_norm_backward_reference(
+    grad_y: Tensor,
+    grad_s: Tensor | None,
+    s: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    need_input: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (s, weight, bias) from those of y and of s; what is not needed is empty."""
+    wide = mean.dtype
+    gain = weight.to(wide)
+    grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_y.to(wide), s.to(wide), weight.shape, mean[:, None], rstd[:, None], gain, gain,
+        [need_input, need_parameters, need_parameters],
+    )  # fmt: skip
+    if need_input and grad_s is not None:
+        grad = grad + grad_s
+    out = [(grad, need_input, s), (d_weight, need_parameters, weight), (d_bias, need_parameters, weight)]
+    grad, d_weight, d_bias = (g.to(x.dtype) if needed else x.new_empty(0) for g, needed, x in out)
+    return grad, d_weight, d_bias
+
+
+@triton_op("vitpose_fast::layer_norm", mutates_args=())
+def _layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, triton: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not triton:
+        return layer_norm_reference(x, residual, weight, bias, eps)
+    from vitpose_kernels.gpu import layer_norm as gpu
+
+    outputs, launches = gpu.forward(x, residual, weight, bias, eps)
+    run(launches)
+    return outputs
+
+
+@triton_op("vitpose_fast::layer_norm_backward", mutates_args=())
+def _layer_norm_backward(
+    grad_y: Tensor,
+    grad_s: Tensor | None,
+    s: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    need_input: bool,
+    need_parameters: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (grad_y, grad_s, s, weight, mean, rstd, need_input, need_parameters)
+    if not triton:
+        return layer_norm_backward_reference(*arguments)
+    from vitpose_kernels.gpu import layer_norm as gpu
+
+    (grad, partial), launches = gpu.backward(*arguments)
+    run(launches)
+    d_weight, d_bias = (part.sum(0).to(weight.dtype) if need_parameters else weight.new_empty(0) for part in partial)
+    return grad, d_weight, d_bias
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, residual, weight, _, _, ctx.triton = inputs
+    s, _, mean, rstd = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x if residual is None else s, weight, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd, *([s] if residual is None else []))
+
+
+def _backward(ctx, grad_s: Tensor | None, grad_y: Tensor | None, *_):
+    if grad_y is None:
+        return grad_s, grad_s, None, None, None, None
+    need_x, need_residual, need_weight, need_bias, *_ = ctx.needs_input_grad
+    need = need_x or need_residual, need_weight or need_bias
+    grad, d_weight, d_bias = _layer_norm_backward(grad_y, grad_s, *ctx.saved_tensors, *need, ctx.triton)
+    return (
+        grad if need_x else None,
+        grad if need_residual else None,
+        d_weight if need_weight else None,
+        d_bias if need_bias else None,
+        None,
+        None,
+    )
+
+
+_layer_norm.register_autograd(_backward, setup_context=_setup_context)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """LayerNorm over the last dimension; see the head of this file for the formula.
+
+    Under autocast the dtype of `x` stays what it is (PyTorch's own LayerNorm would return float32): statistics are
+    float32 anyway, and parameters may be float32 beside a 16-bit `x`.
+
+    Args:
+        x: [..., C] of any strides; no copy where the rows lie at one distance and their channels side by side.
+        weight, bias: [C], both in the dtype of `x` or both float32.
+        eps: added to the variance.
+        residual: [..., C] in the dtype of `x`, added before the norm.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        y [..., C]; with a residual (s, y). Both in the dtype of `x`, differentiable in all four tensors.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other; more than 8192 channels for the kernels.
+    """
+    op = "layer_norm"
+    triton = choose_impl(op, impl, x) == "triton"
+    check(x.dim() >= 1 and x.shape[-1] >= 1, op, f"x has shape {list(x.shape)}, expected [..., C] with C >= 1")
+    c = x.shape[-1]
+    check(
+        not triton or c <= MAX_CHANNELS,
+        op,
+        f"x has {c} channels, the Triton kernels take {MAX_CHANNELS} at most; use impl='reference'",
+    )
+    for name, value in {"weight": weight, "bias": bias}.items():
+        check(tuple(value.shape) == (c,), op, f"{name} has shape {list(value.shape)}, expected [{c}]")
+        fits = value.dtype == weight.dtype and value.dtype in (x.dtype, torch.float32)
+        check(fits, op, f"{name} is {value.dtype}, expected weight and bias both {x.dtype} as x or both torch.float32")
+    if residual is not None:
+        given, expected = ((list(t.shape), t.dtype) for t in (residual, x))
+        check(given == expected, op, f"residual is {given[1]} {given[0]}, expected {expected[1]} {expected[0]} as x")
+    check_device(op, x, weight=weight, bias=bias, residual=residual)
+    shape = x.shape
+    x, residual = _rows(x), None if residual is None else _rows(residual)
+    with without_autocast(x):
+        s, y, _, _ = _layer_norm(x, residual, weight, bias, eps, triton)
+    return y.view(shape) if residual is None else (s.view(shape), y.view(shape))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., C] as [R, C] whose channels lie side by side."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+@triton_op("vitpose_fast::layer_norm_statistics", mutates_args=())
+def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor, Tensor]:
+    if not triton:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        _, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        return mean[:, 0].contiguous(), rstd[:, 0].contiguous()
+    from vitpose_kernels.gpu import layer_norm as gpu
+
+    (_, _, mean, rstd), launches = gpu.forward(x, None, None, None, eps)
+    run(launches)
+    return mean, rstd
+
+
+def layer_norm_statistics(x: Tensor, eps: float = 1e-6, impl: str | None = None) -> tuple[Tensor, Tensor]:
+    """What `layer_norm` would divide by, for `linear(norm=...)`.
+
+    Args:
+        x: [..., C]. eps: added to the variance. impl: None (by device), "triton" or "reference".
+
+    Returns:
+        mean and 1 / sqrt(var + eps) of every row, [...] each, float32 (float64 for float64).
+
+    Raises:
+        ValueError: no channels, more than 8192 for the kernels, or x requires grad while grad mode is on.
+    """
+    op = "layer_norm_statistics"
+    triton = choose_impl(op, impl, x) == "triton"
+    check(x.dim() >= 1 and x.shape[-1] >= 1, op, f"x has shape {list(x.shape)}, expected [..., C] with C >= 1")
+    fits = not triton or x.shape[-1] <= MAX_CHANNELS
+    check(fits, op, f"x has {x.shape[-1]} channels, the Triton kernels take {MAX_CHANNELS} at most")
+    refuse_grad(op, x=x)
+    with without_autocast(x):
+        mean, rstd = _layer_norm_statistics(_rows(x), eps, triton)
+    return mean.view(x.shape[:-1]), rstd.view(x.shape[:-1])

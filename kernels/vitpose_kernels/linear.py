@@ -1,0 +1,150 @@
+"""Linear layer for inference, with everything that follows it in a transformer block done before the one write.
+
+    y = act(LN(x) Wᵀ + b) + residual
+
+    x [..., C]   weight W [F, C]   bias b [F]   residual, y [..., F]            act: none or exact (erf) GELU
+
+LayerNorm costs nothing here once its weights are folded. With LN(x) = (x - mean) rstd gamma + beta per row,
+
+    LN(x) Wᵀ + b = rstd (x W'ᵀ - mean s) + b',     W' = W diag(gamma),  s[f] = Σ_c W'[f, c],  b' = W beta + b
+
+so the product is that of the raw x, and the epilogue needs two numbers per row (`norm` = mean, rstd, s; all float32). s
+must be the sum of W' as it is stored: then the part of the product that mean removes cancels to rounding.
+
+2 M F C FLOPs for M rows; compute-bound from C = F = 384 on. Products are summed and finished in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    choose_impl,
+    refuse_grad,
+    run,
+    without_autocast,
+)
+
+
+def linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The specification in plain PyTorch."""
+    if norm is None:
+        y = nnF.linear(x, weight, bias)
+    else:
+        mean, rstd, weight_sums = norm
+        exact = mean.dtype  # mean * s may cancel most of the product
+        y = rstd[..., None] * (nnF.linear(x.to(exact), weight.to(exact)) - mean[..., None] * weight_sums)
+        y = (y if bias is None else y + bias).to(x.dtype)
+    if gelu:
+        y = torch.ops.aten.gelu_(y)  # in place: `y` is ours, and fresh memory costs a CPU more than the GELU
+    if residual is None:
+        return y
+    return y.add_(residual) if y.dtype == residual.dtype else y + residual
+
+
+@triton_op("vitpose_fast::linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gelu: bool,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight_sums: Tensor | None,
+    triton: bool,
+) -> Tensor:
+    norm = None if mean is None or rstd is None or weight_sums is None else (mean, rstd, weight_sums)
+    if not triton:
+        return linear_reference(x, weight, bias, gelu, residual, norm)
+    from vitpose_kernels.gpu import linear as gpu
+
+    if norm is not None:
+        norm = (norm[0].reshape(-1), norm[1].reshape(-1), norm[2].contiguous())
+    out, launches = gpu.forward(
+        _as_rows(x),
+        _as_rows(weight),
+        None if bias is None else bias.contiguous(),
+        gelu,
+        None if residual is None else _as_rows(residual),
+        norm,
+        architecture(x),
+    )
+    run(launches)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[..., C] -> [M, C] with contiguous rows at any distance (32 bits for the rows of a tile); a copy if need be."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 and x.stride(0) < 2**23 else x.contiguous()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, Tensor] | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """act(LN(x) weightᵀ + bias) + residual, without gradients; see the head of this file.
+
+    Args:
+        x: [..., C]; rows may lie at any distance. weight: [F, C] in the dtype of `x`; bias: [F] in the same dtype.
+        gelu: apply the exact GELU before the residual is added.
+        residual: [..., F] in the dtype of `x` or in float32; the output has its dtype.
+        norm: (mean [...], rstd [...], weight_sums [F]) in float32, rows of `x` are normalised with: the LayerNorm whose
+            weight and bias are already part of `weight` and `bias`.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        [..., F], contiguous. Autocast casts x, weight and bias.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on.
+    """
+    op = "linear"
+    x, weight, bias = autocast_inputs(x, weight, bias)  # type: ignore[assignment]
+    triton = choose_impl(op, impl, x) == "triton"
+    check(x.dim() >= 1 and x.shape[-1] > 0, op, f"x has shape {list(x.shape)}, expected [..., C]")
+    check(
+        weight.dim() == 2 and weight.shape[1] == x.shape[-1],
+        op,
+        f"weight has shape {list(weight.shape)}, expected [F, {x.shape[-1]}] for x with {x.shape[-1]} channels",
+    )
+    rows, f = tuple(x.shape[:-1]), weight.shape[0]
+    mean, rstd, weight_sums = norm or (None, None, None)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    expected = {
+        "bias": (bias, (f,), (x.dtype,)),
+        "weight": (weight, tuple(weight.shape), (x.dtype,)),
+        "residual": (residual, (*rows, f), (x.dtype, exact)),
+        "mean": (mean, rows, (exact,)),
+        "rstd": (rstd, rows, (exact,)),
+        "weight_sums": (weight_sums, (f,), (exact,)),
+    }
+    given = {name: value for name, (value, *_) in expected.items() if value is not None}
+    for name, value in given.items():
+        _, shape, dtypes = expected[name]
+        check(tuple(value.shape) == shape, op, f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+        check(value.dtype in dtypes, op, f"{name} has dtype {value.dtype}, expected {' or '.join(map(str, dtypes))}")
+    check_device(op, x, **given)
+    refuse_grad(op, x=x, **given)
+    with without_autocast(x):
+        return _linear(x, weight, bias, gelu, residual, mean, rstd, weight_sums, triton)

@@ -1,0 +1,121 @@
+"""Patch embedding: 16x16 patches of the images times a matrix, plus bias, plus position.
+
+    out[b, (i, j)] = bias + position[(i, j)] + sum weight[:, c, y, x] images[b, c, s i - p + y, s j - p + x]
+
+the sum over the 3 x 16 x 16 places (c, y, x) of a patch; pixels outside the image are zero.
+
+Letters: B batch, N tokens row by row, C channels, s stride, p padding.
+
+    images [B, 3, H, W]  weight [C, 3, 16, 16]  bias [C]  position [N, C]  out [B, N, C]
+    N = rows * columns, rows = floor((H + 2p - 16) / s) + 1, columns alike
+
+FLOPs 1536 B N C; bytes: the images once, out once. Compute-bound. A convolution writes its map in NCHW, adding the
+position reads and writes it, making tokens of it reads and writes it again: four passes over [B, N, C] are saved (B 64,
+ViTPose-B, 16 bit: 75 of 113 MB). Inference only. Source: SPEC 1.2 (stride 16 with padding 2, stride 8 with padding 4).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as nnF
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    choose_impl,
+    refuse_grad,
+    run,
+    without_autocast,
+)
+
+
+def patch_embed_reference(
+    images: Tensor, weight: Tensor, bias: Tensor, position: Tensor, stride: int, padding: int
+) -> Tensor:
+    """The specification in plain PyTorch."""
+    maps = nnF.conv2d(images.to(weight.dtype), weight, bias, stride, padding)
+    return (maps.flatten(2).transpose(1, 2) + position).contiguous()
+
+
+def _grid(images: Tensor, stride: int, padding: int) -> tuple[int, int]:
+    rows, columns = ((side + 2 * padding - 16) // stride + 1 for side in images.shape[2:])
+    return rows, columns
+
+
+@triton_op("vitpose_fast::patch_embed", mutates_args=())
+def _patch_embed(
+    images: Tensor, weight: Tensor, bias: Tensor, position: Tensor, stride: int, padding: int, triton: bool
+) -> Tensor:
+    if not triton:
+        return patch_embed_reference(images, weight, bias, position, stride, padding)
+    from vitpose_kernels.gpu import patch_embed as gpu
+
+    grid = _grid(images, stride, padding)
+    out, launches = gpu.forward(images, weight, bias, position, grid, stride, padding, architecture(images))
+    run(launches)
+    return out
+
+
+def patch_embed(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    stride: int = 16,
+    padding: int = 2,
+    impl: str | None = None,
+) -> Tensor:
+    """Tokens of images, position included; see the head of this file.
+
+    Args:
+        images: [B, 3, H, W] normalised, any strides (rows that are contiguous are fastest) and any floating dtype: it
+            is converted to that of `weight` on the way.
+        weight, bias: [C, 3, 16, 16] and [C] of the convolution.
+        position: [N, C], what is added to every token (slot 0 of the official `pos_embed` included).
+        stride, padding: pixels; 16 and 2, or 8 and 4, in the official models.
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        [B, N, C] contiguous, dtype of `weight`. Autocast casts `weight`, `bias` and `position`.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on (this
+            op has no backward).
+    """
+    op = "patch_embed"
+    check(
+        images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point(),
+        op,
+        f"images are {images.dtype} {list(images.shape)}, expected floating [B, 3, H, W]",
+    )
+    check(
+        weight.dim() == 4 and tuple(weight.shape[1:]) == (3, 16, 16),
+        op,
+        f"weight has shape {list(weight.shape)}, expected [C, 3, 16, 16]",
+    )
+    check(stride >= 1 and padding >= 0, op, f"got stride={stride}, padding={padding}, expected at least 1 and 0")
+    rows, columns = _grid(images, stride, padding)
+    check(
+        min(rows, columns) >= 1,
+        op,
+        f"images of {images.shape[2]}x{images.shape[3]} hold no 16x16 patch with padding {padding}",
+    )
+    channels = weight.shape[0]
+    check(tuple(bias.shape) == (channels,), op, f"bias has shape {list(bias.shape)}, expected [{channels}]")
+    check(
+        tuple(position.shape) == (rows * columns, channels),
+        op,
+        f"position has shape {list(position.shape)}, expected [{rows * columns}, {channels}] for a grid of "
+        f"{rows}x{columns}",
+    )
+    check_device(op, images, weight=weight, bias=bias, position=position)
+    refuse_grad(op, images=images, weight=weight, bias=bias, position=position)
+    weight, bias, position = autocast_inputs(weight, bias, position)  # type: ignore[assignment]
+    for name, tensor in (("bias", bias), ("position", position)):
+        check(tensor.dtype == weight.dtype, op, f"{name} is {tensor.dtype}, weight is {weight.dtype}; cast one of them")
+    triton = all(choose_impl(op, impl, x) == "triton" for x in (images, weight))
+    with without_autocast(images):
+        return _patch_embed(images, weight, bias, position, stride, padding, triton)

@@ -1,0 +1,283 @@
+"""ViTPose++ feed-forward network: one shared part, one expert per task, mixed tasks in one batch.
+
+    hidden = GELU(x fc1ᵀ + b1)                                                         exact (erf) GELU
+    out[b] = [ hidden[b] sharedᵀ + bs , hidden[b] expert[task[b]]ᵀ + be[task[b]] ]     shared channels first
+    out    = out + residual                                                            where there is one
+
+Letters: B batch, N tokens, C channels, F = hidden channels (4C), T tasks, P expert channels.
+
+    x [B, N, C]  fc1_weight [F, C]  shared_weight [C - P, F]  expert_weight [T, P, F]  task int64 [B]  out [B, N, C]
+
+Cost is that of the dense FFN whatever T is: 4 B N C F FLOPs forward and twice that backward, compute-bound; every
+sample reads one expert's rows. Saved for the backward: x and the fc1 output before the GELU, nothing else, and only
+what the wanted gradients need. Source: paper eq. 10 to 12 (ReLU there, GELU in every released weight), SPEC 1.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as nnF
+from torch import Tensor
+from torch.library import triton_op
+
+from vitpose_kernels.launch import (
+    architecture,
+    autocast_inputs,
+    check,
+    check_device,
+    choose_impl,
+    contiguous_like,
+    may_look_at_values,
+    run,
+    without_autocast,
+)
+
+
+def split_ffn_reference(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    shared_weight: Tensor,
+    shared_bias: Tensor,
+    expert_weight: Tensor,
+    expert_bias: Tensor,
+    task: Tensor,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The specification in plain PyTorch: (out [B, N, C], fc1 output before the GELU [B, N, F])."""
+    before = nnF.linear(x, fc1_weight, fc1_bias)
+    hidden = nnF.gelu(before)
+    shared = nnF.linear(hidden, shared_weight, shared_bias)
+    bias = expert_bias.index_select(0, task).unsqueeze(1)
+    expert = torch.baddbmm(bias, hidden, expert_weight.index_select(0, task).transpose(1, 2))
+    out = torch.cat([shared, expert], -1)
+    return out if residual is None else (out + residual).contiguous(), before
+
+
+def hidden_gradients_reference(
+    grad: Tensor, before: Tensor, shared_weight: Tensor, expert_weight: Tensor, task: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(gradient of the fc1 output, its GELU, gradient of the experts' weights), each if wanted; idle experts: zeros."""
+    d_before = hidden = d_weight = None
+    d_shared, d_expert = grad.split([shared_weight.shape[0], expert_weight.shape[1]], -1)
+    if wanted[0]:
+        d_hidden = d_shared @ shared_weight + torch.bmm(d_expert, expert_weight.index_select(0, task))
+        d_before = torch.ops.aten.gelu_backward(d_hidden, before)
+    if wanted[1]:
+        hidden = nnF.gelu(before)
+        if wanted[2]:
+            per_sample = torch.bmm(d_expert.transpose(1, 2), hidden)  # [B, P, F]
+            d_weight = torch.zeros_like(expert_weight).index_add(0, task, per_sample)
+    return d_before, hidden, d_weight
+
+
+def _split_ffn_in_runs(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    shared_weight: Tensor,
+    shared_bias: Tensor,
+    expert_weight: Tensor,
+    expert_bias: Tensor,
+    task: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
+    """`split_ffn_reference` for inference on a CPU: neighbours of one task together, no expert's weights copied."""
+    hidden = torch.ops.aten.gelu_(nnF.linear(x, fc1_weight, fc1_bias))
+    out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
+    shared = shared_weight.shape[0]
+    out[..., :shared] = nnF.linear(hidden, shared_weight, shared_bias)
+    start = 0
+    for expert, same in groupby(task.tolist()):
+        end = start + len(list(same))
+        out[start:end, :, shared:] = nnF.linear(hidden[start:end], expert_weight[expert], expert_bias[expert])
+        start = end
+    return out if residual is None else out.add_(residual)
+
+
+@triton_op("vitpose_fast::split_ffn", mutates_args=())
+def _split_ffn(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    shared_weight: Tensor,
+    shared_bias: Tensor,
+    expert_weight: Tensor,
+    expert_bias: Tensor,
+    task: Tensor,
+    residual: Tensor | None,
+    save: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    if not triton:
+        out, before = split_ffn_reference(
+            x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias, task, residual
+        )
+        return out, before if save else x.new_empty(0)
+    from vitpose_kernels.gpu import split_ffn as gpu
+
+    outputs, launches = gpu.forward(
+        x.contiguous(),
+        fc1_weight.contiguous(),
+        fc1_bias.contiguous(),
+        shared_weight.contiguous(),
+        shared_bias.contiguous(),
+        expert_weight.contiguous(),
+        expert_bias.contiguous(),
+        task.contiguous(),
+        None if residual is None else residual.contiguous(),
+        save,
+        architecture(x),
+    )
+    run(launches)
+    return outputs
+
+
+@triton_op("vitpose_fast::split_ffn_backward", mutates_args=())
+def _split_ffn_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    before: Tensor,
+    fc1_weight: Tensor,
+    shared_weight: Tensor,
+    expert_weight: Tensor,
+    task: Tensor,
+    wanted: Sequence[bool],
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (x, fc1 weight and bias, shared weight and bias, expert weight and bias); empty: not wanted."""
+    grad = contiguous_like(fc1_weight, grad)
+    shared = shared_weight.shape[0]
+    parts = (any(wanted[:3]), wanted[3] or wanted[5], wanted[5])
+    if triton:
+        from vitpose_kernels.gpu import split_ffn as gpu
+
+        (d_before, hidden, d_expert_weight), launches = gpu.backward(
+            grad,
+            before,
+            shared_weight.contiguous(),
+            expert_weight.contiguous(),
+            task.contiguous(),
+            parts,
+            architecture(grad),
+        )
+        run(launches)
+    else:
+        d_before, hidden, d_expert_weight = hidden_gradients_reference(
+            grad, before, shared_weight, expert_weight, task, parts
+        )
+    grads: list[Tensor | None] = [None] * 7
+    rows = grad.flatten(0, 1)
+    if d_before is not None:
+        d_rows = d_before.flatten(0, 1)
+        grads[0] = d_before @ fc1_weight if wanted[0] else None
+        grads[1] = d_rows.t() @ x.flatten(0, 1) if wanted[1] and x is not None else None
+        grads[2] = d_rows.sum(0) if wanted[2] else None
+    if hidden is not None and wanted[3]:
+        grads[3] = rows[:, :shared].t() @ hidden.flatten(0, 1)
+    if wanted[4]:
+        grads[4] = rows[:, :shared].sum(0)
+    grads[5] = d_expert_weight
+    if wanted[6]:
+        # By selection, not by a product with zeros and ones: a NaN stays with its own task.
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        per_sample = grad[..., shared:].sum(1, dtype=exact)
+        mine = task == torch.arange(expert_weight.shape[0], device=task.device).unsqueeze(1)
+        grads[6] = torch.where(mine.unsqueeze(2), per_sample, 0).sum(1)
+    nothing = grad.new_empty(0)
+    a, b, c, d, e, f, g = (nothing.clone() if x is None else contiguous_like(grad, x) for x in grads)
+    return a, b, c, d, e, f, g
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, fc1_weight, _, shared_weight, _, expert_weight, _, task, _, _, ctx.triton = inputs
+    ctx.wanted = list(ctx.needs_input_grad[:7])
+    ctx.save_for_backward(x if ctx.wanted[1] else None, output[1], fc1_weight, shared_weight, expert_weight, task)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad: Tensor, _grad_before: Tensor | None):
+    grads: list[Tensor | None] = [None] * 7
+    if any(ctx.wanted):
+        found = _split_ffn_backward(grad, *ctx.saved_tensors, ctx.wanted, ctx.triton)
+        grads = [g if w else None for g, w in zip(found, ctx.wanted, strict=True)]
+    return (*grads, None, grad if ctx.needs_input_grad[8] else None, None, None)
+
+
+_split_ffn.register_autograd(_backward, setup_context=_setup_context)
+
+
+def split_ffn(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    shared_weight: Tensor,
+    shared_bias: Tensor,
+    expert_weight: Tensor,
+    expert_bias: Tensor,
+    task: Tensor,
+    residual: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Shared and task-specific FFN; see the head of this file for formula and shapes.
+
+    Args:
+        task: int64 [B], the expert of each sample, on the device of `x`.
+        residual: [B, N, C], added to the output, which has its dtype: that of `x`, or float32 (also under autocast).
+        impl: None (by device), "triton" or "reference".
+
+    Returns:
+        [B, N, C]; differentiable in everything but `task`. All other floating inputs share one dtype (autocast casts
+        them). On CUDA a task id outside 0..T-1 makes the expert channels of its sample NaN.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other; a task id outside 0..T-1 (on the CPU always,
+            on CUDA only with VITPOSE_FAST_DEBUG=1).
+    """
+    op = "split_ffn"
+    check(x.dim() == 3, op, f"x has shape {list(x.shape)}, expected [B, N, C]")
+    b, n, c = x.shape
+    check(expert_weight.dim() == 3, op, f"expert_weight has shape {list(expert_weight.shape)}, expected [T, P, F]")
+    t, p, f = expert_weight.shape
+    expected = {
+        "fc1_weight": (fc1_weight, (f, c)),
+        "fc1_bias": (fc1_bias, (f,)),
+        "shared_weight": (shared_weight, (c - p, f)),
+        "shared_bias": (shared_bias, (c - p,)),
+        "expert_weight": (expert_weight, (t, p, f)),
+        "expert_bias": (expert_bias, (t, p)),
+        "task": (task, (b,)),
+    }
+    if residual is not None:
+        expected["residual"] = (residual, (b, n, c))
+    for name, (value, shape) in expected.items():
+        check(tuple(value.shape) == shape, op, f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+    check_device(op, x, **{name: value for name, (value, _) in expected.items()})
+    check(t > 0, op, "got no experts, expected expert_weight [T, P, F] with T >= 1")
+    check(task.dtype == torch.int64, op, f"task has dtype {task.dtype}, expected torch.int64")
+    if may_look_at_values(task) and task.numel():
+        low, high = int(task.min()), int(task.max())
+        check(low >= 0 and high < t, op, f"task ids run from {low} to {high}, expected 0..{t - 1} for {t} experts")
+    given = autocast_inputs(x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias)
+    tensors = [value for value in given if value is not None]
+    dtype = tensors[0].dtype
+    for name, value in zip(expected, tensors[1:]):
+        check(value.dtype == dtype, op, f"{name} has dtype {value.dtype}, expected {dtype} as x")
+    if residual is not None:
+        exact = torch.promote_types(dtype, torch.float32)
+        check(residual.dtype in (dtype, exact), op, f"residual has dtype {residual.dtype}, expected {dtype} or {exact}")
+    triton = choose_impl(op, impl, tensors[0]) == "triton"
+    # What the FFN computes inside is needed again unless at most its last biases and the residual are trained.
+    save = torch.is_grad_enabled() and any(tensors[i].requires_grad for i in (0, 1, 2, 3, 5))
+    watched = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, residual))
+    plain = may_look_at_values(task) and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    with without_autocast(x):
+        if plain and not triton and not watched and not x.is_cuda:
+            arguments: tuple[Any, ...] = (*tensors, task, residual)
+            return _split_ffn_in_runs(*arguments)
+        out, _ = _split_ffn(*tensors, task, residual, save, triton)
+    return out

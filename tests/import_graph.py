@@ -1,0 +1,85 @@
+"""Which file imports which: floors, and circles. `python tests/import_graph.py` prints the graph, file by file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOTS = {  # package -> the folder it is imported from, the lowest floor first
+    "vitpose_kernels": "kernels",
+    "vitpose_fast": "",
+    "vitpose_training": "training",
+    "benchmarks": "",
+    "tests": "",
+}
+FLOORS = {"vitpose_kernels": 0, "vitpose_fast": 1, "vitpose_training": 2, "benchmarks": 3, "tests": 3}
+
+
+def module_files(root: Path) -> dict[str, Path]:
+    """Module name -> file, for every file of every floor; tests by their path, since they are no package."""
+    found = {}
+    for package, folder in ROOTS.items():
+        base = root / folder
+        for path in sorted((base / package).rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_names(tree: ast.AST) -> list[str]:
+    """What every import statement asks for, those inside functions too: "a.b", or "a.b.name" for `from a.b import`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "siblings are imported by their full name"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Module -> the modules of the three packages, the benchmarks and the tests that it imports."""
+    files = module_files(root)
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names = imported_names(ast.parse(path.read_text(encoding="utf-8")))
+        targets = (name if name in files else name.rpartition(".")[0] for name in names)
+        graph[module] = {target for target in targets if target in files and target != module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every group of modules that reach each other (Tarjan's strongly connected components of two and more)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        number[module] = low[module] = len(number)
+        stack.append(module)
+        for target in graph[module]:
+            if target not in number:
+                visit(target)
+                low[module] = min(low[module], low[target])
+            elif target in stack:
+                low[module] = min(low[module], number[target])
+        if low[module] == number[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in number:
+            visit(module)
+    return found
+
+
+if __name__ == "__main__":
+    graph = import_graph(Path(__file__).resolve().parents[1])
+    for module, targets in graph.items():
+        print(f"floor {FLOORS[module.split('.')[0]]}  {module} -> {', '.join(sorted(targets)) or '-'}")
+    print(f"{len(graph)} files, {sum(map(len, graph.values()))} imports, circles: {circles(graph) or 'none'}")

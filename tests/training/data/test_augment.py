@@ -1,0 +1,92 @@
+"""The augmentation of SPEC 6.2: probabilities and ranges, and what each data set does otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitpose_training.data.augment import JITTER, VIEW, Augmentation, crop_of, draws
+from vitpose_training.data.catalog import data_set
+from vitpose_training.data.people import Person
+
+SIZE = (256, 192)
+COCO = data_set("coco").keypoints
+
+
+def person(visible=17, **changes):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 100, (17, 2)).astype(np.float32)
+    seen = (np.arange(17) < visible).astype(np.float32)
+    return replace(Person(Path("a"), 1, 1, 1, (20.0, 10.0, 60.0, 120.0), points * seen[:, None], seen), **changes)
+
+
+def views(augmentation, someone, count=4000, name="coco"):
+    ready = augmentation.of(data_set(name))
+    return [ready(someone, COCO, SIZE, 0, epoch, 5) for epoch in range(count)]
+
+
+def test_draws_are_those_of_their_key_alone():
+    numbers = {
+        key: tuple(draws(*key).random(3))
+        for key in [(s, p, t, n) for s in (0, 1) for p in (JITTER, VIEW) for t in (0, 1) for n in (0, 1)]
+    }
+    assert len(set(numbers.values())) == 16
+    assert all(tuple(draws(*key).random(3)) == value for key, value in numbers.items())
+    many = np.array([draws(0, VIEW, t, n).random() for t in range(50) for n in range(50)])
+    assert abs(many.mean() - 0.5) < 0.02 and abs(many.std() - 12**-0.5) < 0.02
+
+
+def test_flip_rotation_and_scale_have_the_published_frequencies():
+    drawn = views(Augmentation(half_body_probability=0.0), person())
+    _, scale = crop_of(person(), SIZE)
+    factors = np.array([v["scale"][0] / scale[0] for v in drawn])
+    turned = np.array([v["rotation"] for v in drawn])
+    assert abs(np.mean([v["flip"] for v in drawn]) - 0.5) < 0.03
+    assert abs((turned != 0).mean() - 0.6) < 0.03 and np.abs(turned).max() == 80
+    assert factors.min() == pytest.approx(0.5) and factors.max() == pytest.approx(1.5)
+    assert abs((factors == factors.min()).mean() - 0.159) < 0.03  # a normal draw below minus one
+    assert all(v["scale"][0] / v["scale"][1] == pytest.approx(0.75) for v in drawn[:50])
+
+
+def test_the_moved_centre_is_drawn_once_per_run_unless_asked():
+    still = dict(half_body_probability=0.0, jitter_probability=1.0)
+    assert len({tuple(v["center"]) for v in views(Augmentation(**still), person(), 20)}) == 1
+    centers = np.array([v["center"] for v in views(Augmentation(**still, jitter_every_epoch=True), person(), 2000)])
+    offset = np.abs(centers - crop_of(person(), SIZE)[0]).max(0)
+    assert 11.5 < offset[0] <= 12 and 23 < offset[1] <= 24  # a fifth of the box
+
+
+def test_half_bodies_are_taken_from_one_half():
+    always = Augmentation(jitter_probability=0.0, half_body_probability=1.0, rotation_probability=0.0)
+    upper = np.isin(np.arange(17), COCO.upper_body)
+    someone = person()
+    means = [tuple(someone.keypoints[half].mean(0).round(2).tolist()) for half in (upper, ~upper)]
+    found = [tuple(np.round(v["center"], 2).tolist()) for v in views(always, someone, 3000)]
+    assert set(found) == set(means)
+    assert abs(found.count(means[0]) / 3000 - 0.6915) < 0.03  # the official code's normal draw
+    assert {tuple(v["center"]) for v in views(always, person(visible=8), 50)} == {tuple(crop_of(person(), SIZE)[0])}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coco", (0.3, 0.3, 8, 0.5, 40.0)),
+        ("mpii", (0.0, 0.0, 0, 0.5, 40.0)),
+        ("crowdpose", (0.3, 0.3, 6, 0.5, 40.0)),
+        ("interhand", (0.3, 0.0, 0, 0.3, 90.0)),
+    ],
+)
+def test_each_data_set_has_its_own_recipe(name, expected):
+    fields = ("jitter_probability", "half_body_probability", "half_body_over", "scale_factor", "rotation_degrees")
+    own = Augmentation().of(data_set(name))
+    assert tuple(getattr(own, f) for f in fields) == expected
+    assert Augmentation(scale_factor=0.1).of(data_set(name)).scale_factor == 0.1
+
+
+def test_values_out_of_range_are_refused():
+    for option, value in {"flip_probability": 1.5, "scale_factor": 1.0, "rotation_degrees": -1.0}.items():
+        with pytest.raises(ValueError, match=f"got augmentation.{option}={value}, expected"):
+            Augmentation(**{option: value})

@@ -1,0 +1,190 @@
+"""People to batches: keypoints follow their pixels, samples depend on seed and step alone, bad images are replaced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitpose_fast.codec import HeatmapCodec
+from vitpose_training.data.augment import Augmentation
+from vitpose_training.data.batches import Feeder, Key, MicroBatches, Order, SampleSet, make_batch
+from vitpose_training.data.catalog import data_set
+from vitpose_training.data.people import Labels, Person, adjusted
+
+SIZE = (256, 192)
+STILL = Augmentation(0.0, False, 0.0, 0.0, scale_factor=0.0, rotation_probability=0.0)
+
+
+def labels(task, people):
+    return Labels(data_set(task), people, None)
+
+
+def codecs(*tasks):
+    return {task: HeatmapCodec(data_set(task).keypoints, SIZE) for task in tasks}
+
+
+def batch_of(samples, *tasks, device="cpu"):
+    return make_batch(samples, codecs(*tasks), device)
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """marked(task, number) -> a person on a black image with a white 3x3 square at each keypoint."""
+
+    def make(task="coco", number=0, **changes):
+        count = data_set(task).keypoints.num_keypoints
+        rng = np.random.default_rng(number)
+        pixels = np.zeros((300, 240, 3), np.uint8)
+        points = np.stack([rng.uniform(80, 160, count), rng.uniform(90, 210, count)], 1).round().astype(np.float32)
+        for x, y in points.astype(int):
+            pixels[y - 1 : y + 2, x - 1 : x + 2] = 255
+        path = tmp_path / f"{task}-{number}.png"
+        Image.fromarray(pixels).save(path)
+        seen = np.ones(count, np.float32)
+        person = Person(path, number, number, 1, (60.0, 60.0, 119.0, 179.0), points, seen, "file.json", (300, 240))
+        return replace(person, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize("task", ["coco", "ap10k", "mpii"])  # udp, plain affine, stretched
+def test_keypoints_stay_on_their_pixels_through_every_augmentation(marked, task):
+    shape = {"fix_aspect": False, "padding": 1.0} if task == "mpii" else {}
+    samples = SampleSet([labels(task, [marked(task, **shape)])], SIZE, Augmentation(), seed=3)
+    drawn = [samples[Key(epoch, 0, epoch)] for epoch in range(12)]
+    assert {bool(s.view["flip"]) for s in drawn} == {True, False} and any(s.view["rotation"] for s in drawn)
+    batch = batch_of(drawn, task)
+    black = (0 - 0.485) / 0.229
+    part, seen = batch.parts[task], 0
+    for crop, points, visible in zip(batch.crops, part.keypoints, part.visible):
+        for (x, y), v in zip(points.round().int().tolist(), visible):
+            if v > 0 and 0 <= x < SIZE[1] and 0 <= y < SIZE[0]:
+                seen += 1
+                assert crop[0, y, x] > black + 0.6
+    assert seen > 100
+
+
+def test_a_flipped_sample_swaps_left_and_right(marked):
+    both = [SampleSet([labels("coco", [marked()])], SIZE, replace(STILL, flip_probability=p))[0, 0, 0] for p in (0, 1)]
+    a, b = (batch_of([sample], "coco") for sample in both)
+    assert torch.equal(a.crops.flip(-1), b.crops)
+    keypoints = data_set("coco").keypoints
+    nose, left_eye, right_eye = (keypoints.index(n) for n in ("nose", "left_eye", "right_eye"))
+    before, after = a.parts["coco"].keypoints[0], b.parts["coco"].keypoints[0]
+    assert after[nose, 0].item() == pytest.approx(191 - before[nose, 0].item(), abs=1e-3)
+    assert after[left_eye, 0].item() == pytest.approx(191 - before[right_eye, 0].item(), abs=1e-3)
+
+
+def test_samples_depend_on_seed_epoch_and_number_only(marked):
+    people = [marked("coco", i) for i in range(3)]
+
+    def view(seed, epoch, samples=None):
+        sample = (samples or SampleSet([labels("coco", people)], SIZE, Augmentation(), seed))[epoch, 1, 0]
+        return {k: np.asarray(v).tolist() for k, v in sample.view.items()}
+
+    used = SampleSet([labels("coco", people)], SIZE, Augmentation(), 0)
+    for _ in range(5):
+        used[7, 2, 0]
+    assert view(0, 4) == view(0, 4) == view(0, 4, used)
+    assert view(0, 4) != view(0, 5) and view(0, 4) != view(1, 4)
+
+
+def test_tasks_lie_side_by_side_and_share_images(marked):
+    people = {"coco": [marked("coco", 0), marked("coco", 1)], "aic": [marked("aic", 0)], "mpii": []}
+    samples = SampleSet([labels(task, own) for task, own in people.items() if own], SIZE)
+    batch = batch_of([samples[0, i, i] for i in (2, 0, 1)], "mpii", "aic", "coco")
+    assert {task: (p.rows.start, p.rows.stop) for task, p in batch.parts.items()} == {"aic": (0, 1), "coco": (1, 3)}
+    assert batch.positions == [2, 0, 1] and [p.annotation_id for p in batch.people] == [0, 0, 1]
+    assert batch.parts["aic"].keypoints.shape == (1, 14, 2) and batch.crops.shape == (3, 3, *SIZE)
+    alone = batch_of([samples[0, 2, 0]], "aic")
+    assert torch.equal(alone.crops[0], batch.crops[0])
+
+
+def test_bad_images_are_named_and_replaced_by_the_same_ones_every_time(marked):
+    people = [marked("coco", i) for i in range(6)]
+    other = [marked("aic", i) for i in range(6)]
+    for person in people[:3]:
+        person.image.write_bytes(b"broken")
+    samples = SampleSet([labels("coco", people), labels("aic", other)], SIZE, Augmentation(), 0)
+    twice = [[samples[epoch, 1, 0] for epoch in range(6)] for _ in range(2)]
+    for a, b in zip(*twice):
+        assert a.person is b.person and a.view["rotation"] == b.view["rotation"]
+        assert a.task == "coco" and a.person.annotation_id >= 3
+        assert a.bad[0][0] == str(people[1].image) and "not an image" in a.bad[0][1]
+    assert len({s.person.annotation_id for s in twice[0]}) > 1
+    assert samples[0, 4, 0].bad == []
+    alone = SampleSet([labels("coco", people[:3])], SIZE)
+    with pytest.raises(ValueError, match=r"20 images of coco in a row cannot be used; the first: .*coco-0\.png"):
+        alone[0, 0, 0]
+
+
+def test_an_image_of_another_size_than_annotated_is_bad(marked):
+    people = [marked("coco", 0, image_size=(240, 300)), marked("coco", 1)]
+    sample = SampleSet([labels("coco", people)], SIZE)[0, 0, 0]
+    assert sample.person is people[1]
+    assert sample.bad[0][1].endswith("coco-0.png: is 240x300 pixels, file.json says 300x240")
+
+
+def test_the_oddities_of_official_loaders_can_be_switched_off(marked):
+    person, square = marked(), marked("mpii", fix_aspect=False, padding=1.0, box=(50.0, 60.0, 120.0, 120.0))
+    both = [labels("coco", [person]), labels("mpii", [square])]
+    usual, free = SampleSet(both, SIZE), SampleSet([adjusted(one, False, False) for one in both], SIZE)
+    scale = [[s[0, i, 0].view["scale"].tolist() for i in (0, 1)] for s in (usual, free)]
+    assert scale[0][1] == pytest.approx([120, 120]) and scale[1][1] == pytest.approx([120, 160])
+    assert scale[1][0][1] / scale[0][0][1] == pytest.approx(180 / 179)
+    assert adjusted(both[0]) is both[0]
+
+
+class TestOrder:
+    def test_an_epoch_is_every_sample_once_in_full_batches(self):
+        order = Order(["coco"] * 10, 4, seed=1)
+        epochs = [[k for step in range(3 * e, 3 * e + 3) for k in order.step(step)] for e in range(2)]
+        for number, keys in enumerate(epochs):
+            chosen = [k.sample for k in keys]
+            assert sorted(chosen[:10]) == list(range(10)) and chosen[10:] == chosen[:2]
+            assert {k.epoch for k in keys} == {number} and [k.position for k in keys] == [0, 1, 2, 3] * 3
+        assert [k.sample for k in epochs[0]] != [k.sample for k in epochs[1]]
+        assert Order(["coco"] * 10, 4, seed=1).step(4) == order.step(4) != Order(["coco"] * 10, 4, seed=2).step(4)
+
+    def test_balanced_sampling_goes_round_the_small_sets_more_often(self):
+        tasks = ["big"] * 30 + ["small"] * 4 + ["tiny"]
+        proportional, balanced = (Order(tasks, 5, 0, kind) for kind in ("proportional", "balanced"))
+        count = Counter(tasks[k.sample] for step in range(7 * 4) for k in proportional.step(step))
+        assert count == {"big": 120, "small": 16, "tiny": 4}
+        drawn = [k.sample for step in range(7 * 4) for k in balanced.step(step)]
+        count = Counter(tasks[i] for i in drawn)
+        assert all(abs(n - 140 / 3) <= 4 for n in count.values())  # 12 of each are drawn, 35 of those 36 used
+        each = Counter(i for i in drawn if tasks[i] == "small")
+        assert max(each.values()) - min(each.values()) <= 4
+
+    @pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, None), (3, 2), (8, 1)])
+    def test_however_it_is_shared_out_an_update_has_the_same_samples(self, processes, micro):
+        order = Order(["coco"] * 20, 8, seed=0)
+        shares = [list(MicroBatches(order, range(1, 3), micro, r, processes)) for r in range(processes)]
+        pieces = MicroBatches(order, range(1, 3), micro, 0, processes).pieces()
+        for i, step in enumerate((1, 2)):
+            parts = [part for share in shares for part in share[i * pieces : (i + 1) * pieces]]
+            assert sorted(k for part in parts for k in part) == sorted(order.step(step))
+            assert all(parts) and max(map(len, parts)) <= (micro or 8)
+        assert all(len(share) == 2 * pieces for share in shares)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_feeder_gives_the_batches_in_order_and_counts_waiting(marked, workers):
+    people = [marked("coco", i) for i in range(6)]
+    samples = SampleSet([labels("coco", people)], SIZE)
+    keys = MicroBatches(Order(samples.task_of, 4, 0), range(0, 3), 2)
+    feeder = Feeder(samples, keys, codecs("coco"), torch.device("cpu"), workers)
+    for expected in keys:
+        batch, bad = feeder.take()
+        feeder.prepare()
+        assert [p.annotation_id for p in batch.people] == [people[k.sample].annotation_id for k in expected]
+        assert bad == []
+    assert feeder.waited > 0
+    with pytest.raises(StopIteration):
+        feeder.take()

@@ -1,0 +1,171 @@
+"""Presets against the paper's tables, contradictions refused with the reason."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vitpose_fast.models.config import PLUS_TASKS
+from vitpose_training.data.augment import Augmentation
+from vitpose_training.run.config import TrainConfig
+from vitpose_training.run.presets import PRESETS
+
+
+def config(name):
+    return PRESETS[name][1]
+
+
+# Table 1: batch, learning rate, weight decay, layer decay, drop path (ViTPose / ViTPose++)
+TABLE_1 = {
+    "s": ((512, 1024), (5e-4, 1e-3), 0.1, 0.80, 0.10),
+    "b": ((512, 1024), (5e-4, 1e-3), 0.1, 0.75, 0.30),
+    "l": ((512, 1024), (5e-4, 1e-3), 0.1, 0.80, 0.50),
+    "h": ((512, 1024), (5e-4, 1e-3), 0.1, 0.80, 0.55),
+}
+
+
+@pytest.mark.parametrize("size", TABLE_1)
+def test_table_1(size):
+    batches, rates, weight_decay, layer_decay, drop_path = TABLE_1[size]
+    for i, name in enumerate((f"coco-{size}", f"joint-{size}")):
+        c = config(name)
+        assert (c.batch_size, c.lr, c.weight_decay) == (batches[i], rates[i], weight_decay)
+        assert (c.layer_decay, c.model_config().drop_path) == (layer_decay, drop_path)
+        assert (c.epochs, c.warmup, c.clip, c.schedule, c.sampling) == (210, 500, 1.0, "step", "proportional")
+        assert [round(210 * m) for m in c.milestones] == [170, 200]
+        assert c.tasks == (("coco",) if i == 0 else PLUS_TASKS) and c.batchnorm == "all"
+        assert c.model_config().part_features == (0 if i == 0 else c.model_config().width // 4)
+
+
+def test_tables_2_3_and_6():
+    for size in "sblh":
+        assert config(f"coco-{size}-simple").model_config().decoder == "simple"
+    assert {config(f"coco-b-{d}").decoder for d in ("simple", "classic-fp", "minimal")} == {
+        "simple",
+        "classic-fp",
+        "minimal",
+    }
+    sizes = {(224, 224), (256, 256), (384, 288), (384, 384), (576, 432)}
+    assert {config(f"coco-b-{h}x{w}").model_config().image_size for h, w in sizes} == sizes
+
+
+def test_table_7():
+    rows = {
+        "full": ("full", (8, 8)),
+        "window": ("window", (8, 8)),
+        "shift": ("window+shift", (8, 8)),
+        "pool": ("window+pool", (8, 8)),
+        "shift-pool": ("window+shift+pool", (8, 8)),
+        "window-full": ("window+full", (8, 8)),
+        "shift-pool-16x12": ("window+shift+pool", (16, 12)),
+    }
+    for name, (attention, window) in rows.items():
+        model = config(f"coco-b-8-{name}").model_config()
+        assert (model.attention, model.window, model.grid, model.heatmap_size) == (
+            attention,
+            window,
+            (32, 24),
+            (64, 48),
+        )
+
+
+def test_tables_8_10_and_11():
+    assert config("coco-b-ffn-only").model_config().freeze_attn and config("coco-b-mhsa-only").model_config().freeze_ffn
+    mixtures = [config(name).tasks for name in PRESETS if name.startswith("mix-")]
+    assert sorted(mixtures, key=len) == [
+        ("coco", "aic"),
+        ("coco", "aic", "mpii"),
+        ("coco", "aic", "ap10k"),
+        ("coco", "aic", "mpii", "wholebody"),
+        ("coco", "aic", "ap10k", "apt36k"),
+    ]
+    assert all(not config(n).model_config().has_experts for n in PRESETS if n.startswith("mix-"))
+    experts = {n: config(n).model_config() for n in PRESETS if n.startswith("experts-")}
+    kinds = {n.removeprefix("experts-"): (m.experts, m.part_features) for n, m in experts.items()}
+    assert kinds == {
+        "i-ffn": ("instead", 0),
+        "is-ffn": ("added", 0),
+        "ps-ffn-6": ("none", 128),
+        "ps-ffn-4": ("none", 192),
+        "ps-ffn-3": ("none", 256),
+    }
+    assert all([t.name for t in m.tasks] == ["coco", "aic", "ap10k"] for m in experts.values())
+
+
+def test_presets_say_what_they_are_and_where_the_released_configuration_differs():
+    for name, (text, c) in PRESETS.items():
+        assert re.search(r"Table \d", text) or name in ("tiny", "overfit"), name
+        assert c.out == Path("runs") / name and c.model_config().tasks
+    assert "0.85" in PRESETS["coco-h"][0] and "192 channels, not 96" in PRESETS["joint-s"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(tasks=("coco", "dog")), "unknown keypoint set 'dog', expected coco, aic"),
+        (dict(model="vitpose-xl"), "unknown preset 'vitpose-xl'"),
+        (dict(tasks=("coco", "aic"), experts="added", model="vitpose++-tiny"), "exclude each other"),
+        (dict(attention="window", window=(20, 8)), "window (20, 8) does not fit the 16x12 grid"),
+        (dict(tasks=("ochuman",)), "ochuman is for evaluation only"),
+        (dict(val_tasks=("aic",)), "got 'aic' in val_tasks, expected some of the tasks: coco"),
+        (dict(tasks=("coco", "coco")), "expected at least one, each once"),
+        (dict(tasks=()), "expected at least one, each once"),
+        (dict(micro_batch=65), "got micro_batch=65, more than batch_size=64"),
+        (dict(micro_batch=0), "got micro_batch=0, expected at least 1"),
+        (dict(ema=1.0), "got ema=1.0, expected a decay between 0 and 1"),
+        (dict(blur_kernel=4), "got blur_kernel=4, expected an odd number"),
+        (dict(milestones=(0.9, 0.5)), "expected rising fractions of the run"),
+        (dict(resume=True, overwrite=True), "choose one"),
+        (dict(seed=2**32), "expected less than 2**32"),
+        (
+            dict(train=(Path("a"), Path("b")), train_images=(Path("c"),), tasks=("coco", "aic", "mpii")),
+            "a file for each task",
+        ),
+        (dict(lr=float("nan")), "got lr=nan, expected a positive number"),
+        (dict(schedule="cosine", milestones=(0.5,)), "the cosine schedule, which has none"),
+        (dict(layer_decay=2.0), "got layer_decay=2.0, expected at most 1"),
+        (dict(weight_decay=float("inf")), "got weight_decay=inf, expected a finite number"),
+        (dict(val_tasks=()), "got val_tasks=(), expected at least one"),
+        (dict(val_tasks=("coco", "coco")), "each once; leave it out for all"),
+        (dict(frozen_stages=99), "frozen_stages 99, expected -1 (none) to 3"),
+        (dict(frozen_stages=-2), "frozen_stages -2, expected -1 (none) to 3"),
+        (dict(image_size=(100000, 192)), "expected (height, width) of 16 to 4096"),
+    ],
+)
+def test_contradictions_are_refused_with_the_reason(changes, message):
+    with pytest.raises(ValueError) as error:
+        made = replace(TrainConfig(), **changes)
+        made.model_config()
+        made.sources("train")
+        made.sources("val")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_go_with_tasks():
+    c = TrainConfig(tasks=("coco", "mpii"), data=Path("d"))
+    assert [(s.name, a, i) for s, a, i in c.sources("train")] == [
+        ("coco", Path("d/coco/annotations/person_keypoints_train2017.json"), Path("d/coco/train2017")),
+        ("mpii", Path("d/mpii/annotations/mpii_train.json"), Path("d/mpii/images")),
+    ]
+    one = replace(c, tasks=("coco",), train=(Path("a"), Path("b")), train_images=(Path("i"),), val_images=(Path("i"),))
+    assert [(s.name, str(a), str(i)) for s, a, i in one.sources("train")] == [("coco", "a", "i"), ("coco", "b", "i")]
+    assert one.sources("val") == []  # files to train on, none to evaluate on
+    both = replace(c, train=(Path("a"), Path("b")), train_images=(Path("i"), Path("j")), val_tasks=("mpii",))
+    both = replace(both, val=(Path("v"), Path("w")), val_images=(Path("i"),))
+    assert [(s.name, str(a)) for s, a, _ in both.sources("val")] == [("mpii", "w")]
+
+
+def test_the_codec_of_all_tasks_can_be_chosen():
+    c = TrainConfig(tasks=("coco", "aic"))
+    assert [d.keypoints.codec for d in c.data_sets()] == ["udp", "msra"]
+    assert [t.codec for t in replace(c, codec="udp").model_config().tasks] == ["udp", "udp"]
+
+
+def test_a_config_is_plain_json():
+    import json
+
+    made = TrainConfig(augmentation=Augmentation(scale_factor=0.2), train=(Path("x"),), train_images=(Path("y"),))
+    assert json.loads(json.dumps(made.to_dict()))["augmentation"]["scale_factor"] == 0.2

@@ -1,0 +1,356 @@
+"""People to batches: workers decode, the device crops; which sample comes when depends on seed and step alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitpose_fast.codec import HeatmapCodec
+from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
+from vitpose_fast.images import read_image
+from vitpose_training.data.augment import ORDER, REPLACEMENT, Augmentation, View, draws, no_augmentation
+from vitpose_training.data.people import Labels, Person, all_people
+
+_TRIES = 20  # unusable images in a row before a sample is given up
+
+
+class Key(NamedTuple):
+    """Which sample, when, and where in its step's batch."""
+
+    epoch: int
+    sample: int
+    position: int
+
+
+@dataclass
+class Sample:
+    """One person with the decoded image and a view of it."""
+
+    person: Person
+    task: str
+    position: int
+    image: Tensor  # uint8 [h, w, 3]
+    view: View
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) of those that this one replaces
+
+
+@dataclass
+class Packed:
+    """Samples whose images lie in one tensor: one piece of shared memory, one upload, each image once."""
+
+    samples: list[Sample]  # images are empty
+    pixels: Tensor  # uint8, flat
+    sizes: list[tuple[int, int]]
+    image_of: list[int]  # number of each sample's image
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Packed:
+        images = {id(s.image): s.image for s in samples}
+        number = {key: i for i, key in enumerate(images)}
+        nothing = torch.empty(0, dtype=torch.uint8)
+        return cls(
+            [replace(s, image=nothing) for s in samples],
+            torch.cat([image.flatten() for image in images.values()]),
+            [(image.shape[0], image.shape[1]) for image in images.values()],
+            [number[id(s.image)] for s in samples],
+        )
+
+    def pin_memory(self) -> Packed:
+        """Called by the loader where samples go to a GPU."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def on_device(self, device: torch.device | str) -> list[Tensor]:
+        """The images [h, w, 3]."""
+        parts = self.pixels.to(device, non_blocking=True).split([3 * h * w for h, w in self.sizes])
+        return [part.view(h, w, 3) for part, (h, w) in zip(parts, self.sizes)]
+
+
+class SampleSet(Dataset):
+    """The people of all annotation files as training samples.
+
+    A sample is the same in whatever process, order or run it is read. An image that cannot be used is replaced by
+    another of the same task, drawn by (seed, epoch, sample), and named in `Sample.bad`.
+
+    Args:
+        labels: annotation files, as `read_labels` gives them.
+        image_size: (H, W) of the network's input.
+        augmentation: None: boxes as they are.
+        keep_images: keep decoded images in memory.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[Labels],
+        image_size: tuple[int, int],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        keep_images: bool = False,
+    ) -> None:
+        self.sets = {one.data_set.name: one.data_set for one in labels}
+        self.people = all_people(labels)
+        self.task_of = [one.data_set.name for one in labels for _ in one.people]
+        self.augmentations = {n: None if augmentation is None else augmentation.of(s) for n, s in self.sets.items()}
+        self.image_size, self.seed = image_size, seed
+        self.read = lru_cache(maxsize=None)(read_image) if keep_images else read_image
+        self.same_task = {n: np.flatnonzero(np.array(self.task_of) == n) for n in self.sets}
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of a key.
+
+        Raises:
+            ValueError: neither its image nor any of those drawn in its place can be used.
+        """
+        key = Key(*key)
+        epoch, index, position = key
+        task, bad = self.task_of[index], []
+        for attempt in range(_TRIES):
+            if attempt:
+                index = int(
+                    draws(self.seed, REPLACEMENT, epoch, key.sample * _TRIES + attempt).choice(self.same_task[task])
+                )
+            person = self.people[index]
+            try:
+                image = self._image(person)
+            except (ValueError, OSError) as error:
+                bad.append((str(person.image), str(error)))
+                continue
+            augmentation = self.augmentations[task]
+            if augmentation is None:
+                view = no_augmentation(person, self.image_size)
+            else:
+                keypoints = self.sets[task].keypoints
+                view = augmentation(person, keypoints, self.image_size, self.seed, epoch, index)
+            return Sample(person, task, position, image, view, bad)
+        raise ValueError(f"{_TRIES} images of {task} in a row cannot be used; the first: {bad[0][1]}")
+
+    def _image(self, person: Person) -> Tensor:
+        image = self.read(person.image)
+        found = (image.shape[0], image.shape[1])
+        if person.image_size is not None and found != person.image_size:
+            (h, w), (height, width) = found, person.image_size
+            raise ValueError(f"{person.image}: is {w}x{h} pixels, {person.source} says {width}x{height}")
+        return image
+
+
+@dataclass
+class Part:
+    """The samples of one task in a batch: keypoints [n, K, 2] in crop pixels, visible [n, K]."""
+
+    rows: slice
+    keypoints: Tensor
+    visible: Tensor
+
+
+@dataclass
+class Batch:
+    """Samples ready for the network, those of a task side by side."""
+
+    crops: Tensor  # [B, 3, H, W]
+    parts: dict[str, Part]
+    people: list[Person]
+    positions: list[int]  # of each sample in its step's batch
+
+
+def make_batch(
+    given: Packed | Sequence[Sample], codecs: Mapping[str, HeatmapCodec], device: torch.device | str
+) -> Batch:
+    """Cut the people of each task out of their images in one launch and move their keypoints along."""
+    packed = given if isinstance(given, Packed) else Packed.of(given)
+    images = packed.on_device(device)
+    numbered = sorted(zip(packed.samples, packed.image_of), key=lambda pair: pair[0].position)
+    samples: list[Sample] = []
+    crops, parts, start = [], {}, 0
+    for name, codec in codecs.items():
+        own = [s for s, _ in numbered if s.task == name]
+        samples += own
+        if own:
+            index = torch.tensor([number for s, number in numbered if s.task == name])
+            cut, points, visible = _cut(own, images, index, codec)
+            crops.append(cut)
+            rows = slice(start, start + len(own))
+            parts[name] = Part(rows, points.to(device, non_blocking=True), visible.to(device, non_blocking=True))
+            start = rows.stop
+    return Batch(torch.cat(crops), parts, [s.person for s in samples], [s.position for s in samples])
+
+
+def _cut(
+    samples: list[Sample], images: list[Tensor], index: Tensor, codec: HeatmapCodec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops [n, 3, H, W], keypoints [n, K, 2] in crop pixels (on the host) and their visibilities [n, K]."""
+    view = {k: torch.as_tensor(np.stack([s.view[k] for s in samples])) for k in samples[0].view}
+    center, scale, rotation, flip = (view[k] for k in ("center", "scale", "rotation", "flip"))
+    boxes = torch.cat([center - scale / 2, scale], 1)
+    turned = rotation if bool(rotation.any()) else None  # upright crops are cheaper
+    crops = codec.crop(images, boxes, index, rotation=turned, flip=flip, padding=1.0, fix_aspect=False)
+    matrix = warp_matrix(center, scale, rotation, codec.image_size, codec.kind)
+    annotated = torch.from_numpy(np.stack([s.person.keypoints for s in samples]))
+    seen = torch.from_numpy(np.stack([s.person.visible for s in samples]))
+    points = transform_points(matrix, annotated.double())
+    mirrored, swapped = flip_keypoints(points, seen, codec.keypoints.flip_permutation, codec.image_size[1])
+    points = torch.where(flip[:, None, None], mirrored, points).float()
+    return crops, points, torch.where(flip[:, None], swapped, seen)
+
+
+class Order:
+    """Which samples make up each update: global batches, all full; the last of an epoch takes its first samples again.
+
+    Args:
+        tasks: task name of every sample.
+        batch_size: samples of an update.
+        sampling: "proportional": an epoch is every sample once. "balanced": as many, of every task equally many.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        batch_size: int,
+        seed: int,
+        sampling: Literal["proportional", "balanced"] = "proportional",
+    ) -> None:
+        self.tasks, self.batch_size, self.seed, self.sampling = np.array(tasks), batch_size, seed, sampling
+        self.steps = math.ceil(len(tasks) / batch_size)  # of an epoch
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        size, rng = len(self.tasks), draws(self.seed, ORDER, epoch)
+        chosen = np.arange(size)
+        if self.sampling == "balanced":
+            names = np.unique(self.tasks)
+            share = math.ceil(size / len(names))
+            chosen = np.concatenate([self._turns(np.flatnonzero(self.tasks == n), epoch, share) for n in names])
+        order = rng.permutation(chosen)[:size]
+        return np.resize(order, self.steps * self.batch_size)  # repeats from the start
+
+    def _turns(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
+        """The `share` samples of a task in an epoch: it goes round its own, in a new order each time."""
+        places = np.arange(epoch * share, (epoch + 1) * share)
+        rounds = np.unique(places // len(own))
+        orders = np.stack([draws(self.seed, ORDER, int(r), 1 + int(own[0])).permutation(own) for r in rounds])
+        return orders[places // len(own) - rounds[0], places % len(own)]
+
+    def step(self, step: int) -> list[Key]:
+        """The samples of an update."""
+        epoch, place = divmod(step, self.steps)
+        chosen = self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return [Key(epoch, int(index), position) for position, index in enumerate(chosen)]
+
+
+class MicroBatches(Sampler):
+    """What one process computes, in order: its share of each update, in pieces of at most `micro` samples."""
+
+    def __init__(self, order: Order, steps: range, micro: int | None, rank: int = 0, processes: int = 1) -> None:
+        self.order, self.steps, self.micro, self.rank, self.processes = order, steps, micro, rank, processes
+
+    def pieces(self) -> int:
+        """Micro-batches of an update; the same for every process."""
+        largest_share = math.ceil(self.order.batch_size / self.processes)
+        return math.ceil(largest_share / (self.micro or largest_share))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        pieces = self.pieces()
+        for step in self.steps:
+            own = self.order.step(step)[self.rank :: self.processes]
+            for i in range(pieces):  # sizes differ by one at most
+                yield own[i * len(own) // pieces : (i + 1) * len(own) // pieces]
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+class _Loaded(Dataset):
+    """What the workers call: the samples of some keys, packed, or why there are none (exceptions lose their text)."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: list[Key]) -> Packed | str:
+        try:
+            return Packed.of([self.samples[key] for key in keys])
+        except ValueError as error:
+            return str(error)
+
+
+class Feeder:
+    """Micro-batches on the device; `prepare` the next one while the device computes.
+
+    On a GPU uploads and crops run on a stream of their own. `waited` counts the seconds that `prepare` and `take` spent
+    waiting for the workers, or decoding where there are none.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        keys: Iterable[list[Key]],
+        codecs: Mapping[str, HeatmapCodec],
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.codecs, self.device, self.waited = codecs, device, 0.0
+        loader = DataLoader(
+            _Loaded(samples),
+            batch_sampler=keys,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=2 if workers else None,
+            generator=torch.Generator(),  # its own: torch's is left alone
+        )
+        self._loader = iter(loader)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ready: tuple[Batch, list[tuple[str, str]]] | None = None
+
+    def prepare(self) -> None:
+        """Fetch the next micro-batch, if there is one and it is not there yet.
+
+        Raises:
+            ValueError: too many images that cannot be used, a worker that died.
+        """
+        if self._ready is not None:
+            return
+        started = time.perf_counter()
+        try:
+            packed = next(self._loader, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"a data worker died ({reason}); out of memory? lower --workers") from None
+        self.waited += time.perf_counter() - started
+        if isinstance(packed, str):
+            raise ValueError(packed)
+        if packed is None:
+            return
+        with torch.cuda.stream(self._stream):  # no-op for None
+            batch = make_batch(packed, self.codecs, self.device)
+        self._ready = batch, [bad for s in packed.samples for bad in s.bad]
+
+    def take(self) -> tuple[Batch, list[tuple[str, str]]]:
+        """(micro-batch, images that had to be replaced, with the reason).
+
+        Raises:
+            StopIteration: there are no more.
+        """
+        self.prepare()
+        if self._ready is None:
+            raise StopIteration
+        ready, self._ready = self._ready, None
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(self._stream)
+            batch = ready[0]
+            for tensor in (batch.crops, *(t for p in batch.parts.values() for t in (p.keypoints, p.visible))):
+                tensor.record_stream(here)
+        return ready

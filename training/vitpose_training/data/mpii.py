@@ -1,0 +1,71 @@
+"""MPII's annotation files: a list of people, 1-based, with a centre and a scale in place of a box (SPEC 3.1, 7.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.coco import Row, check_rows, field_of, file_name_of, first_of, is_number, shown
+from vitpose_training.data.catalog import DataSet
+from vitpose_training.data.common import image_paths, numbers
+from vitpose_training.data.people import Labels, Person
+
+
+def read_mpii(data_set: DataSet, data: Any, name: str, folder: Path) -> Labels:
+    """People of a list of `image`, `center` [x, y], `scale`, `joints` [16][2] and `joints_vis` [16].
+
+    The box is the official loader's: the centre moved down by 15 scales, the scale times 1.25, a square of 200 scales.
+    It is cut out as it is (no padding) and stretched to the network's input (SPEC 6.6). `annotation_id` is the index
+    in the file, by which PCKh finds its head boxes. Image sizes are not in the file.
+
+    Raises:
+        ValueError: no list, or no usable entry in it.
+    """
+    if not isinstance(data, list):
+        raise ValueError(f"{name}: is {shown(data)}, expected MPII's list of people")
+    rows, problems = check_rows(data, "entry", name, lambda row: _entry(row, data_set), key="image")
+    if not rows:
+        raise ValueError(f"{name}: no usable entry among {len(data)}{first_of(problems, name)}")
+    used = [row for row in rows if row["visible"].any()]
+    paths = image_paths(folder, [row["image"] for row in used])
+    people = [
+        Person(
+            image=path,
+            image_id=row["image"],
+            annotation_id=row["index"],
+            category_id=1,
+            box=row["box"],
+            keypoints=row["keypoints"],
+            visible=row["visible"],
+            source=name,
+            padding=1.0,
+            fix_aspect=False,
+        )
+        for row, path in zip(used, paths)
+    ]
+    images = len({row["image"] for row in rows})
+    return Labels(data_set, people, None, images, unlabelled=len(rows) - len(used), problems=problems)
+
+
+def _entry(row: Row, data_set: DataSet) -> Row:
+    image, count = file_name_of(row, "image"), data_set.keypoints.num_keypoints
+    center = numbers(row, "center", (2,))
+    if center[0] == -1:
+        raise ValueError(f"center is {shown(row['center'])}: nobody, expected where the person is")
+    scale = field_of(row, "scale")
+    if not is_number(scale) or scale <= 0:
+        raise ValueError(f"scale is {shown(scale)}, expected a number > 0: the person's height in units of 200 pixels")
+    joints, visible = numbers(row, "joints", (count, 2)), numbers(row, "joints_vis", (count,))
+    if not np.isin(visible, (0, 1)).all():
+        raise ValueError(f"joints_vis is {shown(row['joints_vis'])}, expected 0 or 1 for every joint")
+    side = 200 * 1.25 * float(scale)
+    x, y = center + (0, 15 * float(scale)) - 1 - side / 2
+    keypoints = np.where(visible[:, None] > 0, joints - 1, 0)
+    return {
+        "image": image,
+        "box": (float(x), float(y), side, side),
+        "keypoints": keypoints.astype(np.float32),
+        "visible": visible.astype(np.float32),
+    }

@@ -1,0 +1,178 @@
+"""Look at a data set before training on it: `vitpose-fast info DATASET`."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from vitpose_fast.coco import open_images, print_problems
+from vitpose_fast.commands import info as checkpoint_info
+from vitpose_fast.draw import draw_poses, save_picture, sheet
+from vitpose_fast.keypoints import KeypointSet
+from vitpose_fast.poses import Poses
+from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
+from vitpose_training.data.people import Labels, Person
+from vitpose_training.data.read import read_labels
+
+TILE = (192, 256)  # width, height of one person in the picture
+_DIGITS = "0123456789"
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """Check a data set: annotations, images, keypoints; a picture of some of its people."""
+
+    source: tyro.conf.Positional[str]
+    """A data set by name, or a keypoint set of your own (.json)."""
+    data: Path = Path("data")
+    """Root of all data sets, each in its own folder."""
+    split: str | None = None
+    """train, val, ...; None: the first that the data set has."""
+    annotations: Path | None = None
+    """Annotation file, in place of a split; needs --images."""
+    images: Path | None = None
+    """Folder of its images."""
+    out: Path = Path("data-set.png")
+    """The picture."""
+    count: int = 12
+    """People in the picture; 0: no picture."""
+    seed: int = 0
+    """Which people: the same for the same seed."""
+
+
+def info(args: list[str] | None = None) -> int:
+    """`vitpose-fast info [DATASET | CHECKPOINT]`: a data set is checked here, the rest is said elsewhere.
+
+    What is damaged or missing is named, exit code 1.
+    """
+    args = sys.argv[1:] if args is None else args
+    source = _source(args)
+    if source is None or not (source in DATA_SETS or source.lower().endswith(".json")):
+        if source is None and {"-h", "--help"} & set(args):
+            print(f"For a data set: vitpose-fast info DATASET --help, DATASET one of {', '.join(DATA_SETS)},")
+            print("or a keypoint set of your own (.json). For a checkpoint, or versions and devices:")
+        return checkpoint_info(args)
+    config = tyro.cli(SurveyConfig, prog="vitpose-fast info", args=args)
+    if config.count < 0 or config.out.suffix.lower() not in _SUFFIXES:
+        given = f"--count {config.count} --out {config.out}"
+        raise ValueError(f"got {given}, expected a count of at least 0 and a picture called {', '.join(_SUFFIXES)}")
+    chosen = data_set(config.source)
+    labels = read_labels(chosen, *_files(config, chosen))
+    print(labels.summary())
+    code = print_problems(labels.problems)
+    problems: list[str] = []
+    existing = _report_images(labels, problems)
+    print(_keypoint_table(labels))
+    sizes = np.array([person.box[2:] for person in labels.people])
+    print("boxes: {:.0f} x {:.0f} pixels in the mean".format(*sizes.mean(0)))
+    if config.count:
+        _draw(labels, existing, config, problems)
+    return print_problems(problems) or code
+
+
+def _source(args: Sequence[str]) -> str | None:
+    """The argument that belongs to no option; every option here takes one value."""
+    previous = ""
+    for arg in args:
+        if not arg.startswith("-") and (not previous.startswith("--") or "=" in previous or previous == "--help"):
+            return arg
+        previous = arg
+    return None
+
+
+def _files(config: SurveyConfig, chosen: DataSet) -> tuple[Path, Path]:
+    if config.annotations is not None and config.images is not None:
+        return config.annotations, config.images
+    if config.annotations is not None or config.images is not None:
+        raise ValueError("got one of --annotations and --images, expected both: a file and the folder of its images")
+    if not chosen.splits:
+        raise ValueError(f"{config.source} has no place of its own: give its files by --annotations and --images")
+    return chosen.split(config.data, config.split or next(iter(chosen.splits)))
+
+
+def _report_images(labels: Labels, problems: list[str]) -> set[Path]:
+    """The images that exist; those that do not are named."""
+    listed = [image["path"] for image in labels.truth["images"]] if labels.truth else [p.image for p in labels.people]
+    paths = list(dict.fromkeys(listed))
+    existing = {path for path in paths if os.path.isfile(path)}
+    problems += [f"{path}: no such image file" for path in paths if path not in existing]
+    print(f"images: {len(existing)} of {len(paths)} exist")
+    return existing
+
+
+def _keypoint_table(labels: Labels, width: int = 100) -> str:
+    """How many people have each keypoint labelled, in columns; numbered ones that are alike in one cell."""
+    counts = np.stack([person.visible > 0 for person in labels.people]).sum(0).tolist()
+    entries = []
+    alike = groupby(zip(labels.data_set.keypoints.names, counts, strict=True), lambda e: (e[0].rstrip(_DIGITS), e[1]))
+    for (stem, count), group in alike:
+        first, *more = [name for name, _ in group]
+        entries.append((f"{first} .. {more[-1][len(stem) :]}" if more else first, count))
+    digits, letters = len(str(max(counts))), max(len(name) for name, _ in entries)
+    cells = [f"{name:{letters}} {count:>{digits}}" for name, count in entries]
+    columns = max(1, (width - 2) // (len(cells[0]) + 3))
+    rows = math.ceil(len(cells) / columns)  # the next one stands below
+    lines = ["  " + "   ".join(cells[row::rows]) for row in range(rows)]
+    return "\n".join([f"labelled keypoints of {len(labels.people)} people:", *lines])
+
+
+def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: list[str]) -> None:
+    """Decode the images of some people, draw these; images that are damaged or of another size are named."""
+    there = [person for person in labels.people if person.image in existing]
+    if not there:
+        print("no picture: there is no image of anybody")
+        return
+    chosen = np.random.default_rng(config.seed).choice(len(there), min(config.count, len(there)), replace=False)
+    people = [there[i] for i in sorted(chosen.tolist())]
+    tiles = []
+    wrong: list[str] = []
+    for index, pixels, _ in open_images(((person.image, None) for person in people), wrong):
+        height, width = pixels.shape[:2]
+        stated = people[index].image_size
+        if stated not in (None, (height, width)):
+            wrong.append(f"{people[index].image}: is {width}x{height}, expected {stated[1]}x{stated[0]} as annotated")
+        tiles.append(draw_person(people[index], pixels, labels.data_set.keypoints))
+    problems += dict.fromkeys(wrong)
+    print(f"sample: the images of {len(tiles)} of {len(people)} people can be decoded")
+    if tiles:
+        save_picture(sheet(tiles, columns=min(6, len(tiles))), config.out)
+        print(f"picture: {config.out}")
+
+
+def draw_person(person: Person, image: Tensor, keypoint_set: KeypointSet, size: tuple[int, int] = TILE) -> Image.Image:
+    """A person's box cut out of its image [h, w, 3] uint8, with the labelled keypoints and limbs.
+
+    The cut is what a network sees, without its stretch: the box enlarged by the person's padding, at the aspect of
+    `size` (width, height), black outside of the image.
+    """
+    width, height = size
+    x, y, w, h = person.box
+    scale = min(width / w, height / h) / person.padding  # tile pixels per image pixel
+    left, top = x + w / 2 - width / scale / 2, y + h / 2 - height / scale / 2
+    inside = (
+        max(0.0, left),
+        max(0.0, top),
+        min(float(image.shape[1]), left + width / scale),
+        min(float(image.shape[0]), top + height / scale),
+    )
+    tile = Image.new("RGB", size)
+    shown = (max(1, round((inside[2] - inside[0]) * scale)), max(1, round((inside[3] - inside[1]) * scale)))
+    if inside[2] > inside[0] and inside[3] > inside[1]:
+        part = Image.fromarray(image.numpy()).resize(shown, Image.Resampling.BILINEAR, box=inside)
+        tile.paste(part, (round((inside[0] - left) * scale), round((inside[1] - top) * scale)))
+    points = (torch.from_numpy(person.keypoints) - torch.tensor([left, top])) * scale
+    whole, sure = torch.tensor([[0.0, 0.0, width, height]]), torch.ones(1)
+    poses = Poses(points[None].float(), torch.from_numpy(person.visible)[None], whole, sure, sure, keypoint_set)
+    return draw_poses(torch.from_numpy(np.array(tile)), poses, min_score=1e-6)

@@ -1,0 +1,258 @@
+"""Synthetic pictures of people with COCO key points, for demonstrations and tests.
+
+A scene is a backdrop with people and obstacles on the ground.  Each part of a figure is painted twice: in colour at
+twice the resolution, and as a number in an owner map from which the visibility of key points, the boxes and the areas
+are read off.  The order of the random draws is part of the result: with another order, every picture is another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from vitpose_fast.files import write_atomic
+from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_training.demo.figures import random_person
+from vitpose_training.demo.shapes import OBJECT, PARTS, SHOWS, Colour, Figure, Polygon, outlines, random_colour, shade
+
+
+def _obstacle(rng: np.random.Generator, height: float) -> Figure:
+    """A post, a crate or a bush with its foot at (0, 0); height is that of a person standing next to it."""
+    u, kind = rng.uniform, ("post", "crate", "bush")[rng.integers(3)]
+    colour = random_colour(rng, (0.3, 0.7), (0.25, 0.75))
+    if kind == "post":
+        w, h = u(0.015, 0.035), u(1.0, 1.6)
+        discs = [([(-w, -0.01), (w, -0.01), (-w, -h), (w, -h)], 0.01)]  # centres and their radius
+    elif kind == "crate":
+        w, h = u(0.12, 0.26), u(0.2, 0.45)
+        discs = [([(-w, -0.01), (w, -0.01), (-w, -h), (w, -h)], 0.012), ([(-w, -h), (w, -h)] * 2, 0.022)]
+    else:
+        colour = (int(u(30, 90)), int(u(95, 150)), int(u(30, 80)))
+        w, h = u(0.14, 0.28), u(0.15, 0.35)
+        discs = [([(u(-w, w), -u(0.05, h))] * 4, u(0.07, 0.12)) for _ in range(9)]
+    centres, radii = height * np.array([c for c, _ in discs]), height * np.array([[r] * 4 for _, r in discs])
+    polygons = [
+        Polygon(OBJECT, shade(colour, u(0.85, 1.15)), rim, body, light if kind == "bush" else None)
+        for rim, body, light in zip(*outlines(centres, radii))
+    ]
+    return Figure(polygons, (0.0, 0.0, 0.2 * height))
+
+
+def _backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> Image.Image:
+    """A quiet random backdrop, RGB of size (height, width); horizon is the row where the ground begins."""
+    h, w = size
+    u, kind = rng.uniform, ("room", "hills", "street", "blur")[rng.integers(4)]
+
+    def pale() -> Colour:
+        return random_colour(rng, (0.05, 0.35), (0.45, 0.9))
+
+    # Wall and floor change slowly from row to row, with noise: computed at an eighth of the size.
+    k = 8
+    far, near = pale(), pale()
+    rows = np.arange(h // k + 1)[:, None, None] * k
+    t = np.clip(rows / max(horizon, 1), 0, 1)
+    wall, floor = np.array(far) + (t - 0.5) * u(-50, 50), np.array(near) + (rows - h) / h * u(-60, 60)
+    if kind in ("hills", "street"):  # sky, then grass or pavement
+        wall = np.array((110, 160, 220)) * u(0.8, 1.1) + t * (60, 45, 15)
+        ground = np.array((96, 140, 70) if kind == "hills" else (140, 138, 136))
+        floor = ground * u(0.7, 1.15) + (rows - h) / 8
+    coarse = wall if kind == "blur" else np.where(rows < horizon, wall, floor)
+    coarse = coarse + rng.normal(0, u(1, 7), (h // k + 1, w // k + 1, 1))
+    small = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
+    if kind == "blur":  # shapes drawn small and blurred by enlarging
+        draw = ImageDraw.Draw(small)
+        for _ in range(rng.integers(4, 12)):
+            x, y, r, s = u(0, w / k), u(0, h / k), u(2, 9), u(2, 9)
+            (draw.ellipse if u() < 0.5 else draw.rectangle)((x - r, y - s, x + r, y + s), pale())
+        return small.filter(ImageFilter.BoxBlur(u(0.5, 1.5))).resize((w, h), Image.Resampling.BICUBIC)
+    image = small.resize((w, h), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(image)
+    if kind == "room":
+        draw.rectangle((0, horizon - h * 0.015, w, horizon), shade(far, 0.75))  # skirting board
+        board = tuple(int(c) for c in np.clip(floor[-1, 0] * 0.92, 0, 255))
+        for x in np.arange(-w, 2 * w, w * u(0.12, 0.3)):
+            draw.line((w / 2 + (x - w / 2) * 0.6, horizon, w / 2 + (x - w / 2) * 1.6, h), board)
+        for _ in range(rng.integers(0, 4)):  # pictures
+            x, y, a, b = u(0, w), u(0, horizon * 0.6), u(0.08, 0.2) * w, u(0.1, 0.3) * h
+            draw.rectangle((x, y, x + a, min(y + b, horizon - 6)), pale(), shade(far, 0.55))
+    elif kind == "hills":
+        xs = np.linspace(0, w, 17)
+        for level in (0.16, 0.07):
+            ys = horizon - h * level * (1 + 0.6 * np.sin(xs / w * u(4, 12) + u(0, 6)))
+            hill = shade((90, 130, 100), u(0.7, 1.3))
+            draw.polygon([(0, horizon), *zip(xs.tolist(), ys.tolist()), (w, horizon)], hill)
+        for _ in range(rng.integers(0, 5)):  # trees
+            x, s = u(0, w), u(0.06, 0.16) * h
+            draw.rectangle((x - s * 0.1, horizon - s, x + s * 0.1, horizon + s * 0.2), (96, 70, 50))
+            crown = (x - s * 0.6, horizon - 2.2 * s, x + s * 0.6, horizon - 0.6 * s)
+            draw.ellipse(crown, shade((60, 120, 60), u(0.7, 1.2)))
+    else:
+        x = -u(0, 40)
+        while x < w:  # houses with windows
+            a, top, front = u(0.12, 0.3) * w, u(0, 0.6) * horizon, pale()
+            draw.rectangle((x, top, x + a, horizon), front)
+            for wx in np.arange(x + 0.12 * a, x + 0.85 * a, 0.25 * a):
+                for wy in np.arange(top + 8, horizon - 14, h * 0.085):
+                    draw.rectangle((wx, wy, wx + 0.13 * a, wy + h * 0.04), shade(front, 0.72))
+            x += a
+    return image
+
+
+def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> list[Figure]:
+    """People and obstacles on the ground, far ones first."""
+    h, w = size
+    others = rng.choice(4, p=(0.3, 0.33, 0.22, 0.15))
+    scales = [rng.uniform(0.5, 0.95), *rng.uniform(0.35, 0.85, others)]
+    figures: list[Figure] = []
+    taken: list[tuple[float, float]] = []
+    for scale in sorted(scales):
+        figure = random_person(rng, scale * h)
+        for _ in range(8):  # mostly beside one another, at times overlapping
+            x = rng.uniform(0.1, 0.9) * w if rng.uniform() < 0.88 else rng.choice((0.0, 1.0)) * w
+            if all(abs(x - other) > 0.2 * (scale + s) * h * rng.uniform(0.5, 1.1) for other, s in taken):
+                break
+        taken.append((x, scale))
+        y = horizon + (0.98 * h - horizon) * min(scale / 0.9, 1.0)
+        if scale > 0.6 and rng.uniform() < 0.15:
+            y += rng.uniform(0.08, 0.4) * scale * h  # legs below the picture
+        figure.move(x, y)
+        figures.append(figure)
+        if rng.uniform() < 0.2:
+            thing = _obstacle(rng, scale * h)
+            thing.move(x + rng.uniform(-0.3, 0.3) * scale * h, y + 0.03 * h)
+            figures.append(thing)
+    return figures
+
+
+def _labelled(figure: Figure, size: tuple[int, int]) -> np.ndarray:
+    """Which of the 17 key points of a person are labelled and inside the picture, bool [17]."""
+    assert figure.points is not None and figure.state is not None
+    x, y = figure.points.T
+    return (figure.state > 0) & (x >= 0) & (y >= 0) & (x <= size[1] - 1) & (y <= size[0] - 1)
+
+
+def _paint(image: Image.Image, figures: list[Figure]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Draw on an RGB image of twice the size; owner map uint8 [H, W], and of each person the pixels it was given."""
+    owner = Image.new("L", (image.width // 2, image.height // 2))
+    draw, mark = ImageDraw.Draw(image), ImageDraw.Draw(owner)
+    drawn: list[np.ndarray] = []
+    for figure in figures:
+        first = 1 + PARTS * len(drawn)  # the numbers of this person begin here
+        x, y, r = figure.ground
+        if 0 <= 2 * x < image.width and 0 <= 2 * y < image.height:
+            spot: Any = image.getpixel((int(2 * x), int(2 * y)))
+            draw.ellipse((2 * x - 2 * r, 2 * y - 0.5 * r, 2 * x + 2 * r, 2 * y + 0.3 * r), shade(spot, 0.78))
+        for part, colour, rim, body, light in figure.polygons:
+            if rim is not None:
+                draw.polygon((2 * rim + 0.5).ravel().tolist(), shade(colour, 0.6))
+            draw.polygon((2 * body + 0.5).ravel().tolist(), colour)
+            if light is not None:
+                draw.polygon((2 * light + 0.5).ravel().tolist(), shade(colour, 1.07))
+            whole = body if rim is None else rim
+            mark.polygon(whole.ravel().tolist(), OBJECT if part == OBJECT else first + part)
+        if figure.points is not None:
+            marks = np.asarray(owner)
+            drawn.append((marks >= first) & (marks < first + PARTS))
+    return np.array(owner), drawn
+
+
+def _annotation(figure: Figure, number: int, owner: np.ndarray, drawn: np.ndarray, area: int) -> dict:
+    """The COCO annotation of person `number` of a painted scene."""
+    assert figure.points is not None and figure.state is not None
+    keypoints: list[float] = []
+    for k, labelled in enumerate(_labelled(figure, owner.shape)):
+        if not labelled:
+            keypoints += [0.0, 0.0, 0]
+            continue
+        x, y = (round(float(c), 2) for c in figure.points[k])
+        seen = int(owner[round(y), round(x)]) - 1 - PARTS * number in SHOWS[k]
+        keypoints += [x, y, 2 if seen and figure.state[k] == 2 else 1]
+    xs, ys = np.flatnonzero(drawn.any(0)), np.flatnonzero(drawn.any(1))
+    return {
+        "bbox": [float(xs[0]), float(ys[0]), float(xs[-1] - xs[0] + 1), float(ys[-1] - ys[0] + 1)],
+        "area": float(area),
+        "iscrowd": 0,
+        "category_id": 1,
+        "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
+        "keypoints": keypoints,
+    }
+
+
+def _photograph(rng: np.random.Generator, image: Image.Image) -> np.ndarray:
+    """Half the size, with random exposure, white balance, gamma and grain; uint8 [H, W, 3]."""
+    small = image.reduce(2)
+    gain, gamma = rng.uniform(0.88, 1.02) * rng.uniform(0.96, 1.04, 3), rng.uniform(0.8, 1.1)
+    ramp = 255 * gain[:, None] * (np.arange(256) / 255) ** gamma
+    small = small.point(np.clip(ramp, 0, 255).astype(int).ravel().tolist())
+    amplitude = int(rng.integers(2, 10))
+    grain = rng.integers(128 - amplitude, 129 + amplitude, (small.height, small.width, 3), dtype=np.uint8)
+    return np.array(ImageChops.add(small, Image.fromarray(grain), 1, -128))
+
+
+def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> tuple[np.ndarray, list[dict]]:
+    """One picture and its annotations, the same for the same arguments.
+
+    Args:
+        seed, index: every random draw comes from np.random.default_rng((seed, index)).
+        size: (height, width) in pixels.
+
+    Returns:
+        uint8 [H, W, 3] RGB, and one COCO annotation per person, far ones first, without id and image_id: bbox
+        [x, y, w, h] around the whole figure inside the picture (parts hidden by others included), area in visible
+        pixels, and 17 key points (x, y, v) in pixels, with pixel centres at whole numbers.
+    """
+    rng = np.random.default_rng((seed, index))
+    h, w = size
+    people: list[Figure] = []
+    while not people:
+        horizon = rng.uniform(0.3, 0.6) * h
+        backdrop = _backdrop(rng, size, horizon)
+        figures = _cast(rng, size, horizon)
+        figures = [f for f in figures if f.points is None or _labelled(f, size).sum() >= 5]
+        while True:
+            people = [f for f in figures if f.points is not None]
+            image = backdrop.resize((2 * w, 2 * h), Image.Resampling.NEAREST)
+            owner, drawn = _paint(image, figures)
+            counts = np.bincount(owner.ravel(), minlength=256)
+            areas = [int(counts[1 + PARTS * i : 1 + PARTS * (i + 1)].sum()) for i in range(len(people))]
+            lost = [i for i, area in enumerate(areas) if area < max(20, 0.3 * drawn[i].sum())]
+            if not lost:
+                break
+            figures = [f for f in figures if not any(f is people[i] for i in lost)]  # too hidden: paint without them
+    annotations = [_annotation(f, i, owner, drawn[i], areas[i]) for i, f in enumerate(people)]
+    return _photograph(rng, image), annotations
+
+
+def write_dataset(folder: str | os.PathLike, images: int, seed: int, size: tuple[int, int] = (240, 320)) -> Path:
+    """Write folder/images/*.jpg and folder/annotations.json (COCO key points); returns the annotation file.
+
+    The annotations come last and at once, so that a file that exists belongs to a complete set of pictures.
+    """
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    pictures: list[dict] = []
+    annotations: list[dict] = []
+    for index in range(images):
+        pixels, people = render_scene(seed, index, size)
+        name = f"{index:06d}.jpg"
+        Image.fromarray(pixels).save(folder / "images" / name, quality=92)
+        pictures.append({"id": index + 1, "file_name": name, "height": size[0], "width": size[1]})
+        annotations += [{"id": len(annotations) + k + 1, "image_id": index + 1, **p} for k, p in enumerate(people)]
+    coco = KEYPOINT_SETS["coco"]
+    category = {
+        "id": 1,
+        "name": "person",
+        "supercategory": "person",
+        "keypoints": list(coco.names),
+        "skeleton": [[a + 1, b + 1] for a, b in coco.skeleton],  # COCO counts from one
+    }
+    info = {"description": f"synthetic people, seed {seed}", "version": "1"}
+    content = {"info": info, "licenses": [], "images": pictures, "annotations": annotations, "categories": [category]}
+    target = folder / "annotations.json"
+    write_atomic(target, lambda p: p.write_text(json.dumps(content), encoding="utf-8"))
+    return target

@@ -1,0 +1,261 @@
+"""TrainConfig: one training run as a value; every field is a flag (SPEC 6). Presets are in `presets`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vitpose_fast.models.config import ModelConfig, preset
+from vitpose_training.data.augment import Augmentation
+from vitpose_training.data.catalog import DataSet, data_set
+
+Source = tuple[DataSet, Path, Path]  # a data set, its annotation file and its image folder
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Sizes are (height, width) in pixels.
+
+    Raises:
+        ValueError: values that contradict each other, in one line.
+    """
+
+    out: Path = Path("runs/train")
+    """Folder of config.json, metrics.jsonl, quarantine.jsonl, states/ (to resume), model/ (last) and best/."""
+
+    data: Path = Path("data")
+    """Root of all data sets, in their original layouts (data/coco, data/aic, ...); unused where files are given."""
+    tasks: tuple[str, ...] = ("coco",)
+    """Data sets by name, one head (and in ViTPose++ one expert) each; or a .json file with a user's own keypoints."""
+    train: tuple[Path, ...] = ()
+    """Annotation files to train on, one for each task (or all of the only one). None: the data sets' own."""
+    train_images: tuple[Path, ...] = ()
+    """Image folder of each file in `train`, or one for all."""
+    val: tuple[Path, ...] = ()
+    """Annotation files to evaluate on, one for each task (or all of the only one)."""
+    val_images: tuple[Path, ...] = ()
+    """Image folder of each file in `val`, or one for all."""
+    val_tasks: tuple[str, ...] | None = None
+    """Which of the tasks are evaluated; the first one decides which model is the best. None: all."""
+    boxes: Path | None = None
+    """Detected boxes for the evaluation of the first task (COCO detections). None: the annotated ones."""
+    sampling: Literal["proportional", "balanced"] = "proportional"
+    """"proportional": every sample once an epoch (the paper); "balanced": every task equally often."""
+
+    model: str = "vitpose-tiny"
+    """Model preset, vitpose-{tiny,s,b,l,h} or vitpose++-{tiny,s,b,l,h}."""
+    decoder: str = "classic"
+    image_size: tuple[int, int] = (256, 192)
+    patch_stride: Literal[16, 8] = 16
+    """16, or 8 for features at 1/8 (Table 7)."""
+    attention: str = "full"
+    """full | window | window+shift | window+pool | window+shift+pool | window+full (Table 7)."""
+    window: tuple[int, int] = (8, 8)
+    """Tokens of a window (rows, columns)."""
+    part_features: int | None = None
+    """Channels of each task's expert in ViTPose++. None: a quarter of the width."""
+    experts: Literal["none", "instead", "added"] = "none"
+    """A whole FFN per task, instead of the shared one (I-FFN) or added to it (IS-FFN), Table 11."""
+    freeze_attn: bool = False
+    """Keep attention and the norm before it as they are (Table 8)."""
+    freeze_ffn: bool = False
+    """Keep embeddings, FFN and the norm before it as they are (Table 8)."""
+    frozen_stages: int = -1
+    """s >= 0: keep the patch embedding and blocks 1..s (official numbering)."""
+    drop_path: float | None = None
+    """Rate of the last block; None: the preset's."""
+    init: str | None = None
+    """Checkpoint of any format to start from. MAE pretraining: the backbone. A ViTPose: its head too, the keypoints of
+    equal names (fine-tuning)."""
+
+    sigma: float = 2.0
+    """Standard deviation of the target Gaussian in heatmap pixels."""
+    codec: Literal["official", "udp", "msra"] = "official"
+    """How heatmaps are encoded and crops cut. "official": UDP for COCO and MPII, else plain (SPEC 6.3)."""
+    batchnorm: Literal["all", "own"] = "all"
+    """What BatchNorm of a head sees in mixed batches: the samples of all tasks, as in the official code (every head
+    then computes all of them), or its own."""
+
+    epochs: int = 210
+    batch_size: int = 64
+    """Samples of one update, over all processes and micro-batches. However it is shared the gradient is that of all of
+    them; BatchNorm (in the classic decoder) sees those that one process computes at once, as in the official code."""
+    micro_batch: int | None = None
+    """Samples that one process computes at once; gradients of several add up to one update. None: all of its share."""
+    lr: float = 5e-4
+    schedule: Literal["step", "cosine"] = "step"
+    """"step": times 0.1 at each milestone; "cosine": down to 0 at the end."""
+    milestones: tuple[float, ...] = (170 / 210, 200 / 210)
+    """Of the step schedule, as fractions of the run."""
+    warmup: int = 500
+    """Steps of linear warm-up from 0.001."""
+    weight_decay: float = 0.1
+    layer_decay: float = 0.75
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: automatic mixed precision; the loss is always in float32."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+    ema: float | None = None
+    """Decay of a moving average of the weights (0.9999), which then is evaluated and saved. None: no average."""
+    recompute: Literal["none", "norm", "ffn", "most"] = "none"
+    """Activations that the backward pass computes again instead of keeping, from none to most; saves memory."""
+    compile: bool = False
+    """torch.compile the backbone."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With torchrun: every process holds the whole model (ddp) or a share of it (fsdp, FSDP2)."""
+
+    augment: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Flip, half body, scale, rotation, centre jitter; the paper's recipe (SPEC 6.2)."""
+    official_boxes: bool = True
+    """Annotated boxes lose one pixel of width and height, as in the official loader (SPEC 3.1)."""
+    mpii_stretch: bool = True
+    """MPII's square crops are stretched to the input's aspect, as in the official code (SPEC 6.6)."""
+
+    flip_test: bool = True
+    blur_kernel: int = 11
+    """Of the decoding in evaluations."""
+    eval_every: int = 10
+    """Epochs between evaluations; 0: at the end only."""
+    max_seconds: float | None = None
+    """Stop training by the clock; schedules then follow the clock where it is faster than the epochs."""
+
+    save_every: int | None = None
+    """Updates between saved states; None: once an epoch."""
+    keep: int = 2
+    """How many of the last states stay on disk."""
+    log_every: int = 20
+    """Updates between rows of metrics.jsonl."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where else the rows go."""
+    max_bad_images: int = 100
+    """Images that may turn out unusable before the run stops; each is named in quarantine.jsonl and replaced."""
+    workers: int = 2
+    """Processes that decode images, for each training process; 0: none."""
+    keep_images: bool = False
+    """Keep every decoded image in memory (small data sets)."""
+    device: str | None = None
+    """None: CUDA where there is one."""
+    seed: int = 0
+    resume: bool = False
+    """Go on from the last state in `out`/states, exactly. (After a restart by torchrun this happens anyway.)"""
+    overwrite: bool = False
+    """Replace the run that is in `out`."""
+    dry_run: bool = False
+    """Two updates and one small evaluation, in a folder of their own that is removed: does everything fit together?"""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            files, folders = getattr(self, name), getattr(self, f"{name}_images")
+            if len(folders) not in (1, len(files)) and files:
+                raise ValueError(
+                    f"got {len(files)} files in --{name} and {len(folders)} folders in --{name}-images, "
+                    f"expected one folder for all or one for each"
+                )
+            if files and len(self.tasks) not in (1, len(files)):
+                raise ValueError(
+                    f"got {len(files)} files in --{name} and {len(self.tasks)} tasks, expected a file for each task"
+                )
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"got tasks={self.tasks}, expected at least one, each once")
+        least = {"warmup": 0, "workers": 0, "seed": 0, "eval_every": 0, "weight_decay": 0, "max_bad_images": 0}
+        for name in (*least, "epochs", "batch_size", "micro_batch", "keep", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and not value >= least.get(name, 1):
+                raise ValueError(f"got {name}={value}, expected at least {least.get(name, 1)}")
+        for name in ("lr", "sigma", "clip", "layer_decay", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"got {name}={value}, expected a positive number")
+        if not self.layer_decay <= 1:
+            raise ValueError(f"got layer_decay={self.layer_decay}, expected at most 1")
+        if not math.isfinite(self.weight_decay):
+            raise ValueError(f"got weight_decay={self.weight_decay}, expected a finite number")
+        if self.val_tasks is not None and (not self.val_tasks or len(set(self.val_tasks)) != len(self.val_tasks)):
+            raise ValueError(f"got val_tasks={self.val_tasks}, expected at least one, each once; leave it out for all")
+        if self.seed >= 2**32:
+            raise ValueError(f"got seed={self.seed}, expected less than 2**32")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"got ema={self.ema}, expected a decay between 0 and 1, such as 0.9999")
+        if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
+            raise ValueError(f"got blur_kernel={self.blur_kernel}, expected an odd number")
+        if any(not 0 < m <= 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"got milestones={self.milestones}, expected rising fractions of the run")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"got micro_batch={self.micro_batch}, more than batch_size={self.batch_size}")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with the run in --out, --overwrite replaces it: choose one")
+        if self.schedule == "cosine" and self.milestones != TrainConfig.milestones:
+            raise ValueError("got --milestones with the cosine schedule, which has none: choose --schedule step")
+        if self.boxes is not None and len(self.val) > 1 and len(self.tasks) == 1:
+            raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected one file with them")
+
+    def data_sets(self) -> list[DataSet]:
+        """The data sets of `tasks`, in the codec of this run.
+
+        Raises:
+            ValueError: an unknown one (lists the valid ones).
+        """
+        found = [data_set(task) for task in self.tasks]
+        if self.codec == "official":
+            return found
+        return [dataclasses.replace(d, keypoints=dataclasses.replace(d.keypoints, codec=self.codec)) for d in found]
+
+    def model_config(self) -> ModelConfig:
+        """The model of this run.
+
+        Raises:
+            ValueError: unknown preset, options that contradict each other.
+        """
+        options: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("decoder", "image_size", "patch_stride", "attention", "window", "experts")
+            + ("freeze_attn", "freeze_ffn", "frozen_stages")
+        }
+        options |= {n: v for n in ("drop_path", "part_features") if (v := getattr(self, n)) is not None}
+        return preset(self.model, tuple(d.keypoints for d in self.data_sets()), **options)
+
+    def sources(self, name: Literal["train", "val"]) -> list[Source]:
+        """What to train or evaluate on: the files given, else those of the data sets below `data`.
+
+        A run that is given files to train on and none to evaluate on is not evaluated.
+
+        Raises:
+            ValueError: a data set for evaluation only in training, an unknown task.
+        """
+        files, folders, sets = getattr(self, name), getattr(self, f"{name}_images"), self.data_sets()
+        only = next((d.name for d in sets if d.evaluation_only), None)
+        if name == "train" and only:
+            raise ValueError(f"{only} is for evaluation only (SPEC 6.3): train on coco and evaluate on it")
+        if files:
+            folders = folders if len(folders) == len(files) else folders * len(files)
+            sets = sets if len(sets) == len(files) else sets * len(files)
+            found = list(zip(sets, files, folders, strict=True))
+        elif name == "train" or not self.train:
+            found = [(d, *d.split(self.data, name)) for d in sets if name == "train" or "val" in d.splits]
+        else:
+            found = []
+        if name == "train":
+            return found
+        if self.val_tasks is not None:
+            unknown = [t for t in self.val_tasks if t not in [d.name for d in sets]]
+            if unknown:
+                valid = ", ".join(d.name for d in sets)
+                raise ValueError(f"got {unknown[0]!r} in val_tasks, expected some of the tasks: {valid}")
+            found = [s for task in self.val_tasks for s in found if s[0].name == task]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """A json-able dict."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return [plain(v) for v in value]
+            if isinstance(value, dict):
+                return {k: plain(v) for k, v in value.items()}
+            return str(value) if isinstance(value, Path) else value
+
+        return plain(dataclasses.asdict(self))

@@ -1,0 +1,136 @@
+"""The runs of the paper's tables by name, and two small ones. Where paper and released configuration differ, the
+preset's text says so; the preset follows the paper."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitpose_fast.models.config import PLUS_TASKS
+from vitpose_training.data.augment import Augmentation
+from vitpose_training.run.config import TrainConfig
+
+Preset = tuple[str, TrainConfig]
+
+_TABLE_1 = {"s": (0.80, 0.10), "b": (0.75, 0.30), "l": (0.80, 0.50), "h": (0.80, 0.55)}  # layer decay, drop path
+_RELEASED = {  # what the released configurations do otherwise
+    "vitpose-h": "the released one has layer decay 0.85",
+    "vitpose++-s": "the released one has experts of 192 channels, not 96: --part-features 192",
+    "vitpose++-h": "the released one has layer decay 0.85",
+}
+
+
+def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
+    """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4 (ViTPose++: 1024 and 1e-3)."""
+    family, size = model.rsplit("-", 1)
+    layer_decay, drop_path = _TABLE_1[size]
+    plus = family == "vitpose++"
+    values = dict(
+        out=Path("runs") / name,
+        model=model,
+        layer_decay=layer_decay,
+        drop_path=drop_path,
+        batch_size=1024 if plus else 512,
+        lr=1e-3 if plus else 5e-4,
+        keep=2,
+    )
+    return TrainConfig(**{**values, **changes})
+
+
+def _presets() -> dict[str, Preset]:
+    out: dict[str, Preset] = {}
+
+    def add(name: str, text: str, model: str, **changes: Any) -> None:
+        differs = _RELEASED.get(model)
+        out[name] = f"{text}{f' ({differs})' if differs else ''}", _recipe(name, model, **changes)
+
+    for size in _TABLE_1:
+        add(f"coco-{size}", f"ViTPose-{size.upper()} on COCO, Table 1", f"vitpose-{size}")
+    for size in _TABLE_1:
+        text = f"ViTPose++-{size.upper()} on six data sets, Table 1"
+        add(f"joint-{size}", text, f"vitpose++-{size}", tasks=PLUS_TASKS, val_tasks=("coco",))
+    for size in _TABLE_1:
+        note = "; the released configuration of this one names another head" if size == "s" else ""
+        text = f"ViTPose-{size.upper()} with the simple decoder, Table 2{note}"
+        add(f"coco-{size}-simple", text, f"vitpose-{size}", decoder="simple")
+    for decoder in ("classic-fp", "minimal"):
+        add(f"coco-b-{decoder}", f"ViTPose-B with the {decoder} decoder, Table 3", "vitpose-b", decoder=decoder)
+    for height, width in ((224, 224), (256, 256), (384, 288), (384, 384), (576, 432)):
+        text = f"ViTPose-B at {height}x{width}, Table 6 (sigma stays 2 heatmap pixels: the paper does not say)"
+        add(f"coco-b-{height}x{width}", text, "vitpose-b", image_size=(height, width))
+    variants = {
+        "full": ("full", (8, 8)),
+        "window": ("window", (8, 8)),
+        "shift": ("window+shift", (8, 8)),
+        "pool": ("window+pool", (8, 8)),
+        "shift-pool": ("window+shift+pool", (8, 8)),
+        "window-full": ("window+full", (8, 8)),
+        "shift-pool-16x12": ("window+shift+pool", (16, 12)),
+    }
+    for name, (attention, window) in variants.items():
+        note = " (fp16 in the paper, bf16 here)" if attention == "full" else f", windows of {window[0]}x{window[1]}"
+        text = f"ViTPose-B with features at 1/8, {attention} attention{note}, Table 7"
+        precision = "bf16" if attention == "full" else "fp32"
+        options = dict(patch_stride=8, attention=attention, window=window, precision=precision)
+        add(f"coco-b-8-{name}", text, "vitpose-b", **options)
+    add("coco-b-ffn-only", "ViTPose-B with attention frozen, Table 8", "vitpose-b", freeze_attn=True)
+    add("coco-b-mhsa-only", "ViTPose-B with FFN and embeddings frozen, Table 8", "vitpose-b", freeze_ffn=True)
+    mixtures = {
+        "coco-aic": ("coco", "aic"),
+        "coco-aic-mpii": ("coco", "aic", "mpii"),
+        "coco-aic-mpii-wholebody": ("coco", "aic", "mpii", "wholebody"),
+        "coco-aic-ap10k": ("coco", "aic", "ap10k"),
+        "coco-aic-ap10k-apt36k": ("coco", "aic", "ap10k", "apt36k"),
+    }
+    both = dict(batch_size=1024, lr=1e-3, val_tasks=("coco",))  # several data sets: the right halves of Table 1
+    for name, tasks in mixtures.items():
+        text = f"ViTPose-B, one FFN for {', '.join(tasks)}, Table 10"
+        add(f"mix-{name}", text, "vitpose-b", tasks=tasks, **both)
+    three = ("coco", "aic", "ap10k")
+    kinds = {
+        "i-ffn": ("I-FFN, an FFN per task", "instead"),
+        "is-ffn": ("IS-FFN, a shared FFN plus one per task", "added"),
+    }
+    for name, (text, experts) in kinds.items():
+        add(f"experts-{name}", f"ViTPose-B, {text}, Table 11", "vitpose-b", tasks=three, experts=experts, **both)
+    for share in (6, 4, 3):
+        text = f"ViTPose++-B, PS-FFN with alpha 1/{share}, Table 11"
+        options = dict(tasks=three, part_features=768 // share, val_tasks=("coco",))
+        add(f"experts-ps-ffn-{share}", text, "vitpose++-b", **options)
+    return out
+
+
+_TINY = TrainConfig(
+    out=Path("runs/tiny"),
+    lr=1.5e-3,
+    schedule="cosine",
+    warmup=100,
+    layer_decay=1.0,
+    weight_decay=0.05,
+    batch_size=32,
+    augmentation=Augmentation(
+        jitter_probability=0.0, half_body_probability=0.0, scale_factor=0.15, rotation_degrees=15.0
+    ),
+    workers=0,
+    keep_images=True,
+)
+PRESETS: dict[str, Preset] = {
+    **_presets(),
+    "tiny": ("the tiny model from scratch on a small data set, on a CPU", _TINY),
+    "overfit": (
+        "the tiny model until it knows a few images by heart: does training work at all?",
+        replace(
+            _TINY,
+            out=Path("runs/overfit"),
+            warmup=20,
+            weight_decay=0.0,
+            epochs=100,
+            batch_size=8,
+            augment=False,
+            augmentation=Augmentation(),
+            flip_test=False,
+            eval_every=0,
+        ),
+    ),
+}

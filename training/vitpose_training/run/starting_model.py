@@ -1,0 +1,48 @@
+"""The model that a run starts with: fresh, from a pretrained backbone, or from another ViTPose."""
+
+from __future__ import annotations
+
+import torch
+
+from vitpose_fast.checkpoints import load_model, load_pretrained
+from vitpose_fast.models.vitpose import ViTPose
+from vitpose_training.run.config import TrainConfig
+
+
+def build_model(config: TrainConfig) -> ViTPose:
+    """The freshly initialised model of a run, from `config.init` where given.
+
+    Raises:
+        ValueError: a checkpoint that does not fit the model, in one line.
+    """
+    torch.manual_seed(config.seed)
+    model = ViTPose(config.model_config())
+    if config.init is None:
+        return model
+    source = load_model(config.init, image_size=config.image_size)
+    pose = source.load_report.family != "mae"
+    if not pose or model.config.has_experts or len(model.tasks) > 1:
+        print(load_pretrained(model, config.init))
+        if pose:
+            _take_heads(model, source)
+        return model
+    for name in ("width", "depth", "heads", "decoder", "decoder_width", "patch_stride", "attention"):
+        found, wanted = getattr(source.config, name), getattr(model.config, name)
+        if found != wanted:
+            raise ValueError(f"{config.init}: has {name} {found}, {config.model} has {wanted}; choose --model to match")
+    target = model.config.tasks[0]
+    start = target.name if target.name in source.heads else next(iter(source.heads))
+    training = {n: getattr(model.config, n) for n in ("drop_path", "freeze_attn", "freeze_ffn", "frozen_stages")}
+    return source.with_keypoints(target, start, **training)
+
+
+def _take_heads(model: ViTPose, source: ViTPose) -> None:
+    """The heads of tasks that the source has, too, as far as they are built alike; says which."""
+    taken = []
+    for name, head in model.heads.items():
+        own, theirs = head.state_dict(), source.heads[name].state_dict() if name in source.heads else {}
+        if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in theirs.items()}:
+            head.load_state_dict(theirs)
+            taken.append(name)
+    new = [name for name in model.heads if name not in taken]
+    print(f"heads from the checkpoint: {', '.join(taken) or 'none'}; new: {', '.join(new) or 'none'}")

@@ -1,0 +1,194 @@
+"""What a run writes down while it goes: metrics.jsonl, quarantine.jsonl, and whatever else follows along."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vitpose_fast.files import write_atomic
+from vitpose_training.run.config import TrainConfig
+
+
+class Tracker(Protocol):
+    """Something that follows a run."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """TensorBoard's event files in `out`/tensorboard."""
+
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("--track tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self._writer = SummaryWriter(str(out / "tensorboard"))
+        self._writer.add_text("config", f"```\n{json.dumps(config.to_dict(), indent=1)}\n```")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases, a project called vitpose-fast; a resumed run goes on in the same one."""
+
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError("--track wandb needs the package wandb: pip install wandb") from None
+        name = str(out).replace("/", "-").strip("-.")
+        options = dict(project="vitpose-fast", name=name, id=name, resume="allow", dir=str(out))
+        self._run = wandb.init(config=config.to_dict(), **options)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, TrainConfig], Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line a row, flushed at once. A resumed run drops the rows that it will write again.
+
+    A row has `step`. Rows of evaluations have `score`, the number that decides which model is the best.
+
+    Args:
+        path: of the file. step: updates that are done already.
+    """
+
+    def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
+        self.trackers = trackers
+        rows = read_rows(path) if step and path.exists() else []
+        rows = [r for r in rows if r["step"] < step or (r["step"] == step and "score" in r)]
+        write_atomic(path, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self.best = max([r["score"] for r in rows if "score" in r], default=-1.0)
+        """The highest score so far."""
+        self._scored = {r["step"] for r in rows if "score" in r}
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        self._file.write(json.dumps(row) + "\n")
+        if "score" in row:
+            self.best = max(self.best, row["score"])
+            self._scored.add(row["step"])
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+        for tracker in self.trackers:
+            tracker.write(row["step"], numbers)
+
+    def scored(self, step: int) -> bool:
+        """Whether there is a row of an evaluation after so many updates."""
+        return step in self._scored
+
+    def close(self) -> None:
+        self._file.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that was cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Quarantine:
+    """`quarantine.jsonl`: images that could not be used and samples that were not finite, each once.
+
+    Args:
+        path: of the file; rows of an earlier part of the run are kept and counted.
+        limit: images that may be in it.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path, self.limit = path, limit
+        rows = read_rows(path) if path.exists() else []
+        self.images = {row["image"]: row["reason"] for row in rows if "image" in row}
+
+    def add_images(self, step: int, bad: Iterable[tuple[str, str]]) -> None:
+        """Name images with the reason.
+
+        Raises:
+            ValueError: there are more than the limit now.
+        """
+        for image, reason in bad:
+            if image not in self.images:
+                self.images[image] = reason
+                self._write({"step": step, "image": image, "reason": reason})
+        if len(self.images) > self.limit:
+            raise ValueError(
+                f"{len(self.images)} images cannot be used, more than --max-bad-images {self.limit}; "
+                f"the last: {list(self.images.values())[-1]}; all are in {self.path}"
+            )
+
+    def add_step(self, step: int, samples: Iterable[Any], reason: str) -> None:
+        """Name the samples of an update that was not taken."""
+        self._write({"step": step, "samples": [str(s) for s in samples], "reason": reason})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Meter:
+    """Images per second, share of the time spent waiting for data, memory and MFU since the last row.
+
+    Args:
+        flops: of the training of one image (three times the forward pass). peak: FLOP/s of all devices, None: unknown.
+    """
+
+    def __init__(self, device: torch.device, flops: float, peak: float | None) -> None:
+        self.device, self.flops, self.peak = device, flops, peak
+        self.images, self._since, self._waited = 0, time.monotonic(), 0.0
+
+    def row(self, waited: float) -> dict[str, float]:
+        """The numbers since the last call; `waited`: seconds of waiting so far."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        speed = self.images / seconds
+        out = {"images_per_s": round(speed, 2), "data_wait": round((waited - self._waited) / seconds, 4)}
+        out["memory_mib"] = round(memory_in_use(self.device) / 2**20)
+        if self.peak:
+            out["mfu"] = round(speed * self.flops / self.peak, 4)
+        self.images, self._since, self._waited = 0, time.monotonic(), waited
+        return out
+
+    def start_again(self) -> None:
+        """Do not count what has happened since the last row: an evaluation, for instance."""
+        self.images, self._since = 0, time.monotonic()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the peak of what torch has allocated on a GPU; on a CPU the peak of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
