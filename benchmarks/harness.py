@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from benchmarks.machine import Machine
 from vitpose_fast.runtime import count_launches
-from vitpose_kernels.launch import HAS_TRITON
+from vitpose_kernels.launch import HAS_TRITON, recording
 
 LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets, or of the weights, together on a GPU
 MOST_SETS = 64
+_ARCH = 90  # whose launches declare the work: it does not depend on the chip
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,22 @@ def check_random(inputs: Iterable[Any]) -> None:
             assert varies, f"input {i} is constant or not finite; timings are taken on random data only"
 
 
-def declared(op: str, *arguments: Any) -> tuple[int | None, int | None]:
-    """(flops, bytes) of the launches of an op, by its own declaration; (None, None) without triton.
+def declared(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[int | None, int | None]:
+    """(flops, bytes) of what our ops do in a call, by their own declarations; (None, None) without triton.
 
-    Args:
-        arguments: those of its `forward` in vitpose_kernels/gpu; tensors are only looked at for shape and dtype.
+    The call is made on the meta device, forward and backward as it is timed: nothing is computed.
     """
     if not HAS_TRITON:
         return None, None
-    forward = import_module(f"vitpose_kernels.gpu.{op}").forward
-    launches = forward(*(_on_meta(a) for a in arguments))[1]
-    return sum(launch.flops for launch in launches), sum(launch.bytes for launch in launches)
+    with recording(_ARCH) as recorded:
+        function(*map(_on_meta, inputs))
+    return recorded.flops or None, recorded.bytes or None
 
 
 def _on_meta(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        return empty.requires_grad_(value.requires_grad)
     return type(value)(map(_on_meta, value)) if type(value) in (list, tuple) else value
 
 

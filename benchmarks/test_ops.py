@@ -20,8 +20,6 @@ from vitpose_kernels.deconv import pack_deconv
 from vitpose_kernels.layer_norm import layer_norm_reference
 from vitpose_kernels.windows import Windows
 
-ARCH = 90  # whose launches declare the work: it does not depend on the chip
-
 
 @pytest.fixture(params=MODELS, ids=lambda m: m.name)
 def size(request, machine, quick) -> Model:
@@ -90,11 +88,7 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
             contenders.append(Contender(package, attention(package) if there else None, missing))
     if window is not None and not pool and not position:
         contenders.append(flex_attention(Windows(grid, window, shift), machine, quick or backward, batch, heads))
-    windows = Windows(grid, (h, w), shift)
-    tables = make(0)[1:3] if position else (None, None)
-    flops, moved = declared("attention", make(0)[0], windows, pool, *tables, width**-0.5, None, ARCH)
-    if backward and flops is not None:  # five products for two, and qkv, out and their gradients
-        flops, moved = flops * 7 // 2, 3 * moved
+    flops, moved = declared(attention(), make(0))
     name = f"attention {size.name} {variant}{' forward+backward' if backward else ''}"
     extra = dict(model=size.name, layer="attention", calls=_depth(size)) if variant == "whole map 1/16" else {}
     agree = close(TOLERANCE[dtype] * (2 if backward else 1))
@@ -183,10 +177,7 @@ def test_split_ffn(compare, machine, quick, size, dtype, on, mixed, backward):
     ]
     if not mixed:
         contenders.append(Contender("dense, merged by hand", wrap(dense)))
-    values = make(0)[:8]
-    flops, moved = declared("split_ffn", *values, None, False, ARCH)
-    if backward and flops is not None:
-        flops, moved = 3 * flops, 3 * moved
+    flops, moved = declared(wrap(F.split_ffn), make(0))
     name = f"split_ffn {size.name} {'mixed tasks' if mixed else 'one task'}{' forward+backward' if backward else ''}"
     compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype] * 2), flops, moved))
 
@@ -219,10 +210,8 @@ def test_layer_norm(compare, machine, quick, size, dtype, on, backward):
         Contender("torch.compile of it", **compiled(wrap(torch_native), quick or backward, machine)),
         Contender("reference", **on_gpus_only(wrap(reference), machine)),
     ]
-    x, weight, bias, residual = make(0)[:4]
-    _, moved = declared("layer_norm", x.flatten(0, 1), residual.flatten(0, 1), weight, bias, 1e-6)
+    _, moved = declared(wrap(ours), make(0))
     name = f"layer_norm {size.name} with residual{' forward+backward' if backward else ''}"
-    moved = moved if moved is None or not backward else 7 * moved // 4  # backward: s, two gradients in, one out
     agree = close(TOLERANCE[dtype] * (2 if backward else 1))
     compare(Case("ops", name, dtype, b, make, contenders, agree, None, moved))
 
@@ -260,12 +249,7 @@ def test_linear(compare, machine, quick, size, dtype, on, layer):
         Contender("torch", torch.no_grad()(plain)),
         Contender("torch.compile of it", **compiled(torch.no_grad()(plain), quick, machine)),
     ]
-    x, weight, bias, residual = make(0)
-    rows, column = x.flatten(0, 1), torch.empty(outputs, device="meta")
-    moments = torch.empty(b * n, device="meta")
-    norm_arguments = (moments, moments, column) if norm else None
-    rest = None if norm else residual.flatten(0, 1)
-    flops, moved = declared("linear", rows, weight, bias, gelu, rest, norm_arguments, ARCH)
+    flops, moved = declared(torch.no_grad()(ours), make(0))
     extra = dict(model=size.name, layer=layer, calls=_depth(size))
     name = f"linear {size.name} {layer}"
     compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype]), flops, moved, extra))
@@ -287,7 +271,7 @@ def test_patch_embed(compare, machine, quick, size, dtype, on):
         Contender("convolution + position", torch.no_grad()(convolution)),
         Contender("torch.compile of it", **compiled(torch.no_grad()(convolution), quick, machine)),
     ]
-    flops, moved = declared("patch_embed", *make(0), (16, 12), 16, 2, ARCH)
+    flops, moved = declared(torch.no_grad()(F.patch_embed), make(0))
     extra = dict(model=size.name, layer="patch_embed", calls=1)
     agree = close(TOLERANCE[dtype])
     compare(Case("ops", f"patch_embed {size.name}", dtype, b, make, contenders, agree, flops, moved, extra))
@@ -355,13 +339,7 @@ def test_deconv(compare, machine, quick, size, dtype, on):
         Contender("convolutions channels-last", lambda *inputs: cudnn(*inputs, channels_last=True)),
         Contender("torch.compile of it", **compiled(lambda *i: cudnn(*i, channels_last=True), quick, machine)),
     ]
-    values = make(0)
-    w1, w2 = (torch.empty(4, 4, s, d, device="meta", dtype=dtype) for s in (c, d))
-    between = torch.empty(b, 768, d, device="meta", dtype=dtype)
-    bias = values[5]
-    one = declared("deconv", values[0], w1, bias, (16, 12), None, None, ARCH)
-    two = declared("deconv", between, w2, bias, (32, 24), values[3], values[4], ARCH)
-    flops, moved = (None if a is None or b_ is None else a + b_ for a, b_ in zip(one, two, strict=True))
+    flops, moved = declared(ours, make(0))
     extra = dict(model=size.name, layer="decoder", calls=1)
     agree = close(TOLERANCE[dtype] * 2)
     compare(Case("ops", f"deconv {size.name} decoder", dtype, b, make, contenders, agree, flops, moved, extra))

@@ -29,7 +29,8 @@ def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
 
     def ours(maps, flipped=None, impl=None):
         pairs = COCO_PAIRS if flip else None
-        return F.heatmap_decode(maps, "udp", 11, flipped, pairs, centers, scales, impl=impl)
+        place = centers.to(maps.device), scales.to(maps.device)
+        return F.heatmap_decode(maps, "udp", 11, flipped, pairs, *place, impl=impl)
 
     def on_host(decode):
         def run(maps, flipped=None):
@@ -60,10 +61,7 @@ def test_heatmap_decode(compare, machine, dtype, on, flip, people_count):
         ),
         Contender("Hugging Face (eager, CPU)", None if no_hf else on_host(theirs), no_hf, **host),
     ]
-    maps = make(0)
-    permutation = flip_permutation(17, COCO_PAIRS if flip else None)
-    flipped = maps[1] if flip else None
-    _, moved = declared("heatmap_decode", maps[0], "udp", 11, flipped, permutation, centers, scales, False)
+    _, moved = declared(ours, make(0))
     name = f"heatmap_decode {people_count} people{' flip' if flip else ''}"
     compare(Case("ops", name, dtype, people_count, make, contenders, same_place(1.0), None, moved))
 
@@ -90,7 +88,7 @@ def test_crop(compare, machine, dtype, on, people_count):
         Contender("OpenCV (eager, CPU)", None if no_cv2 else opencv, no_cv2, graph=False, on_host=True),
         Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False, on_host=True),
     ]
-    moved = people_count * 256 * 192 * 3 * dtype.itemsize  # the crops; pixels of the frame mostly come from caches
+    _, moved = declared(lambda image: F.crop(image, double, dtype=dtype), make(0))
     agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
     compare(Case("ops", f"crop {people_count} people", dtype, people_count, make, contenders, agree, None, moved))
 
@@ -110,8 +108,8 @@ def test_heatmap_target(compare, machine, quick, on):
         Contender("torch.compile of it", **compiled(target("reference"), quick, machine)),
         Contender("mmpose-style numpy (eager, CPU)", mmpose, graph=False, on_host=True),
     ]
-    moved = batch * 17 * 64 * 48 * 4
     make = lambda seed: keypoints(seed, batch, on)
+    _, moved = declared(target(), make(0))
     compare(Case("ops", "heatmap_target", torch.float32, batch, make, contenders, close(1e-2), None, moved))
 
 
@@ -131,6 +129,6 @@ def test_heatmap_loss(compare, machine, quick, dtype, on):
         Contender("target + weighted MSE", with_gradients(materialised_loss)),
         Contender("torch.compile of it", **compiled(with_gradients(materialised_loss), quick, machine)),
     ]
-    moved = 3 * batch * 17 * 64 * 48 * dtype.itemsize
+    _, moved = declared(loss(), make(0))
     agree = close(TOLERANCE[dtype])
     compare(Case("ops", "heatmap_loss forward+backward", dtype, batch, make, contenders, agree, None, moved))

@@ -35,8 +35,9 @@ from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.runtime import FrozenViTPose
 from vitpose_kernels.calls import MODELS, OPS, Draw
+from vitpose_kernels.chips import ARCHITECTURES
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
-from vitpose_kernels.launch import ARCHITECTURES, Launch, architecture, interpreting, recording
+from vitpose_kernels.launch import Launch, architecture, interpreting, recording
 
 BATCHES = (64, 1, 8, 72)  # of benchmarks/test_model.py
 
@@ -50,10 +51,10 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
     assert isinstance(frozen.backbone, FrozenBackbone)
     images = torch.empty(batch, 3, *model.config.image_size, dtype=torch.bfloat16, device="meta")
     place = torch.empty(batch, 2, device="meta")
-    with recording(arch) as launches:
+    with recording(arch) as recorded:
         maps = frozen.heads["coco"](frozen.backbone(images, torch.empty(batch, dtype=torch.int64, device="meta")))
         vp.functional.heatmap_decode(maps, centers=place, scales=place)
-    return launches
+    return recorded.launches
 
 
 def tile_launches(arch: int) -> Iterator[Launch]:
@@ -66,9 +67,9 @@ def tile_launches(arch: int) -> Iterator[Launch]:
             tensors = (x, weight, bias, draw.normal(batch, 192, columns), weight.float().sum(1), norm, gelu)
             for tiles in TILES:
                 for descriptors in (True, False) if arch in (90, 100) else (False,):
-                    with recording(arch) as launches:
+                    with recording(arch) as recorded:
                         with_tiles(ours, tiles, descriptors)(*tensors)
-                    yield from launches
+                    yield from recorded.launches
 
 
 def wanted(arch: int, small: bool) -> dict[Source, str]:

@@ -59,9 +59,6 @@ def test_nothing_is_imported_by_a_name_that_the_graph_cannot_see(root):
         "vitpose_fast.__main__",  # commands are loaded when asked for
         "vitpose_fast.bench",  # torch only
         "vitpose_kernels.gpu.aot",  # the kernel that a `Source` names; triton's driver
-        "benchmarks.harness",
-        "benchmarks.warm",
-        "benchmarks.machine",
     }
     hidden = set()
     for module, path in module_files(root).items():

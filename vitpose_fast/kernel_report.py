@@ -16,10 +16,13 @@ import torch
 
 from vitpose_fast.files import write_atomic
 from vitpose_kernels.calls import MODELS, OPS
-from vitpose_kernels.launch import ARCHITECTURES, HAS_TRITON, SHARED_MEMORY, interpreting
+from vitpose_kernels.chips import ARCHITECTURES, chip_named, usual_chip
+from vitpose_kernels.launch import HAS_TRITON, interpreting
 
 if TYPE_CHECKING:
     from vitpose_kernels.gpu.aot import Resources, Source
+
+_FLOORS = [chip for chip in map(chip_named, ("A100", "H200")) if chip]
 
 
 def compile_all(
@@ -30,7 +33,7 @@ def compile_all(
     kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
     problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
     """
-    from vitpose_kernels.gpu.aot import CHIPS, known_spill, measure_source, shipped, source
+    from vitpose_kernels.gpu.aot import known_spill, measure_source, shipped, source
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
     launches: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -46,7 +49,7 @@ def compile_all(
                 "kernel": src.kernel,
                 "gflop": launch.flops / 1e9,
                 "mbytes": launch.bytes / 1e6,
-                "floor_us": {chip.name: chip.floor(launch) * 1e6 for chip in CHIPS},
+                "floor_us": {chip.name: chip.floor(launch.flops, launch.bytes) * 1e6 for chip in _FLOORS},
             }
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {key: pool.submit(measure_source, key[1], key[0]) for key in wanted}
@@ -69,8 +72,9 @@ def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
         return f"does not compile: {used.error}"
     if used.spills > allowed_spills:
         return f"spills {used.spills} bytes"
-    if used.shared > SHARED_MEMORY[arch]:
-        return f"needs {used.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
+    limit = usual_chip(arch).shared_memory
+    if used.shared > limit:
+        return f"needs {used.shared} bytes of shared memory, the chip has {limit}"
     return "multiplies matrices without tensor cores" if used.has_dot and not used.tensor_cores else ""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpose_fast import functional as F
-from vitpose_kernels.launch import is_autocast
+from vitpose_kernels.autocast import is_autocast
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -29,17 +29,9 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import (
-    architecture,
-    autocast_inputs,
-    check,
-    check_device,
-    check_reach,
-    choose_impl,
-    contiguous_like,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
+from vitpose_kernels.checks import check_device, check_reach, choose_impl
+from vitpose_kernels.launch import architecture, run
 from vitpose_kernels.windows import Windows
 
 _WHOLE_MAP_ONLY = ("sdpa", "flash_attn", "xformers")
@@ -213,9 +205,7 @@ def _attention(
         return out, qkv.new_empty(0, dtype=torch.float32)
     from vitpose_kernels.gpu import attention as gpu
 
-    outputs, launches = gpu.forward(qkv, windows, pool, rel_h, rel_w, scale, pooled, architecture(qkv))
-    run(launches)
-    return outputs
+    return run(*gpu.forward(qkv, windows, pool, rel_h, rel_w, scale, pooled, architecture(qkv)))
 
 
 @triton_op("vitpose_fast::attention_backward", mutates_args=())
@@ -242,12 +232,8 @@ def _attention_backward(
     if triton:
         from vitpose_kernels.gpu import attention_backward as gpu
 
-        buffers, launches = gpu.backward(
-            grad.to(qkv.dtype).contiguous(), out, lse, qkv, windows, pool, rel_h, rel_w, scale, pooled,
-            want_tables, want_pooled, architecture(qkv),
-        )  # fmt: skip
-        run(launches)
-        grads = buffers.summed()
+        arguments = (qkv, windows, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled, architecture(qkv))
+        grads = run(*gpu.backward(grad.to(qkv.dtype).contiguous(), out, lse, *arguments)).summed()
     else:
         grads = attention_backward_reference(
             grad, qkv, windows, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled
@@ -331,41 +317,56 @@ def attention(
             `impl` that cannot do this; for "triton" also a head width above 128 and strides beyond 2^31 elements.
     """
     op = "attention"
-    check(qkv.dim() == 5 and qkv.shape[2] == 3, op, f"qkv has shape {list(qkv.shape)}, expected [B, N, 3, H, D]")
+    if not (qkv.dim() == 5 and qkv.shape[2] == 3):
+        raise ValueError(f"{op}: qkv has shape {list(qkv.shape)}, expected [B, N, 3, H, D]")
     b, n, _, heads, width = qkv.shape
-    check(len(grid) == 2 and grid[0] * grid[1] == n, op, f"grid {tuple(grid)} does not hold the {n} tokens of qkv")
+    if not (len(grid) == 2 and grid[0] * grid[1] == n):
+        raise ValueError(f"{op}: grid {tuple(grid)} does not hold the {n} tokens of qkv")
     window = (grid[0], grid[1]) if window is None else (window[0], window[1])
     for name, g, w, s in zip(("rows", "columns"), grid, window, shift, strict=True):
-        check(1 <= w <= g, op, f"window {window} does not fit grid {tuple(grid)}: need 1 <= window <= grid for {name}")
-        check(0 <= s < w, op, f"shift {tuple(shift)} does not fit window {window}: need 0 <= shift < window for {name}")
-    check(not (pool and pooled is not None), op, "got pool=True and pooled; hand in one of them")
+        if not 1 <= w <= g:
+            raise ValueError(
+                f"{op}: window {window} does not fit grid {tuple(grid)}: need 1 <= window <= grid for {name}"
+            )
+        if not 0 <= s < w:
+            raise ValueError(
+                f"{op}: shift {tuple(shift)} does not fit window {window}: need 0 <= shift < window for {name}"
+            )
+    if pool and pooled is not None:
+        raise ValueError(f"{op}: got pool=True and pooled; hand in one of them")
     if pooled is not None:
         fits = pooled.dim() == 5 and pooled.shape[0] == b and tuple(pooled.shape[2:]) == (2, heads, width)
-        check(fits, op, f"pooled has shape {list(pooled.shape)}, expected [{b}, G, 2, {heads}, {width}]")
+        if not fits:
+            raise ValueError(f"{op}: pooled has shape {list(pooled.shape)}, expected [{b}, G, 2, {heads}, {width}]")
     rel_h, rel_w = (None, None) if rel_pos is None else rel_pos
-    check((rel_h is None) == (rel_w is None), op, "rel_pos holds one table, expected (rel_h, rel_w)")
+    if (rel_h is None) != (rel_w is None):
+        raise ValueError(f"{op}: rel_pos holds one table, expected (rel_h, rel_w)")
     for name, table, size in (("rel_h", rel_h, window[0]), ("rel_w", rel_w, window[1])):
         if table is not None:
             fits = tuple(table.shape) == (2 * size - 1, width)
-            check(
-                fits,
-                op,
-                f"{name} has shape {list(table.shape)}, expected [{2 * size - 1}, {width}] for window {window}",
-            )
+            if not fits:
+                raise ValueError(
+                    f"{op}: {name} has shape {list(table.shape)}, expected [{2 * size - 1}, {width}] for window "
+                    f"{window}"
+                )
     check_device(op, qkv, rel_h=rel_h, rel_w=rel_w, pooled=pooled)
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
     impl = choose_impl(op, impl, qkv, others=_WHOLE_MAP_ONLY)
     if impl in _WHOLE_MAP_ONLY:
         plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
-        check(plain, op, f"impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
+        if not plain:
+            raise ValueError(f"{op}: impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
         if impl != "sdpa":
-            check(find_spec(impl) is not None, op, f"got impl={impl!r}, but {impl} is not installed")
-            check(qkv.is_cuda, op, f"got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
+            if find_spec(impl) is None:
+                raise ValueError(f"{op}: got impl={impl!r}, but {impl} is not installed")
+            if not qkv.is_cuda:
+                raise ValueError(f"{op}: got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
         with without_autocast(qkv):
             return _whole_map(qkv, scale, impl).contiguous()
     if impl == "triton":
-        check(width <= 128, op, f"qkv has head width {width}, the Triton kernel takes at most 128")
+        if width > 128:
+            raise ValueError(f"{op}: qkv has head width {width}, the Triton kernel takes at most 128")
         check_reach(op, qkv=qkv, pooled=pooled)
     with without_autocast(qkv):
         options = (list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)

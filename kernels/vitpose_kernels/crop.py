@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.boxes import box_to_center_scale, check_boxes, warp_matrix
-from vitpose_kernels.launch import check, check_device, choose_impl, may_look_at_values, run, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
+from vitpose_kernels.launch import run
 from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -189,9 +191,7 @@ def _crop(
         return crop_reference(*arguments)
     from vitpose_kernels.gpu import crop as gpu
 
-    out, launches = gpu.forward(*arguments)
-    run(launches)
-    return out
+    return run(*gpu.forward(*arguments))
 
 
 def crop(
@@ -237,33 +237,46 @@ def crop(
     """
     op = "crop"
     images = [image] if isinstance(image, Tensor) else list(image)
-    check(len(images) > 0, op, "got an empty list of images, expected at least one")
-    check(len(size) == 2 and min(size) >= 2, op, f"got size={tuple(size)}, expected (rows, columns) >= 2")
+    if not images:
+        raise ValueError(f"{op}: got an empty list of images, expected at least one")
+    if not (len(size) == 2 and min(size) >= 2):
+        raise ValueError(f"{op}: got size={tuple(size)}, expected (rows, columns) >= 2")
     for i, one in enumerate(images):
-        check(isinstance(one, Tensor), op, f"image {i} is a {type(one).__name__}, expected a torch.Tensor")
+        if not isinstance(one, Tensor):
+            raise ValueError(f"{op}: image {i} is a {type(one).__name__}, expected a torch.Tensor")
         fits = one.dtype == torch.uint8 and one.dim() == 3 and one.shape[2] == 3 and one.numel() > 0
-        check(fits, op, f"image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB")
+        if not fits:
+            raise ValueError(
+                f"{op}: image {i} is {one.dtype} {list(one.shape)}, expected torch.uint8 [height, width, 3] RGB"
+            )
         check_device(op, images[0], **{f"image {i}": one})
-    check(dtype.is_floating_point, op, f"got dtype={dtype}, expected a floating one")
+    if not dtype.is_floating_point:
+        raise ValueError(f"{op}: got dtype={dtype}, expected a floating one")
     device = images[0].device
     triton = choose_impl(op, impl, torch.empty(0, dtype=dtype, device=device)) == "triton"
     boxes = torch.as_tensor(boxes).detach()
-    check(boxes.dim() == 2 and boxes.shape[1] == 4, op, f"boxes have shape {list(boxes.shape)}, expected [P, 4]")
+    if not (boxes.dim() == 2 and boxes.shape[1] == 4):
+        raise ValueError(f"{op}: boxes have shape {list(boxes.shape)}, expected [P, 4]")
     p = boxes.shape[0]
-    check(sampling in ("float", "exact-cv4"), op, f"got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
-    check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
+    if sampling not in ("float", "exact-cv4"):
+        raise ValueError(f"{op}: got sampling={sampling!r}, expected 'float' or 'exact-cv4'")
+    if codec not in ("udp", "msra"):
+        raise ValueError(f"{op}: got codec={codec!r}, expected 'udp' or 'msra'")
     for name, value in {"rotation": rotation, "flip": flip, "image_index": image_index}.items():
         if value is not None:
             given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             fits = isinstance(value, Tensor) and tuple(value.shape) == (p,)
-            check(fits, op, f"{name} has {given}, expected a tensor of shape [{p}]")
-    check(image_index is not None or len(images) == 1, op, f"got {len(images)} images without image_index")
+            if not fits:
+                raise ValueError(f"{op}: {name} has {given}, expected a tensor of shape [{p}]")
+    if image_index is None and len(images) != 1:
+        raise ValueError(f"{op}: got {len(images)} images without image_index")
     index = torch.zeros(p, dtype=torch.int64, device=device) if image_index is None else image_index.long()
     if may_look_at_values(boxes):
         check_boxes(boxes, op)
     if may_look_at_values(index):
         fits = p == 0 or (int(index.min()) >= 0 and int(index.max()) < len(images))
-        check(fits, op, f"image_index runs outside 0..{len(images) - 1} for {len(images)} images")
+        if not fits:
+            raise ValueError(f"{op}: image_index runs outside 0..{len(images) - 1} for {len(images)} images")
     turn = None if rotation is None else rotation.detach().to(boxes.device)
     mirror = None if flip is None else flip.to(device).bool()
     exact = sampling == "exact-cv4"

@@ -23,16 +23,9 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import (
-    architecture,
-    autocast_inputs,
-    check,
-    check_device,
-    choose_impl,
-    refuse_grad,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.autocast import autocast_inputs, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.launch import architecture, run
 
 _ROWS = [1, 3, 2, 0]  # kernel row (or column) of (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
 _PLACES = [3, 0, 2, 1]  # the inverse: place of each kernel row in that order
@@ -98,9 +91,7 @@ def _deconv(
         return deconv_reference(*arguments)
     from vitpose_kernels.gpu import deconv as gpu
 
-    out, launches = gpu.forward(*arguments, architecture(x))
-    run(launches)
-    return out
+    return run(*gpu.forward(*arguments, architecture(x)))
 
 
 def deconv(
@@ -129,43 +120,40 @@ def deconv(
             op has no backward); more than 256 channels before a predictor in Triton.
     """
     op = "deconv"
-    check(x.dim() == 3, op, f"x has shape {list(x.shape)}, expected [B, h * w, Ci]")
-    check(
-        len(grid) == 2 and min(grid) >= 1 and grid[0] * grid[1] == x.shape[1],
-        op,
-        f"got grid={tuple(grid)} for {x.shape[1]} tokens, expected (rows, columns) whose product is that",
-    )
-    check(
-        weight.dim() == 4 and tuple(weight.shape[:3]) == (4, 4, x.shape[2]),
-        op,
-        f"weight has shape {list(weight.shape)}, expected [4, 4, {x.shape[2]}, Co] (see pack_deconv)",
-    )
+    if x.dim() != 3:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [B, h * w, Ci]")
+    if not (len(grid) == 2 and min(grid) >= 1 and grid[0] * grid[1] == x.shape[1]):
+        raise ValueError(
+            f"{op}: got grid={tuple(grid)} for {x.shape[1]} tokens, expected (rows, columns) whose product is that"
+        )
+    if not (weight.dim() == 4 and tuple(weight.shape[:3]) == (4, 4, x.shape[2])):
+        raise ValueError(
+            f"{op}: weight has shape {list(weight.shape)}, expected [4, 4, {x.shape[2]}, Co] (see pack_deconv)"
+        )
     channels = weight.shape[3]
-    check(tuple(bias.shape) == (channels,), op, f"bias has shape {list(bias.shape)}, expected [{channels}]")
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, expected [{channels}]")
     predictor_weight, predictor_bias = predictor or (None, None)
     if predictor_weight is not None and predictor_bias is not None:
-        check(
-            predictor_weight.dim() == 2
-            and predictor_weight.shape[1] == channels
-            and predictor_bias.shape == predictor_weight.shape[:1],
-            op,
-            f"predictor has shapes {list(predictor_weight.shape)} and {list(predictor_bias.shape)}, expected "
-            f"[K, {channels}] and [K]",
-        )
+        k = predictor_bias.shape[0] if predictor_bias.dim() == 1 else "K"
+        if list(predictor_weight.shape) != [k, channels]:
+            raise ValueError(
+                f"{op}: predictor has shapes {list(predictor_weight.shape)} and {list(predictor_bias.shape)}, "
+                f"expected [K, {channels}] and [K]"
+            )
     others = dict(weight=weight, bias=bias, predictor_weight=predictor_weight, predictor_bias=predictor_bias)
     check_device(op, x, **others)
     refuse_grad(op, x=x, **others)
     tensors = autocast_inputs(x, *others.values())
     x, weight, bias, predictor_weight, predictor_bias = tensors  # type: ignore[assignment]
     for name, tensor in zip(others, tensors[1:], strict=True):
-        if tensor is not None:
-            check(tensor.dtype == x.dtype, op, f"{name} is {tensor.dtype}, x is {x.dtype}; cast one of them")
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise ValueError(f"{op}: {name} is {tensor.dtype}, x is {x.dtype}; cast one of them")
     triton = choose_impl(op, impl, x) == "triton"
-    check(
-        not triton or predictor is None or channels <= 256,
-        op,
-        f"got {channels} channels before the predictor, the Triton kernel takes 256 at most; leave the predictor out "
-        "and apply it to the tokens, or use impl='reference'",
-    )
+    if triton and predictor is not None and channels > 256:
+        raise ValueError(
+            f"{op}: got {channels} channels before the predictor, the Triton kernel takes 256 at most; leave the "
+            "predictor out and apply it to the tokens, or use impl='reference'"
+        )
     with without_autocast(x):
         return _deconv(x, weight, bias, list(grid), predictor_weight, predictor_bias, triton)

@@ -23,15 +23,10 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from vitpose_kernels.autocast import without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
 from vitpose_kernels.gaussian import EPSILON, gaussian_taps
-from vitpose_kernels.launch import (
-    check,
-    check_device,
-    choose_impl,
-    may_look_at_values,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.launch import run
 
 
 def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
@@ -162,9 +157,7 @@ def _heatmap_decode(
         return heatmap_decode_reference(*arguments)
     from vitpose_kernels.gpu import heatmap_decode as gpu
 
-    outputs, launches = gpu.forward(*arguments)
-    run(launches)
-    return outputs
+    return run(*gpu.forward(*arguments))
 
 
 def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
@@ -177,9 +170,10 @@ def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | N
     for pair in () if flip_pairs is None else flip_pairs:
         a, b = map(int, pair)
         fits = min(a, b) >= 0 and max(a, b) < num_keypoints and permutation[a] == a and permutation[b] == b
-        check(
-            fits, "flip_pairs", f"pair {tuple(pair)} does not fit {num_keypoints} keypoints, each in at most one pair"
-        )
+        if not fits:
+            raise ValueError(
+                f"flip_pairs: pair {tuple(pair)} does not fit {num_keypoints} keypoints, each in at most one pair"
+            )
         permutation[a], permutation[b] = b, a
     return permutation
 
@@ -217,30 +211,24 @@ def heatmap_decode(
     """
     op = "heatmap_decode"
     triton = choose_impl(op, impl, heatmaps) == "triton"
-    check(
-        heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1,
-        op,
-        f"heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w] with h, w >= 1",
-    )
-    check(codec in ("udp", "msra", "argmax"), op, f"got codec={codec!r}, expected 'udp', 'msra' or 'argmax'")
-    check(blur_kernel >= 1 and blur_kernel % 2 == 1, op, f"got blur_kernel={blur_kernel}, expected an odd size >= 1")
+    if not (heatmaps.dim() == 4 and min(heatmaps.shape[-2:]) >= 1):
+        raise ValueError(f"{op}: heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w] with h, w >= 1")
+    if codec not in ("udp", "msra", "argmax"):
+        raise ValueError(f"{op}: got codec={codec!r}, expected 'udp', 'msra' or 'argmax'")
+    if not (blur_kernel >= 1 and blur_kernel % 2 == 1):
+        raise ValueError(f"{op}: got blur_kernel={blur_kernel}, expected an odd size >= 1")
     if flipped is not None:
-        check(
-            flipped.shape == heatmaps.shape,
-            op,
-            f"flipped has shape {list(flipped.shape)}, expected {list(heatmaps.shape)}",
-        )
+        if flipped.shape != heatmaps.shape:
+            raise ValueError(f"{op}: flipped has shape {list(flipped.shape)}, expected {list(heatmaps.shape)}")
         check_device(op, heatmaps, flipped=flipped)
         flipped = flipped.detach()
-    check((centers is None) == (scales is None), op, "got only one of centers and scales; hand in both or neither")
+    if (centers is None) != (scales is None):
+        raise ValueError(f"{op}: got only one of centers and scales; hand in both or neither")
     boxes = []
     for name, value in (("centers", centers), ("scales", scales)):
         if value is not None:
-            check(
-                tuple(value.shape) == (heatmaps.shape[0], 2),
-                op,
-                f"{name} has shape {list(value.shape)}, expected {[heatmaps.shape[0], 2]}",
-            )
+            if tuple(value.shape) != (heatmaps.shape[0], 2):
+                raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {[heatmaps.shape[0], 2]}")
             value = value.detach().to(heatmaps.device)
         boxes.append(value)
     permutation = flip_permutation(heatmaps.shape[1], flip_pairs)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
+from vitpose_kernels.autocast import contiguous_like, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl
 from vitpose_kernels.heatmap_target import check_keypoints, heatmap_target_reference
-from vitpose_kernels.launch import check, check_device, choose_impl, contiguous_like, run, without_autocast
+from vitpose_kernels.launch import run
 
 
 def _weighted_difference(
@@ -70,8 +72,7 @@ def _heatmap_loss(
         return heatmap_loss_reference(heatmaps, keypoints, visible, crop, udp, sigma, mask)
     from vitpose_kernels.gpu import heatmap_loss as gpu
 
-    partials, launches = gpu.forward(heatmaps, keypoints, visible, crop, udp, sigma, mask)
-    run(launches)
+    partials = run(*gpu.forward(heatmaps, keypoints, visible, crop, udp, sigma, mask))
     return partials.sum()
 
 
@@ -93,9 +94,7 @@ def _heatmap_loss_backward(
         return contiguous_like(heatmaps, 2 * grad * difference * factor)
     from vitpose_kernels.gpu import heatmap_loss as gpu
 
-    d_heatmaps, launches = gpu.backward(grad, heatmaps, keypoints, visible, crop, udp, sigma, mask)
-    run(launches)
-    return d_heatmaps
+    return run(*gpu.backward(grad, heatmaps, keypoints, visible, crop, udp, sigma, mask))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -140,16 +139,19 @@ def heatmap_loss(
     """
     op = "heatmap_loss"
     triton = choose_impl(op, impl, heatmaps) == "triton"
-    check(heatmaps.dim() == 4, op, f"heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w]")
+    if heatmaps.dim() != 4:
+        raise ValueError(f"{op}: heatmaps have shape {list(heatmaps.shape)}, expected [B, K, h, w]")
     b, k, h, w = heatmaps.shape
     keypoints, visible, image_size = check_keypoints(op, keypoints, visible, (h, w), image_size, codec, sigma)
     fits = (keypoints.shape[0], keypoints.shape[-2]) == (b, k)
-    check(
-        fits, op, f"keypoints have shape {list(keypoints.shape)}, expected {b} samples and {k} keypoints as in heatmaps"
-    )
+    if not fits:
+        raise ValueError(
+            f"{op}: keypoints have shape {list(keypoints.shape)}, expected {b} samples and {k} keypoints as in heatmaps"
+        )
     check_device(op, heatmaps, keypoints=keypoints, mask=mask)
     if mask is not None:
-        check(tuple(mask.shape) == (b, h, w), op, f"mask has shape {list(mask.shape)}, expected {[b, h, w]}")
+        if tuple(mask.shape) != (b, h, w):
+            raise ValueError(f"{op}: mask has shape {list(mask.shape)}, expected {[b, h, w]}")
         mask = mask.detach()
     with without_autocast(heatmaps):
         return _heatmap_loss(heatmaps, keypoints, visible, list(image_size), codec == "udp", float(sigma), mask, triton)

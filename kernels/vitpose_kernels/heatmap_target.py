@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import check, check_device, choose_impl, run, without_autocast
+from vitpose_kernels.autocast import without_autocast
+from vitpose_kernels.checks import check_device, choose_impl
+from vitpose_kernels.launch import run
 
 
 def heatmap_target_reference(
@@ -65,9 +67,7 @@ def _heatmap_target(
         return heatmap_target_reference(keypoints, visible, *sizes, udp, sigma)
     from vitpose_kernels.gpu import heatmap_target as gpu
 
-    outputs, launches = gpu.forward(keypoints, visible, *sizes, udp, sigma)
-    run(launches)
-    return outputs
+    return run(*gpu.forward(keypoints, visible, *sizes, udp, sigma))
 
 
 def check_keypoints(
@@ -80,20 +80,17 @@ def check_keypoints(
     sigma: float,
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """The checks that the ops with keypoint inputs share: (keypoints, visible) floating and detached, crop size."""
-    check(
-        keypoints.dim() in (3, 4) and keypoints.shape[-1] == 2,
-        op,
-        f"keypoints have shape {list(keypoints.shape)}, expected [B, K, 2] or [B, P, K, 2]",
-    )
-    check(
-        visible.shape == keypoints.shape[:-1],
-        op,
-        f"visible has shape {list(visible.shape)}, expected {list(keypoints.shape[:-1])}",
-    )
+    if not (keypoints.dim() in (3, 4) and keypoints.shape[-1] == 2):
+        raise ValueError(f"{op}: keypoints have shape {list(keypoints.shape)}, expected [B, K, 2] or [B, P, K, 2]")
+    if visible.shape != keypoints.shape[:-1]:
+        raise ValueError(f"{op}: visible has shape {list(visible.shape)}, expected {list(keypoints.shape[:-1])}")
     check_device(op, keypoints, visible=visible)
-    check(codec in ("udp", "msra"), op, f"got codec={codec!r}, expected 'udp' or 'msra'")
-    check(sigma > 0, op, f"got sigma={sigma}, expected a positive number of heatmap pixels")
-    check(len(size) == 2 and min(size) >= 1, op, f"got size={tuple(size)}, expected (rows, columns) >= 1")
+    if codec not in ("udp", "msra"):
+        raise ValueError(f"{op}: got codec={codec!r}, expected 'udp' or 'msra'")
+    if not sigma > 0:
+        raise ValueError(f"{op}: got sigma={sigma}, expected a positive number of heatmap pixels")
+    if not (len(size) == 2 and min(size) >= 1):
+        raise ValueError(f"{op}: got size={tuple(size)}, expected (rows, columns) >= 1")
     image_size = (4 * size[0], 4 * size[1]) if image_size is None else (image_size[0], image_size[1])
     keypoints = keypoints if keypoints.is_floating_point() and keypoints.element_size() >= 4 else keypoints.float()
     return keypoints.detach(), visible.detach().to(keypoints.dtype), image_size

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import check, check_device, choose_impl, refuse_grad, run, without_autocast
+from vitpose_kernels.autocast import without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.launch import run
 
 MAX_CHANNELS = 8192  # of the kernels: a row stays in registers
 
@@ -67,9 +69,7 @@ def _layer_norm(
         return layer_norm_reference(x, residual, weight, bias, eps)
     from vitpose_kernels.gpu import layer_norm as gpu
 
-    outputs, launches = gpu.forward(x, residual, weight, bias, eps)
-    run(launches)
-    return outputs
+    return run(*gpu.forward(x, residual, weight, bias, eps))
 
 
 @triton_op("vitpose_fast::layer_norm_backward", mutates_args=())
@@ -89,8 +89,7 @@ def _layer_norm_backward(
         return layer_norm_backward_reference(*arguments)
     from vitpose_kernels.gpu import layer_norm as gpu
 
-    (grad, partial), launches = gpu.backward(*arguments)
-    run(launches)
+    grad, partial = run(*gpu.backward(*arguments))
     d_weight, d_bias = (part.sum(0).to(weight.dtype) if need_parameters else weight.new_empty(0) for part in partial)
     return grad, d_weight, d_bias
 
@@ -150,20 +149,25 @@ def layer_norm(
     """
     op = "layer_norm"
     triton = choose_impl(op, impl, x) == "triton"
-    check(x.dim() >= 1 and x.shape[-1] >= 1, op, f"x has shape {list(x.shape)}, expected [..., C] with C >= 1")
+    if not (x.dim() >= 1 and x.shape[-1] >= 1):
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., C] with C >= 1")
     c = x.shape[-1]
-    check(
-        not triton or c <= MAX_CHANNELS,
-        op,
-        f"x has {c} channels, the Triton kernels take {MAX_CHANNELS} at most; use impl='reference'",
-    )
+    if triton and c > MAX_CHANNELS:
+        raise ValueError(
+            f"{op}: x has {c} channels, the Triton kernels take {MAX_CHANNELS} at most; use impl='reference'"
+        )
     for name, value in {"weight": weight, "bias": bias}.items():
-        check(tuple(value.shape) == (c,), op, f"{name} has shape {list(value.shape)}, expected [{c}]")
+        if tuple(value.shape) != (c,):
+            raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected [{c}]")
         fits = value.dtype == weight.dtype and value.dtype in (x.dtype, torch.float32)
-        check(fits, op, f"{name} is {value.dtype}, expected weight and bias both {x.dtype} as x or both torch.float32")
+        if not fits:
+            raise ValueError(
+                f"{op}: {name} is {value.dtype}, expected weight and bias both {x.dtype} as x or both torch.float32"
+            )
     if residual is not None:
         given, expected = ((list(t.shape), t.dtype) for t in (residual, x))
-        check(given == expected, op, f"residual is {given[1]} {given[0]}, expected {expected[1]} {expected[0]} as x")
+        if given != expected:
+            raise ValueError(f"{op}: residual is {given[1]} {given[0]}, expected {expected[1]} {expected[0]} as x")
     check_device(op, x, weight=weight, bias=bias, residual=residual)
     shape = x.shape
     x, residual = _rows(x), None if residual is None else _rows(residual)
@@ -186,8 +190,7 @@ def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor,
         return mean[:, 0].contiguous(), rstd[:, 0].contiguous()
     from vitpose_kernels.gpu import layer_norm as gpu
 
-    (_, _, mean, rstd), launches = gpu.forward(x, None, None, None, eps)
-    run(launches)
+    _, _, mean, rstd = run(*gpu.forward(x, None, None, None, eps))
     return mean, rstd
 
 
@@ -205,9 +208,11 @@ def layer_norm_statistics(x: Tensor, eps: float = 1e-6, impl: str | None = None)
     """
     op = "layer_norm_statistics"
     triton = choose_impl(op, impl, x) == "triton"
-    check(x.dim() >= 1 and x.shape[-1] >= 1, op, f"x has shape {list(x.shape)}, expected [..., C] with C >= 1")
+    if not (x.dim() >= 1 and x.shape[-1] >= 1):
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., C] with C >= 1")
     fits = not triton or x.shape[-1] <= MAX_CHANNELS
-    check(fits, op, f"x has {x.shape[-1]} channels, the Triton kernels take {MAX_CHANNELS} at most")
+    if not fits:
+        raise ValueError(f"{op}: x has {x.shape[-1]} channels, the Triton kernels take {MAX_CHANNELS} at most")
     refuse_grad(op, x=x)
     with without_autocast(x):
         mean, rstd = _layer_norm_statistics(_rows(x), eps, triton)

@@ -21,16 +21,9 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import (
-    architecture,
-    autocast_inputs,
-    check,
-    check_device,
-    choose_impl,
-    refuse_grad,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.autocast import autocast_inputs, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.launch import architecture, run
 
 
 def linear_reference(
@@ -75,16 +68,9 @@ def _linear(
 
     if norm is not None:
         norm = (norm[0].reshape(-1), norm[1].reshape(-1), norm[2].contiguous())
-    out, launches = gpu.forward(
-        _as_rows(x),
-        _as_rows(weight),
-        None if bias is None else bias.contiguous(),
-        gelu,
-        None if residual is None else _as_rows(residual),
-        norm,
-        architecture(x),
-    )
-    run(launches)
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else _as_rows(residual)
+    out = run(*gpu.forward(_as_rows(x), _as_rows(weight), bias, gelu, residual, norm, architecture(x)))
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -122,12 +108,13 @@ def linear(
     op = "linear"
     x, weight, bias = autocast_inputs(x, weight, bias)  # type: ignore[assignment]
     triton = choose_impl(op, impl, x) == "triton"
-    check(x.dim() >= 1 and x.shape[-1] > 0, op, f"x has shape {list(x.shape)}, expected [..., C]")
-    check(
-        weight.dim() == 2 and weight.shape[1] == x.shape[-1],
-        op,
-        f"weight has shape {list(weight.shape)}, expected [F, {x.shape[-1]}] for x with {x.shape[-1]} channels",
-    )
+    if not (x.dim() >= 1 and x.shape[-1] > 0):
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., C]")
+    if not (weight.dim() == 2 and weight.shape[1] == x.shape[-1]):
+        raise ValueError(
+            f"{op}: weight has shape {list(weight.shape)}, expected [F, {x.shape[-1]}] for x with {x.shape[-1]} "
+            "channels"
+        )
     rows, f = tuple(x.shape[:-1]), weight.shape[0]
     mean, rstd, weight_sums = norm or (None, None, None)
     exact = torch.promote_types(x.dtype, torch.float32)
@@ -142,8 +129,10 @@ def linear(
     given = {name: value for name, (value, *_) in expected.items() if value is not None}
     for name, value in given.items():
         _, shape, dtypes = expected[name]
-        check(tuple(value.shape) == shape, op, f"{name} has shape {list(value.shape)}, expected {list(shape)}")
-        check(value.dtype in dtypes, op, f"{name} has dtype {value.dtype}, expected {' or '.join(map(str, dtypes))}")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {list(shape)}")
+        if value.dtype not in dtypes:
+            raise ValueError(f"{op}: {name} has dtype {value.dtype}, expected {' or '.join(map(str, dtypes))}")
     check_device(op, x, **given)
     refuse_grad(op, x=x, **given)
     with without_autocast(x):

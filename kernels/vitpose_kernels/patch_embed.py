@@ -20,16 +20,9 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import (
-    architecture,
-    autocast_inputs,
-    check,
-    check_device,
-    choose_impl,
-    refuse_grad,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.autocast import autocast_inputs, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.launch import architecture, run
 
 
 def patch_embed_reference(
@@ -54,9 +47,7 @@ def _patch_embed(
     from vitpose_kernels.gpu import patch_embed as gpu
 
     grid = _grid(images, stride, padding)
-    out, launches = gpu.forward(images, weight, bias, position, grid, stride, padding, architecture(images))
-    run(launches)
-    return out
+    return run(*gpu.forward(images, weight, bias, position, grid, stride, padding, architecture(images)))
 
 
 def patch_embed(
@@ -86,36 +77,31 @@ def patch_embed(
             op has no backward).
     """
     op = "patch_embed"
-    check(
-        images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point(),
-        op,
-        f"images are {images.dtype} {list(images.shape)}, expected floating [B, 3, H, W]",
-    )
-    check(
-        weight.dim() == 4 and tuple(weight.shape[1:]) == (3, 16, 16),
-        op,
-        f"weight has shape {list(weight.shape)}, expected [C, 3, 16, 16]",
-    )
-    check(stride >= 1 and padding >= 0, op, f"got stride={stride}, padding={padding}, expected at least 1 and 0")
+    if not (images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point()):
+        raise ValueError(f"{op}: images are {images.dtype} {list(images.shape)}, expected floating [B, 3, H, W]")
+    if not (weight.dim() == 4 and tuple(weight.shape[1:]) == (3, 16, 16)):
+        raise ValueError(f"{op}: weight has shape {list(weight.shape)}, expected [C, 3, 16, 16]")
+    if not (stride >= 1 and padding >= 0):
+        raise ValueError(f"{op}: got stride={stride}, padding={padding}, expected at least 1 and 0")
     rows, columns = _grid(images, stride, padding)
-    check(
-        min(rows, columns) >= 1,
-        op,
-        f"images of {images.shape[2]}x{images.shape[3]} hold no 16x16 patch with padding {padding}",
-    )
+    if not min(rows, columns) >= 1:
+        raise ValueError(
+            f"{op}: images of {images.shape[2]}x{images.shape[3]} hold no 16x16 patch with padding {padding}"
+        )
     channels = weight.shape[0]
-    check(tuple(bias.shape) == (channels,), op, f"bias has shape {list(bias.shape)}, expected [{channels}]")
-    check(
-        tuple(position.shape) == (rows * columns, channels),
-        op,
-        f"position has shape {list(position.shape)}, expected [{rows * columns}, {channels}] for a grid of "
-        f"{rows}x{columns}",
-    )
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, expected [{channels}]")
+    if tuple(position.shape) != (rows * columns, channels):
+        raise ValueError(
+            f"{op}: position has shape {list(position.shape)}, expected [{rows * columns}, {channels}] for a grid of "
+            f"{rows}x{columns}"
+        )
     check_device(op, images, weight=weight, bias=bias, position=position)
     refuse_grad(op, images=images, weight=weight, bias=bias, position=position)
     weight, bias, position = autocast_inputs(weight, bias, position)  # type: ignore[assignment]
     for name, tensor in (("bias", bias), ("position", position)):
-        check(tensor.dtype == weight.dtype, op, f"{name} is {tensor.dtype}, weight is {weight.dtype}; cast one of them")
+        if tensor.dtype != weight.dtype:
+            raise ValueError(f"{op}: {name} is {tensor.dtype}, weight is {weight.dtype}; cast one of them")
     triton = all(choose_impl(op, impl, x) == "triton" for x in (images, weight))
     with without_autocast(images):
         return _patch_embed(images, weight, bias, position, stride, padding, triton)

@@ -24,17 +24,9 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
-from vitpose_kernels.launch import (
-    architecture,
-    autocast_inputs,
-    check,
-    check_device,
-    choose_impl,
-    contiguous_like,
-    may_look_at_values,
-    run,
-    without_autocast,
-)
+from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
+from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
+from vitpose_kernels.launch import architecture, product, run
 
 
 def split_ffn_reference(
@@ -120,21 +112,21 @@ def _split_ffn(
         return out, before if save else x.new_empty(0)
     from vitpose_kernels.gpu import split_ffn as gpu
 
-    outputs, launches = gpu.forward(
-        x.contiguous(),
-        fc1_weight.contiguous(),
-        fc1_bias.contiguous(),
-        shared_weight.contiguous(),
-        shared_bias.contiguous(),
-        expert_weight.contiguous(),
-        expert_bias.contiguous(),
-        task.contiguous(),
-        None if residual is None else residual.contiguous(),
-        save,
-        architecture(x),
+    return run(
+        *gpu.forward(
+            x.contiguous(),
+            fc1_weight.contiguous(),
+            fc1_bias.contiguous(),
+            shared_weight.contiguous(),
+            shared_bias.contiguous(),
+            expert_weight.contiguous(),
+            expert_bias.contiguous(),
+            task.contiguous(),
+            None if residual is None else residual.contiguous(),
+            save,
+            architecture(x),
+        )
     )
-    run(launches)
-    return outputs
 
 
 @triton_op("vitpose_fast::split_ffn_backward", mutates_args=())
@@ -156,16 +148,9 @@ def _split_ffn_backward(
     if triton:
         from vitpose_kernels.gpu import split_ffn as gpu
 
-        (d_before, hidden, d_expert_weight), launches = gpu.backward(
-            grad,
-            before,
-            shared_weight.contiguous(),
-            expert_weight.contiguous(),
-            task.contiguous(),
-            parts,
-            architecture(grad),
-        )
-        run(launches)
+        weights = shared_weight.contiguous(), expert_weight.contiguous()
+        arguments = (grad, before, *weights, task.contiguous(), parts, architecture(grad))
+        d_before, hidden, d_expert_weight = run(*gpu.backward(*arguments))
     else:
         d_before, hidden, d_expert_weight = hidden_gradients_reference(
             grad, before, shared_weight, expert_weight, task, parts
@@ -174,11 +159,11 @@ def _split_ffn_backward(
     rows = grad.flatten(0, 1)
     if d_before is not None:
         d_rows = d_before.flatten(0, 1)
-        grads[0] = d_before @ fc1_weight if wanted[0] else None
-        grads[1] = d_rows.t() @ x.flatten(0, 1) if wanted[1] and x is not None else None
+        grads[0] = product(d_before, fc1_weight) if wanted[0] else None
+        grads[1] = product(d_rows.t(), x.flatten(0, 1)) if wanted[1] and x is not None else None
         grads[2] = d_rows.sum(0) if wanted[2] else None
     if hidden is not None and wanted[3]:
-        grads[3] = rows[:, :shared].t() @ hidden.flatten(0, 1)
+        grads[3] = product(rows[:, :shared].t(), hidden.flatten(0, 1))
     if wanted[4]:
         grads[4] = rows[:, :shared].sum(0)
     grads[5] = d_expert_weight
@@ -239,9 +224,11 @@ def split_ffn(
             on CUDA only with VITPOSE_FAST_DEBUG=1).
     """
     op = "split_ffn"
-    check(x.dim() == 3, op, f"x has shape {list(x.shape)}, expected [B, N, C]")
+    if x.dim() != 3:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [B, N, C]")
     b, n, c = x.shape
-    check(expert_weight.dim() == 3, op, f"expert_weight has shape {list(expert_weight.shape)}, expected [T, P, F]")
+    if expert_weight.dim() != 3:
+        raise ValueError(f"{op}: expert_weight has shape {list(expert_weight.shape)}, expected [T, P, F]")
     t, p, f = expert_weight.shape
     expected = {
         "fc1_weight": (fc1_weight, (f, c)),
@@ -255,21 +242,27 @@ def split_ffn(
     if residual is not None:
         expected["residual"] = (residual, (b, n, c))
     for name, (value, shape) in expected.items():
-        check(tuple(value.shape) == shape, op, f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {list(shape)}")
     check_device(op, x, **{name: value for name, (value, _) in expected.items()})
-    check(t > 0, op, "got no experts, expected expert_weight [T, P, F] with T >= 1")
-    check(task.dtype == torch.int64, op, f"task has dtype {task.dtype}, expected torch.int64")
+    if t == 0:
+        raise ValueError(f"{op}: got no experts, expected expert_weight [T, P, F] with T >= 1")
+    if task.dtype != torch.int64:
+        raise ValueError(f"{op}: task has dtype {task.dtype}, expected torch.int64")
     if may_look_at_values(task) and task.numel():
         low, high = int(task.min()), int(task.max())
-        check(low >= 0 and high < t, op, f"task ids run from {low} to {high}, expected 0..{t - 1} for {t} experts")
+        if not (low >= 0 and high < t):
+            raise ValueError(f"{op}: task ids run from {low} to {high}, expected 0..{t - 1} for {t} experts")
     given = autocast_inputs(x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias)
     tensors = [value for value in given if value is not None]
     dtype = tensors[0].dtype
     for name, value in zip(expected, tensors[1:]):
-        check(value.dtype == dtype, op, f"{name} has dtype {value.dtype}, expected {dtype} as x")
+        if value.dtype != dtype:
+            raise ValueError(f"{op}: {name} has dtype {value.dtype}, expected {dtype} as x")
     if residual is not None:
         exact = torch.promote_types(dtype, torch.float32)
-        check(residual.dtype in (dtype, exact), op, f"residual has dtype {residual.dtype}, expected {dtype} or {exact}")
+        if residual.dtype not in (dtype, exact):
+            raise ValueError(f"{op}: residual has dtype {residual.dtype}, expected {dtype} or {exact}")
     triton = choose_impl(op, impl, tensors[0]) == "triton"
     # What the FFN computes inside is needed again unless at most its last biases and the residual are trained.
     save = torch.is_grad_enabled() and any(tensors[i].requires_grad for i in (0, 1, 2, 3, 5))

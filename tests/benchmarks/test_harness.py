@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import machine as machine_file
+from benchmarks.contenders import with_gradients
 from benchmarks.harness import (
     Case,
     Contender,
@@ -26,7 +27,7 @@ from benchmarks.harness import (
 )
 from benchmarks.machine import Machine
 from benchmarks.models import random_model
-from vitpose_fast import bench
+from vitpose_fast import bench, functional
 from vitpose_fast.__main__ import run
 
 FIELDS = {
@@ -240,8 +241,19 @@ def test_graphs_on_both_sides_or_the_row_says_eager():
 def test_work_comes_from_the_declaration_of_the_op():
     pytest.importorskip("triton")
     x, weight, bias = torch.randn(6, 32), torch.randn(16, 32), torch.randn(16)
-    flops, moved = declared("linear", x, weight, bias, False, None, None, 90)
+    flops, moved = declared(torch.no_grad()(functional.linear), (x, weight, bias))
     assert flops == 2 * 6 * 16 * 32 and moved == 4 * (6 * 32 + 16 * 32 + 16 + 6 * 16)
+
+
+def test_work_of_a_backward_is_declared_too():
+    """Attention over a whole map: two products forward, and five of the same size backward."""
+    pytest.importorskip("triton")
+    qkv = torch.randn(2, 12, 3, 2, 16, requires_grad=True)
+    attention = lambda x: functional.attention(x, (4, 3))
+    flops, moved = declared(torch.no_grad()(attention), (qkv,))
+    both, more = declared(with_gradients(attention), (qkv, torch.randn(2, 12, 32)))
+    assert flops == 4 * 2 * 12 * 12 * 32 and both == flops * 7 // 2 and more > 2 * moved
+    assert declared(lambda x: x + 1, (torch.zeros(3),)) == (None, None)
 
 
 def test_the_environment_is_stamped(machine, monkeypatch):

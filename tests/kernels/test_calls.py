@@ -43,10 +43,25 @@ def test_launches_are_recorded_inside_the_context_only():
             F.linear(x, weight)
         F.layer_norm(x, x[0, 0], x[0, 0])
     assert out.is_meta and out.shape == (2, 192, 32)
-    assert [launch.kernel.__name__ for launch in inner] == ["linear_kernel"]
-    assert len(outer) == 2 and outer[0].flops == 2 * 384 * 64 * 32
+    assert [launch.kernel.__name__ for launch in inner.launches] == ["linear_kernel"]
+    assert len(outer.launches) == 2 and outer.launches[0].flops == 2 * 384 * 64 * 32
     F.linear(x, weight)  # by default the reference, as ever
-    assert len(outer) == 2
+    assert len(outer.launches) == 2 and outer.products == []
+    assert outer.flops == outer.launches[0].flops and outer.bytes == sum(launch.bytes for launch in outer.launches)
+
+
+@needs_triton
+def test_products_by_the_library_are_recorded_with_their_op():
+    """A backward of `split_ffn` by every expert: the two products of its forward, each with two in its backward."""
+    b, n, c, f, p, t = 2, 8, 64, 256, 16, 3
+    shapes = [(b, n, c), (f, c), (f,), (c - p, f), (c - p,), (t, p, f), (t, p)]
+    inputs = [torch.empty(*shape, device="meta", requires_grad=True) for shape in shapes]
+    with recording(90) as forward:
+        out = F.split_ffn(*inputs, torch.zeros(b, dtype=torch.int64, device="meta"))
+    assert forward.flops == 2 * 2 * b * n * c * f and forward.products == []
+    with recording(90) as backward:
+        torch.autograd.grad(out, inputs, torch.empty_like(out))
+    assert backward.flops == 2 * forward.flops and len(backward.products) == 3
 
 
 def python(code, **environment):

@@ -29,24 +29,6 @@ from vitpose_kernels.launch import Launch, recording
 _TENSOR_CORES = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
 
 
-class Chip(NamedTuple):
-    """Ceilings of a chip: dense 16-bit matrix products in FLOP/s, memory in bytes/s.
-
-    H200: measured by others with a large product and a copy. A100 (80 GB): data sheet.
-    """
-
-    name: str
-    flops: float
-    bandwidth: float
-
-    def floor(self, launch: Launch) -> float:
-        """Seconds that `launch` takes at least."""
-        return max(launch.flops / self.flops, launch.bytes / self.bandwidth)
-
-
-CHIPS = (Chip("A100", 312e12, 2.0e12), Chip("H200", 790e12, 4.3e12))
-
-
 # (kernel, chip, constants, bytes, why): spills that we know and keep.
 KNOWN_SPILLS: tuple[tuple[str, int, dict[str, Any], int, str], ...] = (
     (
@@ -74,9 +56,9 @@ def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tu
     """
     seen = set()
     for call in calls(op, model, Draw("meta", dtype)):
-        with recording(arch) as launches:
+        with recording(arch) as recorded:
             call()
-        for launch in launches:
+        for launch in recorded.launches:
             identity = source(launch), launch.grid, launch.flops, launch.bytes
             if identity not in seen:
                 seen.add(identity)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vitpose_kernels.launch import Launch, cdiv, num_bytes
+from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 
 @triton.jit
@@ -210,16 +210,6 @@ class Tiles(NamedTuple):
     @property
     def shape(self) -> dict[str, int]:
         return dict(BLOCK_M=self.BLOCK_M, TAIL=self.TAIL, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
-
-
-_MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # of the usual board, where none is there
-
-
-def multiprocessors(x: Tensor, arch: int) -> int:
-    """Number of multiprocessors of the device of `x`."""
-    if not x.is_cuda:
-        return _MULTIPROCESSORS[arch]
-    return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
 
 
 def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arch: int, processors: int) -> Tiles:

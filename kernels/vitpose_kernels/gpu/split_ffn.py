@@ -21,10 +21,9 @@ from vitpose_kernels.gpu.linear import (
     gelu_and_slope,
     linear_kernel,
     load,
-    multiprocessors,
     tile_order,
 )
-from vitpose_kernels.launch import Launch, cdiv, num_bytes
+from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 
 @triton.jit

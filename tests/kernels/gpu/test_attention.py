@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
 from vitpose_kernels import attention as module
-from vitpose_kernels.launch import check_reach
+from vitpose_kernels.checks import check_reach
 from vitpose_kernels.windows import Windows
 
 CASES = {

@@ -111,7 +111,7 @@ def test_writes_nothing_beside_its_output(k, dtype, device):
     inputs = moved(make(dtype, batch=1, grid=(3, 5), co=20, k=k), device)
     (expected, [launch]) = gpu.forward(*list(inputs.values())[:4], *(inputs["predictor"] or (None, None)), 80)
     guarded = torch.full((expected.numel() + 128,), 77.0, dtype=dtype, device=device)
-    run([launch, launch._replace(arguments=launch.arguments | {"out_ptr": guarded[64:-64]})])
+    run(None, [launch, launch._replace(arguments=launch.arguments | {"out_ptr": guarded[64:-64]})])
     assert torch.equal(guarded[64:-64].view_as(expected), expected)
     assert (guarded[:64] == 77).all() and (guarded[-64:] == 77).all()
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitpose_fast import functional as F
+from vitpose_kernels.chips import ARCHITECTURES, usual_chip
 from vitpose_kernels.gpu import linear as gpu
-from vitpose_kernels.launch import ARCHITECTURES, SHARED_MEMORY, run
+from vitpose_kernels.launch import run
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages: a whole one, and one of 192 rows; small steps, so that there are some
@@ -125,7 +126,7 @@ def test_descriptors_give_what_pointers_give(device, check_error_rule, shape, c,
             moved = (v if v is gelu else to(v, device) for v in inputs)
             out[arch], launches = gpu.forward(x.to(device), weight.to(device), *moved, arch)
             assert [launch.kernel for launch in launches] == [kernel]
-            run(launches)
+            run(out, launches)
     truth = F.linear(x.double(), weight.double(), *(v if v is gelu else to(v, torch.float64) for v in inputs))
     for ours in out.values():
         check_error_rule(ours, F.linear(x, weight, *inputs), truth)
@@ -161,7 +162,7 @@ def test_nothing_beside_an_operand_is_read_and_nothing_beside_the_output_written
         out, launches = gpu.forward(place(x), place(weight), bias, True, place(residual), norm, arch, before)
         canary = torch.full((out.numel() + 256,), 7.0, dtype=out.dtype, device=device)
         target = canary[128:-128].view(out.shape)
-        run(launch._replace(arguments={**launch.arguments, "out_ptr": target}) for launch in launches)
+        run(target, [launch._replace(arguments={**launch.arguments, "out_ptr": target}) for launch in launches])
         assert (canary[:128] == 7).all() and (canary[-128:] == 7).all()
         assert target.isfinite().all() and before.isfinite().all()
         launched[name] = target, before
@@ -216,7 +217,7 @@ def test_tiles_fit_into_shared_memory_and_waste_no_row_of_a_192_token_sample(arc
         for sections, rows, columns in ((1, 12288, 768), (64, 192, 768), (64, 192, 3072), (6, 320, 5120), (1, 3, 5)):
             tiles = gpu.choose_tiles(sections, rows, columns, dtype, arch, 132)
             loaded = (tiles.BLOCK_M + tiles.TAIL + tiles.BLOCK_N) * tiles.BLOCK_K * dtype.itemsize
-            assert loaded * tiles.num_stages <= SHARED_MEMORY[arch]
+            assert loaded * tiles.num_stages <= usual_chip(arch).shared_memory
             assert rows != 192 or rows % (tiles.BLOCK_M + tiles.TAIL) == 0
 
 

@@ -117,7 +117,7 @@ def test_writes_nothing_beside_its_output(dtype, device):
     inputs = make(dtype, batch=1, channels=20, device=device)
     expected, [launch] = gpu.forward(*list(inputs.values())[:4], (2, 3), 16, 2, 80)
     guarded = torch.full((expected.numel() + 128,), 77.0, dtype=dtype, device=device)
-    run([launch, launch._replace(arguments=launch.arguments | {"out_ptr": guarded[64:-64]})])
+    run(None, [launch, launch._replace(arguments=launch.arguments | {"out_ptr": guarded[64:-64]})])
     assert torch.equal(guarded[64:-64].view_as(expected), expected)
     assert (guarded[:64] == 77).all() and (guarded[-64:] == 77).all()
 

@@ -149,9 +149,9 @@ def test_nothing_beside_an_operand_is_read_and_nothing_beside_an_output_written(
         ids = task.to(device) if not results else beside(task.to(device), 2**40)
         written = []
         (out, before), launches = split_ffn.forward(x, *weights, ids, r, True, 80)
-        run(guarded(launches, ("out_ptr", "before_ptr"), (out, before), written))
+        run(out, guarded(launches, ("out_ptr", "before_ptr"), (out, before), written))
         found, launches = split_ffn.backward(g, written[1], weights[2], weights[4], ids, (True, True, True), 80)
-        run(guarded(launches, ("d_before_ptr", "hidden_ptr", "d_weight_ptr"), found, written))
+        run(found, guarded(launches, ("d_before_ptr", "hidden_ptr", "d_weight_ptr"), found, written))
         for t in written:
             assert t.isfinite().all()
             edges = t.new_empty(0).set_(t.untyped_storage())

@@ -7,30 +7,15 @@ import math
 import torch
 
 from vitpose_fast.models.config import ModelConfig
-
-# Dense tensor-core peaks in FLOP/s with bf16 inputs, from the vendor's data sheets (without sparsity).
-_BF16 = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+from vitpose_kernels.chips import chip_named
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """FLOP/s of a device in "bf16" or "fp32" (TF32 tensor cores, half of bf16); None: unknown, CPUs above all."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((value for key, value in _BF16.items() if key in name), None)
-    return None if peak is None else peak if precision == "bf16" else peak / 2
+    chip = chip_named(torch.cuda.get_device_name(device))
+    return None if chip is None else chip.flops if precision == "bf16" else chip.flops / 2
 
 
 def forward_flops(config: ModelConfig) -> float:
