@@ -50,7 +50,7 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     if quick and (backward or variant not in ("whole map 1/16", "8x8 shift+pool+position 1/8")):
         pytest.skip("not in a quick run")
     batch = size.batch if "512" not in variant else max(1, size.batch // 8)
-    heads, width = size.heads, size.width // size.heads
+    heads, width = size.num_heads, size.width // size.num_heads
     h, w = window or grid
     shift = (h // 2, w // 2) if shifted else (0, 0)
     tokens = grid[0] * grid[1]
@@ -90,7 +90,7 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
         contenders.append(flex_attention(Windows(grid, window, shift), machine, quick or backward, batch, heads))
     flops, moved = declared(attention(), make(0))
     name = f"attention {size.name} {variant}{' forward+backward' if backward else ''}"
-    extra = dict(model=size.name, layer="attention", calls=_depth(size)) if variant == "whole map 1/16" else {}
+    extra = dict(model=size.name, layer="attention", calls=size.depth) if variant == "whole map 1/16" else {}
     agree = close(TOLERANCE[dtype] * (2 if backward else 1))
     compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, {} if backward else extra))
 
@@ -137,10 +137,6 @@ def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads
         return run(*(x.transpose(1, 2) for x in qkv.unbind(2))).transpose(1, 2).flatten(2)
 
     return Contender("FlexAttention", attention, compiled=True)
-
-
-def _depth(size: Model) -> int:
-    return {"S": 12, "B": 12, "L": 24, "H": 32}[size.name]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
@@ -250,7 +246,7 @@ def test_linear(compare, machine, quick, size, dtype, on, layer):
         Contender("torch.compile of it", **compiled(torch.no_grad()(plain), quick, machine)),
     ]
     flops, moved = declared(torch.no_grad()(ours), make(0))
-    extra = dict(model=size.name, layer=layer, calls=_depth(size))
+    extra = dict(model=size.name, layer=layer, calls=size.depth)
     name = f"linear {size.name} {layer}"
     compare(Case("ops", name, dtype, b, make, contenders, close(TOLERANCE[dtype]), flops, moved, extra))
 

@@ -38,6 +38,7 @@ from vitpose_kernels.calls import MODELS, OPS, Draw
 from vitpose_kernels.chips import ARCHITECTURES
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
+from vitpose_kernels.sizes import PAPER
 
 BATCHES = (64, 1, 8, 72)  # of benchmarks/test_model.py
 
@@ -84,7 +85,7 @@ def wanted(arch: int, small: bool) -> dict[Source, str]:
         for op in ("layer_norm", "linear", "heatmap_decode"):
             add(f"{op}, small", (launch for _, launch in shipped(op, SMALL, torch.bfloat16, arch)))
         return out
-    for name in ("vitpose-b", "vitpose-s", "vitpose-l", "vitpose-h"):
+    for name in sorted((f"vitpose-{size}" for size in PAPER), key=lambda name: name != "vitpose-b"):
         for batch in BATCHES:
             add(f"{name} {batch}", model_launches(name, batch, arch))
     for batch in (64, 8):

@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture
 def make(scramble):
     def make(name="vitpose-tiny", tasks=("coco",), seed=0, **options):
-        options = dict(image_size=(64, 48), depth=2, width=32, heads=2, decoder_width=16) | options
+        options = dict(image_size=(64, 48), depth=2, width=32, num_heads=2, decoder_width=16) | options
         return scramble(vp.create_model(name, tasks, **options), seed).eval().to(DEVICE)
 
     return make

@@ -23,7 +23,7 @@ _HOME = {
     "KEYPOINT_SETS": "vitpose_fast.keypoints",
     "load_keypoint_set": "vitpose_fast.keypoints",
     "HeatmapCodec": "vitpose_fast.codec",
-    "ClassicDecoder": "vitpose_fast.modules",
+    "ClassicHead": "vitpose_fast.models.heads",
     "HeatmapDecoder": "vitpose_fast.modules",
     "HeatmapLoss": "vitpose_fast.modules",
     "LayerNorm": "vitpose_fast.modules",
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from vitpose_fast.keypoints import load_keypoint_set as load_keypoint_set
     from vitpose_fast.models.config import PRESETS as PRESETS
     from vitpose_fast.models.config import ModelConfig as ModelConfig
+    from vitpose_fast.models.heads import ClassicHead as ClassicHead
     from vitpose_fast.models.vitpose import ViTPose as ViTPose
     from vitpose_fast.models.vitpose import create_model as create_model
-    from vitpose_fast.modules import ClassicDecoder as ClassicDecoder
     from vitpose_fast.modules import HeatmapDecoder as HeatmapDecoder
     from vitpose_fast.modules import HeatmapLoss as HeatmapLoss
     from vitpose_fast.modules import LayerNorm as LayerNorm

@@ -257,7 +257,7 @@ def info(args: list[str] | None = None) -> int:
         model = load_model(source)
         c = model.config
         print(f"{model.load_report.source}: {model.load_report.family} checkpoint")  # findings are logged
-        print(f"width {c.width}, depth {c.depth}, heads {c.heads}, image {c.image_size[0]}x{c.image_size[1]}")
+        print(f"width {c.width}, depth {c.depth}, heads {c.num_heads}, image {c.image_size[0]}x{c.image_size[1]}")
         print(f"decoder {c.decoder}, experts {len(c.tasks) if c.part_features else 0} of {c.part_features} channels")
         for name in model.heads:
             print(f"head {name}: {c.task(name).num_keypoints} keypoints")

@@ -15,7 +15,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vitpose_fast import functional as F
 from vitpose_fast.models.backbone import Backbone, Block
-from vitpose_fast.modules import ClassicDecoder, FastModule, SplitFFN
+from vitpose_fast.models.heads import ClassicHead
+from vitpose_fast.modules import FastModule, SplitFFN
 from vitpose_kernels.deconv import pack_deconv
 
 
@@ -69,13 +70,13 @@ class FrozenBlock(FastModule):
     def __init__(self, block: Block, dtype: torch.dtype, fold_norm: bool) -> None:
         super().__init__()
         attn = block.attn
-        self.heads = attn.heads
+        self.num_heads = attn.num_heads
         self.attention: dict[str, Any] = dict(window=attn.window, shift=attn.shift, pool=attn.pool)
         self.grid = attn.grid
         qkv_weight, qkv_bias = attn.qkv.weight.detach().double(), attn.qkv.bias.detach().double()
         self.rel_pos = nn.ParameterList()
         width = qkv_weight.shape[1]
-        self.scale = (width // attn.heads) ** -0.5
+        self.scale = (width // attn.num_heads) ** -0.5
         if attn.rel_pos_h is not None and attn.rel_pos_w is not None:  # they multiply the unscaled q
             self.rel_pos.extend([constant(attn.rel_pos_h, dtype), constant(attn.rel_pos_w, dtype)])
         else:
@@ -98,7 +99,7 @@ class FrozenBlock(FastModule):
 
     def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = (self.rel_pos[0], self.rel_pos[1]) if len(self.rel_pos) else None
         out = F.attention(qkv, self.grid, rel_pos=rel_pos, scale=self.scale, impl=self.impl, **self.attention)
         x = self.proj(out, residual=x)
@@ -143,7 +144,7 @@ class FrozenBackbone(FastModule):
 class FrozenDecoder(FastModule):
     """Classic decoder, BatchNorm folded into the deconvolutions; for the kernels or for PyTorch's convolutions."""
 
-    def __init__(self, head: ClassicDecoder, dtype: torch.dtype, kernels: bool) -> None:
+    def __init__(self, head: ClassicHead, dtype: torch.dtype, kernels: bool) -> None:
         super().__init__()
         self.kernels = kernels
         layers: list[Any] = list(head.deconv_layers)

@@ -91,7 +91,7 @@ def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--models", nargs="+", default=["S", "B", "L", "H"], choices=["S", "B", "L", "H"])
+    parser.add_argument("--models", nargs="+", default=[m.name for m in MODELS], choices=[m.name for m in MODELS])
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--json", metavar="FILE", help="also write both tables to a file")

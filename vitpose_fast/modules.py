@@ -72,7 +72,7 @@ class WindowAttention(FastModule):
     `rel_pos_w` [2w - 1, D] (zeros at first), shared by the heads.
 
     Args:
-        width: channels C; heads: H, with C = H * D.
+        width: channels C; num_heads: H, with C = H * D.
         grid: (rows, columns) of tokens.
         window: (rows, columns) of a window, None: the whole map. shift, pool: as in `functional.attention`.
         rel_pos: learn a decomposed relative position of the window.
@@ -81,7 +81,7 @@ class WindowAttention(FastModule):
     def __init__(
         self,
         width: int,
-        heads: int,
+        num_heads: int,
         grid: tuple[int, int],
         window: tuple[int, int] | None = None,
         shift: tuple[int, int] = (0, 0),
@@ -89,18 +89,18 @@ class WindowAttention(FastModule):
         rel_pos: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.grid, self.window, self.shift, self.pool = heads, grid, window, shift, pool
+        self.num_heads, self.grid, self.window, self.shift, self.pool = num_heads, grid, window, shift, pool
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = self.rel_pos_w = None
         if rel_pos:
             h, w = window or grid
-            self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, width // heads))
-            self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, width // heads))
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, width // num_heads))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, width // num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C], N the tokens of the grid, row-major."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
         return self.proj(F.attention(qkv, self.grid, self.window, self.shift, self.pool, rel_pos, impl=self.impl))
 
@@ -213,37 +213,6 @@ def _per_sample(x: Tensor, weight: Tensor, bias: Tensor, task: Tensor) -> Tensor
     """x [B, N, I] times the weight [T, O, I] of each sample's task: [B, N, O]. Every task gets a gradient."""
     out = torch.bmm(x, weight.index_select(0, task).transpose(1, 2))
     return out + bias.index_select(0, task)[:, None].to(out.dtype)  # autocast leaves additions alone
-
-
-class ClassicDecoder(nn.Module):
-    """Deconvolution k4 s2 + BatchNorm + ReLU, once or twice, then a 1x1 convolution to heatmaps (SPEC 1.3).
-
-    Args:
-        width: channels of the features. num_keypoints: K. decoder_width: channels after each deconvolution.
-        num_deconvs: 2 for features at 1/16, 1 for 1/8.
-    """
-
-    def __init__(self, width: int, num_keypoints: int, decoder_width: int = 256, num_deconvs: int = 2) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for channels in (width, *[decoder_width] * (num_deconvs - 1)):
-            deconv = nn.ConvTranspose2d(channels, decoder_width, 4, stride=2, padding=1, bias=False)
-            nn.init.normal_(deconv.weight, std=0.001)
-            layers += [deconv, nn.BatchNorm2d(decoder_width), nn.ReLU(inplace=True)]
-        self.deconv_layers = nn.Sequential(*layers)
-        self.final_layer = nn.Conv2d(decoder_width, num_keypoints, 1)
-        init_predictor(self.final_layer)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, C, rows, columns] -> [B, K, h, w]."""
-        return self.final_layer(self.deconv_layers(features))
-
-
-def init_predictor(layer: nn.Conv2d) -> None:
-    """Start a convolution to heatmaps as the official code does: weights of 0.001, no bias."""
-    nn.init.normal_(layer.weight, std=0.001)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
 
 
 class HeatmapLoss(FastModule):

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitpose_fast import functional as F
 from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder
 from vitpose_fast.graphs import Graphs, in_pieces
+from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
-from vitpose_fast.modules import ClassicDecoder, use_impl
+from vitpose_fast.modules import use_impl
 from vitpose_kernels.launch import HAS_TRITON
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
@@ -120,7 +121,7 @@ class FrozenViTPose(PoseModel):
 
 
 def _frozen_head(head: nn.Module, dtype: torch.dtype, kernels: bool) -> nn.Module:
-    if isinstance(head, ClassicDecoder):
+    if isinstance(head, ClassicHead):
         return FrozenDecoder(head, dtype, kernels)
     return deepcopy(head).to(dtype)
 
@@ -205,7 +206,7 @@ def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:
     out.append("position")
     if not model.config.has_rel_pos:
         out.append("scale of q")
-    if any(isinstance(head, ClassicDecoder) for head in model.heads.values()):
+    if any(isinstance(head, ClassicHead) for head in model.heads.values()):
         out.append("BatchNorm")
     return [*out, "LayerNorm"] if layer_norm else out
 

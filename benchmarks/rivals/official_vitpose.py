@@ -71,7 +71,7 @@ class Attention(nn.Module):
         self.whole = self.window == self.grid and not any(self.shift)
         self.rel_pos_h = self.rel_pos_w = None
         if config.has_rel_pos:
-            head = config.width // config.heads
+            head = config.width // config.num_heads
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, head))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, head))
         masked = self.padded != self.grid or any(self.shift)

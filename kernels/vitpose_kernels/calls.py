@@ -21,6 +21,7 @@ from vitpose_kernels.heatmap_target import heatmap_target
 from vitpose_kernels.layer_norm import layer_norm, layer_norm_statistics
 from vitpose_kernels.linear import linear
 from vitpose_kernels.patch_embed import patch_embed
+from vitpose_kernels.sizes import PAPER, SIZES, part_features
 from vitpose_kernels.split_ffn import split_ffn
 
 
@@ -34,7 +35,8 @@ class Model(NamedTuple):
 
     name: str
     width: int
-    heads: int
+    depth: int
+    num_heads: int
     part_features: int
     batch: int = 64  # that of the paper's Table 12
     tasks: int = 6
@@ -46,14 +48,11 @@ class Model(NamedTuple):
     variants: bool = False
 
 
-MODELS = (
-    Model("S", 384, 12, 96),
-    Model("B", 768, 12, 192, variants=True),
-    Model("L", 1024, 16, 256),
-    Model("H", 1280, 16, 320),
+MODELS = tuple(
+    Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b") for name in PAPER
 )
 # Nothing is a power of two or a multiple of a tile, rows do not start at multiples of 16 bytes, windows do not fit.
-ODD = Model("odd", 76, 2, 20, batch=3, tasks=3, keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))
+ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))
 
 
 class Call(NamedTuple):
@@ -139,8 +138,8 @@ def _attention(model: Model, draw: Draw) -> Iterator[Call]:
             ("whole", large, large, False),
         ]
     for name, grid, window, everything in variants:
-        tokens, width = grid[0] * grid[1], model.width // model.heads
-        qkv = draw.normal(model.batch, tokens, 3, model.heads, width)
+        tokens, width = grid[0] * grid[1], model.width // model.num_heads
+        qkv = draw.normal(model.batch, tokens, 3, model.num_heads, width)
         grad = draw.normal(model.batch, tokens, model.width)
         label = f"{name} {window[0]}x{window[1]}"
         if everything:

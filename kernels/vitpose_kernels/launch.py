@@ -80,11 +80,11 @@ class Recording(NamedTuple):
 
     @property
     def flops(self) -> int:
-        return sum(work.flops for work in (*self.launches, *self.products))
+        return sum(launch.flops for launch in self.launches) + sum(product.flops for product in self.products)
 
     @property
     def bytes(self) -> int:
-        return sum(work.bytes for work in (*self.launches, *self.products))
+        return sum(launch.bytes for launch in self.launches) + sum(product.bytes for product in self.products)
 
 
 _recording: Recording | None = None

@@ -34,9 +34,9 @@ def test_plus_keeps_all_heads_and_experts(make, official, images, tmp_path, chec
 
 @pytest.mark.parametrize("part", [48, 96])
 def test_part_features_come_from_the_tensors(part, make, official, images, tmp_path, check_same, store):
-    model = make("vitpose++-tiny", tasks=("coco", "aic"), width=384, heads=12, depth=1, part_features=part)
+    model = make("vitpose++-tiny", tasks=("coco", "aic"), width=384, num_heads=12, depth=1, part_features=part)
     loaded = vp.load_model(store(tmp_path / "s.pth", official(model)))
-    assert loaded.config.part_features == part and loaded.config.heads == 12
+    assert loaded.config.part_features == part and loaded.config.num_heads == 12
     check_same(loaded, model, images, "aic")
 
 
@@ -132,16 +132,16 @@ def test_the_task_argument_wins(make, official, tmp_path, check_refusal, store):
 
 
 def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, check_refusal, check_same, store):
-    model = make(width=160, heads=5)
+    model = make(width=160, num_heads=5)
     path = store(tmp_path / "m.pth", official(model))
     check_refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
     check_same(vp.load_model(path, num_heads=5), model, images)
-    tiny = make(heads=6)
+    tiny = make(num_heads=6)
     path = store(tmp_path / "tiny.pth", official(tiny))
     check_same(vp.load_model(path, num_heads=6), tiny, images)
     assert "3 attention heads from the width 192" in vp.load_model(path).load_report.guesses
     vp.save_model(make(), tmp_path / "ours")
-    assert vp.load_model(tmp_path / "ours", num_heads=6).config.heads == 6
+    assert vp.load_model(tmp_path / "ours", num_heads=6).config.num_heads == 6
 
 
 def test_image_size_tells_the_aspect(make, official, tmp_path, check_refusal, check_same, store):

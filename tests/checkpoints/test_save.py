@@ -109,7 +109,7 @@ def test_what_the_official_layout_cannot_hold_is_refused(options, words, make, t
         dict(tasks=PEN, attention="window+shift+pool", window=(2, 3), drop_path=0.2, freeze_attn=True),
         dict(decoder="minimal", patch_stride=8, layer_norm_eps=1e-5),
         dict(decoder="classic-fp", frozen_stages=1),
-        dict(image_size=(48, 80), width=160, heads=5),
+        dict(image_size=(48, 80), width=160, num_heads=5),
     ],
 )
 def test_our_own_format_keeps_everything(options, make, tmp_path):

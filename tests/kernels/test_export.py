@@ -15,7 +15,8 @@ SETUP = """
     class Pose(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            options = dict(attention="window+shift+pool", window=(2, 3), depth=2, width=32, heads=2, decoder_width=16)
+            options = dict(attention="window+shift+pool", window=(2, 3))
+            options |= dict(depth=2, width=32, num_heads=2, decoder_width=16)
             self.model = vp.create_model("vitpose++-tiny", tasks=("coco", "mpii"), image_size=(64, 48), **options)
 
         def forward(self, images, task):

@@ -23,7 +23,7 @@ PEN = KeypointSet.from_dict({"name": "pen", "names": ["tip", "cap"], "skeleton":
 def test_presets_are_those_of_the_table(size, width, depth, heads, rate, part):
     plain, plus = preset(f"vitpose-{size}"), preset(f"vitpose++-{size}")
     for config in (plain, plus):
-        assert (config.width, config.depth, config.heads, config.drop_path) == (width, depth, heads, rate)
+        assert (config.width, config.depth, config.num_heads, config.drop_path) == (width, depth, heads, rate)
     assert (plain.part_features, plus.part_features) == (0, part)
     assert plain.layer_norm_eps == 1e-6
 
@@ -59,7 +59,7 @@ def test_grid_padding_and_heatmap_size():
 
 
 def test_options_override_what_the_preset_says():
-    config = preset("vitpose++-s", drop_path=0.0, depth=6, width=240, heads=4, decoder_width=32)
+    config = preset("vitpose++-s", drop_path=0.0, depth=6, width=240, num_heads=4, decoder_width=32)
     assert (config.drop_path, config.depth, config.width, config.decoder_width) == (0.0, 6, 240, 32)
     assert config.part_features == 60  # a quarter of the width that was asked for
     assert preset("vitpose++-s", part_features=192).part_features == 192
@@ -96,8 +96,8 @@ def test_dict_round_trip_with_the_users_own_keypoints():
         (dict(image_size=(250, 15)), ["(250, 15)", "16 to 4096"]),
         (dict(image_size=(0, 192)), ["(0, 192)"]),
         (dict(patch_stride=4), ["patch_stride 4", "16 or 8"]),
-        (dict(heads=5), ["192", "5"]),
-        (dict(heads=0), ["heads 0"]),
+        (dict(num_heads=5), ["192", "5"]),
+        (dict(num_heads=0), ["num_heads 0"]),
         (dict(depth=0), ["depth 0"]),
         (dict(part_features=192), ["192", "0..191"]),
         (dict(drop_path=1.0), ["drop_path 1.0"]),

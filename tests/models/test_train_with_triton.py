@@ -23,7 +23,7 @@ def deterministic(monkeypatch):
 
 def small(name="vitpose++-tiny", tasks=("coco", "mpii"), **options):
     torch.manual_seed(0)
-    options = dict(image_size=(64, 48), depth=2, width=32, heads=2, decoder_width=16) | options
+    options = dict(image_size=(64, 48), depth=2, width=32, num_heads=2, decoder_width=16) | options
     return vp.create_model(name, tasks=tasks, **options).train()
 
 

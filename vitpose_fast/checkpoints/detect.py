@@ -11,11 +11,13 @@ import torch
 
 from vitpose_fast.checkpoints.formats import State
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, custom_keypoint_set, keypoint_set
-from vitpose_fast.models.config import HEADS_BY_WIDTH, PLUS_TASKS, ModelConfig
+from vitpose_fast.models.config import PLUS_TASKS, ModelConfig
+from vitpose_kernels.sizes import SIZES
 
 _TASK_BY_COUNT = {17: "coco", 14: "aic", 16: "mpii", 133: "wholebody", 21: "interhand"}
 _TASKS_IN_NAMES = ("wholebody", "ap10k", "apt36k", "ochuman", "crowdpose", "interhand", "aic", "mpii", "coco")
 # What Hugging Face leaves out of config.json where it is the default.
+_HEADS_BY_WIDTH = {size.width: size.num_heads for size in SIZES.values()}
 _HF_DEFAULTS = {"num_attention_heads": 12, "image_size": [256, 192], "layer_norm_eps": 1e-12}
 
 
@@ -62,7 +64,7 @@ def detect_config(
     width = shape("backbone.patch_embed.proj.weight")[0]
     depth = 1 + max(int(m[1]) for k in state if (m := re.match(r"backbone\.blocks\.(\d+)\.", k)))
     backbone = _HF_DEFAULTS | written.get("backbone_config", {}) if written.get("model_type") == "vitpose" else {}
-    heads = num_heads or backbone.get("num_attention_heads") or HEADS_BY_WIDTH.get(width)
+    heads = num_heads or backbone.get("num_attention_heads") or _HEADS_BY_WIDTH.get(width)
     if heads is None:
         raise ValueError(f"{source}: cannot tell the attention heads of a width of {width}; say num_heads=")
     state, experts, part = _experts(state, width, shape, report)
@@ -82,7 +84,7 @@ def detect_config(
     config = ModelConfig(
         width=width,
         depth=depth,
-        heads=heads,
+        num_heads=heads,
         part_features=part,
         decoder=decoder,
         decoder_width=decoder_width,

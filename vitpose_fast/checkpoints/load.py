@@ -70,7 +70,7 @@ def _load(
             config = ModelConfig.from_dict(written["vitpose_fast"])
         except ValueError as error:
             raise ValueError(f"{path}: its config cannot be used ({error})") from None
-        config = replace(config, heads=num_heads or config.heads)
+        config = replace(config, num_heads=num_heads or config.num_heads)
     else:
         pretraining = family == "mae"  # always square, whatever size the model is for
         state, config = detect_config(

@@ -124,7 +124,7 @@ def hf_config(model: ViTPose) -> dict[str, Any]:
             "num_channels": 3,
             "hidden_size": c.width,
             "num_hidden_layers": c.depth,
-            "num_attention_heads": c.heads,
+            "num_attention_heads": c.num_heads,
             "mlp_ratio": c.ffn_ratio,
             "num_experts": len(c.tasks) if c.part_features else 1,
             "part_features": c.part_features,

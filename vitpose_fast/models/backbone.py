@@ -36,7 +36,7 @@ class Block(nn.Module):
         rate = config.drop_path * index / max(config.depth - 1, 1)
         self.norm1 = LayerNorm(c, config.layer_norm_eps)
         self.attn = WindowAttention(
-            c, config.heads, config.grid, **config.block_attention(index), rel_pos=config.has_rel_pos
+            c, config.num_heads, config.grid, **config.block_attention(index), rel_pos=config.has_rel_pos
         )
         self.norm2 = LayerNorm(c, config.layer_norm_eps)
         self.mlp = _ffn(config)

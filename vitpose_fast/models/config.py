@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vitpose_fast.keypoints import KeypointSet, keypoint_set
+from vitpose_kernels.sizes import SIZES, part_features
 
 DECODERS = ("classic", "classic-fp", "simple", "minimal")
 EXPERTS = ("none", "instead", "added")
@@ -25,7 +26,7 @@ class ModelConfig:
 
     width: int = 192  # C, channels of a token
     depth: int = 4
-    heads: int = 3
+    num_heads: int = 3  # of attention
     part_features: int = 0  # channels of each task's expert in a split FFN (ViTPose++), 0: no split
     experts: str = "none"  # whole FFNs per task (Table 11): "instead" of the shared one (I-FFN), "added" to it (IS-FFN)
     ffn_ratio: int = 4  # hidden channels of a dense FFN per channel; 8 in an IS-FFN whose two FFNs were merged
@@ -55,9 +56,11 @@ class ModelConfig:
         self._check(
             self.attention in ATTENTION, f"attention {self.attention!r}, expected one of {', '.join(ATTENTION)}"
         )
-        for name in ("width", "depth", "heads", "ffn_ratio", "decoder_width"):
+        for name in ("width", "depth", "num_heads", "ffn_ratio", "decoder_width"):
             self._check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}, expected at least 1")
-        self._check(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
+        self._check(
+            self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}"
+        )
         self._check(0 <= self.drop_path < 1, f"drop_path {self.drop_path}, expected 0 <= rate < 1")
         self._check(
             0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
@@ -157,15 +160,7 @@ class ModelConfig:
         return cls(**values)
 
 
-_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(width=192, depth=4, heads=3, decoder_width=64),
-    "s": dict(width=384, depth=12, heads=12, drop_path=0.1),
-    "b": dict(width=768, depth=12, heads=12, drop_path=0.3),
-    "l": dict(width=1024, depth=24, heads=16, drop_path=0.5),
-    "h": dict(width=1280, depth=32, heads=16, drop_path=0.55),
-}
-HEADS_BY_WIDTH = {size["width"]: size["heads"] for size in _SIZES.values()}
-PRESETS = (*(f"vitpose-{s}" for s in _SIZES), *(f"vitpose++-{s}" for s in _SIZES))
+PRESETS = (*(f"vitpose-{size}" for size in SIZES), *(f"vitpose++-{size}" for size in SIZES))
 
 
 def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overrides: Any) -> ModelConfig:
@@ -181,9 +176,11 @@ def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overri
     if unknown:
         valid = ", ".join(f.name for f in fields(ModelConfig))
         raise ValueError(f"unknown model option {', '.join(unknown)}; valid: {valid}")
-    values = _SIZES[size] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    values: dict[str, Any] = SIZES[size]._asdict() | {
+        k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()
+    }
     if family == "vitpose++":
-        values.setdefault("part_features", values["width"] // 4)
+        values.setdefault("part_features", part_features(values["width"]))
     if isinstance(tasks, (str, KeypointSet)):
         tasks = (tasks,)
     return replace(ModelConfig(tasks=tuple(keypoint_set(t) for t in tasks)), **values)

@@ -1,11 +1,34 @@
-"""Decoders: features [B, C, rows, columns] to heatmaps [B, K, h, w], with the official parameter names (SPEC 1.3)."""
+"""Heads: features [B, C, rows, columns] to heatmaps [B, K, h, w], with the official parameter names (SPEC 1.3)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from vitpose_fast.models.config import ModelConfig
-from vitpose_fast.modules import ClassicDecoder, init_predictor
+
+
+class ClassicHead(nn.Module):
+    """Deconvolution k4 s2 + BatchNorm + ReLU, once or twice, then a 1x1 convolution to heatmaps (SPEC 1.3).
+
+    Args:
+        width: channels of the features. num_keypoints: K. decoder_width: channels after each deconvolution.
+        num_deconvs: 2 for features at 1/16, 1 for 1/8.
+    """
+
+    def __init__(self, width: int, num_keypoints: int, decoder_width: int = 256, num_deconvs: int = 2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (width, *[decoder_width] * (num_deconvs - 1)):
+            deconv = nn.ConvTranspose2d(channels, decoder_width, 4, stride=2, padding=1, bias=False)
+            nn.init.normal_(deconv.weight, std=0.001)
+            layers += [deconv, nn.BatchNorm2d(decoder_width), nn.ReLU(inplace=True)]
+        self.deconv_layers = nn.Sequential(*layers)
+        self.final_layer = nn.Conv2d(decoder_width, num_keypoints, 1)
+        _init_predictor(self.final_layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, rows, columns] -> [B, K, h, w]."""
+        return self.final_layer(self.deconv_layers(features))
 
 
 class SimpleHead(nn.Module):
@@ -15,7 +38,7 @@ class SimpleHead(nn.Module):
         super().__init__()
         self.scale = config.patch_stride / 4
         self.final_layer = nn.Conv2d(config.width, num_keypoints, 3, padding=1)
-        init_predictor(self.final_layer)
+        _init_predictor(self.final_layer)
 
     def forward(self, features: Tensor) -> Tensor:
         x = nn.functional.interpolate(features.relu(), scale_factor=self.scale, mode="bilinear", align_corners=False)
@@ -29,10 +52,17 @@ class MinimalHead(nn.Module):
         super().__init__()
         self.factor = config.patch_stride // 4
         self.final_layer = nn.Conv2d(config.width, num_keypoints * self.factor**2, 1)
-        init_predictor(self.final_layer)
+        _init_predictor(self.final_layer)
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.pixel_shuffle(self.final_layer(features), self.factor)
+
+
+def _init_predictor(layer: nn.Conv2d) -> None:
+    """Start a convolution to heatmaps as the official code does: weights of 0.001, no bias."""
+    nn.init.normal_(layer.weight, std=0.001)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
 
 
 def make_head(config: ModelConfig, num_keypoints: int) -> nn.Module:
@@ -42,7 +72,7 @@ def make_head(config: ModelConfig, num_keypoints: int) -> nn.Module:
     if config.decoder == "minimal":
         return MinimalHead(config, num_keypoints)
     num_deconvs = 2 if config.patch_stride == 16 else 1
-    head = ClassicDecoder(config.width, num_keypoints, config.decoder_width, num_deconvs)
+    head = ClassicHead(config.width, num_keypoints, config.decoder_width, num_deconvs)
     if config.decoder == "classic-fp":  # paper 4.2: a fixed random predictor
         head.final_layer.requires_grad_(False)
     return head

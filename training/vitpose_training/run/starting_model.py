@@ -26,7 +26,7 @@ def build_model(config: TrainConfig) -> ViTPose:
         if pose:
             _take_heads(model, source)
         return model
-    for name in ("width", "depth", "heads", "decoder", "decoder_width", "patch_stride", "attention"):
+    for name in ("width", "depth", "num_heads", "decoder", "decoder_width", "patch_stride", "attention"):
         found, wanted = getattr(source.config, name), getattr(model.config, name)
         if found != wanted:
             raise ValueError(f"{config.init}: has {name} {found}, {config.model} has {wanted}; choose --model to match")
