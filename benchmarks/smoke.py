@@ -29,8 +29,9 @@ from torch import Tensor
 from benchmarks.harness import tensors_of
 from benchmarks.processes import die_with_parent, start
 from benchmarks.records import append_line, read_lines
-from vitpose_kernels.calls import MODELS, ODD, OPS, Call, Draw, Model, calls
+from vitpose_kernels.calls import OPS, Call, Draw, calls
 from vitpose_kernels.launch import interpreting
+from vitpose_kernels.sizes import MODELS, ODD, Model
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||out - truth|| / ||truth||
 BROKEN, WRONG = 3, 4  # exit codes: the context of the device is lost; a call is wrong (1 is any Python error)

@@ -15,9 +15,9 @@ from benchmarks.models import randn
 from benchmarks.rivals.masked_experts import masked_experts
 from benchmarks.tiles import LAYERS, library
 from vitpose_fast import functional as F
-from vitpose_kernels.calls import MODELS, Model
 from vitpose_kernels.deconv import pack_deconv
 from vitpose_kernels.layer_norm import layer_norm_reference
+from vitpose_kernels.sizes import MODELS, Model
 from vitpose_kernels.windows import Windows
 
 

@@ -12,8 +12,8 @@ from benchmarks.contenders import TOLERANCE
 from benchmarks.harness import Case, Contender, close, declared
 from benchmarks.models import randn
 from benchmarks.tiles import LAYERS, TILES, library, ours, with_tiles
-from vitpose_kernels.calls import MODELS
 from vitpose_kernels.launch import HAS_TRITON, architecture
+from vitpose_kernels.sizes import MODELS
 
 
 @pytest.mark.parametrize("layer", LAYERS)

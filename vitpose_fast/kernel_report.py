@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitpose_fast.files import write_atomic
-from vitpose_kernels.calls import MODELS, OPS
+from vitpose_kernels.calls import OPS
 from vitpose_kernels.chips import ARCHITECTURES, chip_named, usual_chip
 from vitpose_kernels.launch import HAS_TRITON, interpreting
+from vitpose_kernels.sizes import MODELS
 
 if TYPE_CHECKING:
     from vitpose_kernels.gpu.aot import Resources, Source

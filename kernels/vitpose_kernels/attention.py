@@ -22,7 +22,6 @@ FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). Memor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as nnF
@@ -32,9 +31,8 @@ from torch.library import triton_op
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, check_reach, choose_impl
 from vitpose_kernels.launch import architecture, run
+from vitpose_kernels.libraries import LIBRARIES, library_attention
 from vitpose_kernels.windows import Windows
-
-_WHOLE_MAP_ONLY = ("sdpa", "flash_attn", "xformers")
 
 
 def _split(qkv_windows: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,21 +267,6 @@ def _backward(ctx, grad: Tensor, _grad_lse: Tensor | None):
 _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _whole_map(qkv: Tensor, scale: float, impl: str) -> Tensor:
-    """Attention of every token to every token by somebody else's kernel: [B, N, C]."""
-    q, k, v = qkv.unbind(2)  # [B, N, H, D]
-    if impl == "flash_attn":
-        from flash_attn import flash_attn_func
-
-        return flash_attn_func(q, k, v, softmax_scale=scale).flatten(2)
-    if impl == "xformers":
-        from xformers.ops import memory_efficient_attention
-
-        return memory_efficient_attention(q, k, v, scale=scale).flatten(2)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return nnF.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
-
-
 def attention(
     qkv: Tensor,
     grid: tuple[int, int],
@@ -352,18 +335,13 @@ def attention(
     check_device(op, qkv, rel_h=rel_h, rel_w=rel_w, pooled=pooled)
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
-    impl = choose_impl(op, impl, qkv, others=_WHOLE_MAP_ONLY)
-    if impl in _WHOLE_MAP_ONLY:
+    impl = choose_impl(op, impl, qkv, others=LIBRARIES)
+    if impl in LIBRARIES:
         plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
         if not plain:
             raise ValueError(f"{op}: impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
-        if impl != "sdpa":
-            if find_spec(impl) is None:
-                raise ValueError(f"{op}: got impl={impl!r}, but {impl} is not installed")
-            if not qkv.is_cuda:
-                raise ValueError(f"{op}: got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
         with without_autocast(qkv):
-            return _whole_map(qkv, scale, impl).contiguous()
+            return library_attention(qkv, scale, impl).contiguous()
     if impl == "triton":
         if width > 128:
             raise ValueError(f"{op}: qkv has head width {width}, the Triton kernel takes at most 128")

@@ -21,38 +21,8 @@ from vitpose_kernels.heatmap_target import heatmap_target
 from vitpose_kernels.layer_norm import layer_norm, layer_norm_statistics
 from vitpose_kernels.linear import linear
 from vitpose_kernels.patch_embed import patch_embed
-from vitpose_kernels.sizes import PAPER, SIZES, part_features
+from vitpose_kernels.sizes import Model
 from vitpose_kernels.split_ffn import split_ffn
-
-
-class Model(NamedTuple):
-    """What the shapes of a model's calls follow from.
-
-    Attributes:
-        grid: (rows, columns) of tokens at 1/16; at 1/8 and in heatmaps there are two and four times as many.
-        variants: whether the variants of Table 7 (features at 1/8) are among its calls; the paper has them for B.
-    """
-
-    name: str
-    width: int
-    depth: int
-    num_heads: int
-    part_features: int
-    batch: int = 64  # that of the paper's Table 12
-    tasks: int = 6
-    keypoints: int = 17
-    whole_body: int = 133  # the most keypoints of a task
-    decoder_width: int = 256
-    grid: tuple[int, int] = (16, 12)
-    window: tuple[int, int] = (8, 8)
-    variants: bool = False
-
-
-MODELS = tuple(
-    Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b") for name in PAPER
-)
-# Nothing is a power of two or a multiple of a tile, rows do not start at multiples of 16 bytes, windows do not fit.
-ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))
 
 
 class Call(NamedTuple):

@@ -1,4 +1,4 @@
-"""The sizes of the models: what the shapes that kernels ship for and the presets of the library follow from.
+"""The sizes of the models: what the presets of the library and the shapes that kernels ship for follow from.
 
 Source: ViTPose, Table 1 and section 4.1; "tiny" is ours, for tests and demonstrations.
 """
@@ -31,3 +31,33 @@ PAPER = tuple(name for name in SIZES if name != "tiny")
 def part_features(width: int) -> int:
     """Channels of each task's expert in ViTPose++: a quarter of the FFN's outputs."""
     return width // 4
+
+
+class Model(NamedTuple):
+    """What the shapes of a model's calls follow from.
+
+    Attributes:
+        grid: (rows, columns) of tokens at 1/16; at 1/8 and in heatmaps there are two and four times as many.
+        variants: whether the variants of Table 7 (features at 1/8) are among its calls; the paper has them for B.
+    """
+
+    name: str
+    width: int
+    depth: int
+    num_heads: int
+    part_features: int
+    batch: int = 64  # that of the paper's Table 12
+    tasks: int = 6
+    keypoints: int = 17
+    whole_body: int = 133  # the most keypoints of a task
+    decoder_width: int = 256
+    grid: tuple[int, int] = (16, 12)
+    window: tuple[int, int] = (8, 8)
+    variants: bool = False
+
+
+MODELS = tuple(
+    Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b") for name in PAPER
+)
+# Nothing is a power of two or a multiple of a tile, rows do not start at multiples of 16 bytes, windows do not fit.
+ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))

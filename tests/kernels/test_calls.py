@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.harness import tensors_of
 from vitpose_fast import functional as F
-from vitpose_kernels.calls import MODELS, ODD, OPS, Draw, calls
+from vitpose_kernels.calls import OPS, Draw, calls
 from vitpose_kernels.launch import recording
+from vitpose_kernels.sizes import MODELS, ODD
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 

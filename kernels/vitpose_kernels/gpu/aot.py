@@ -23,8 +23,9 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vitpose_kernels.calls import Draw, Model, calls
+from vitpose_kernels.calls import Draw, calls
 from vitpose_kernels.launch import Launch, recording
+from vitpose_kernels.sizes import Model
 
 _TENSOR_CORES = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
 
