@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 import vitpose_fast as vp
-import vitpose_fast.coco
 import vitpose_fast.images
 from vitpose_fast.__main__ import COMMANDS, main
 
@@ -109,10 +108,9 @@ def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
 
 
 def test_predict_decodes_every_image_once(folder, monkeypatch):
-    read = vitpose_fast.coco.read_image
+    read = vitpose_fast.images.read_image
     seen: list[str] = []
-    for module in (vitpose_fast.coco, vitpose_fast.images):
-        monkeypatch.setattr(module, "read_image", lambda path: (seen.append(str(path)), read(path))[1])
+    monkeypatch.setattr(vitpose_fast.images, "read_image", lambda path: (seen.append(str(path)), read(path))[1])
     Path("photos/2.png").write_bytes(b"broken")
     file = boxes(*({"image_id": i, "bbox": [5, 5, 20, 30]} for i in (1, 1, 2, 3)))
     assert run("predict", "photos", "--weights", "weights", "--boxes", file) == 1
@@ -121,7 +119,7 @@ def test_predict_decodes_every_image_once(folder, monkeypatch):
 
 def test_predict_holds_few_images(folder, monkeypatch):
     """With one person a batch, each image is let go of before the one after the next is read."""
-    read = vitpose_fast.coco.read_image
+    read = vitpose_fast.images.read_image
     alive: list[weakref.ref] = []
     most = 0
 
@@ -132,7 +130,7 @@ def test_predict_holds_few_images(folder, monkeypatch):
         alive.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(vitpose_fast.coco, "read_image", counted)
+    monkeypatch.setattr(vitpose_fast.images, "read_image", counted)
     for i in range(4, 12):
         shutil.copy("photos/1.png", f"photos/{i}.png")
     assert run("predict", "photos", "--weights", "weights", "--batch-size", "1") == 0

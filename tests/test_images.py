@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vitpose_fast.images import as_image, read_image
+from vitpose_fast.images import as_image, open_images, read_image
 
 
 def photo(height=12, width=16):
@@ -144,3 +144,11 @@ def test_damage_that_pillow_does_not_see_is_logged(tmp_path, caplog):
     path.write_bytes(content)
     assert read_image(path).shape == (256, 256, 3)
     assert "scratched.jpg: simplejpeg refuses it (" in caplog.text and "decoded by Pillow" in caplog.text
+
+
+def test_images_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    problems: list[str] = []
+    wanted = [(tmp_path / name, None) for name in ("broken.png", "gone.png", "x" * 300 + ".png")]
+    assert list(open_images(wanted, problems)) == []
+    assert len(problems) == 3 and all(w[0].name in p and "\n" not in p for w, p in zip(wanted, problems))

@@ -15,7 +15,6 @@ import vitpose_fast as vp
 from vitpose_fast import functional as F
 from vitpose_fast.frames import needed_rows
 from vitpose_fast.geometry import box_to_center_scale
-from vitpose_fast.predictor import pick_device
 
 
 def photo(seed=0, height=60, width=80):
@@ -159,10 +158,6 @@ def test_bad_calls_are_named(model):
         predictor(None)
     with pytest.raises(ValueError, match="box_scores are not numbers"):
         predictor(photo(), BOXES, ["high"] * 3)
-    for name in ("foo", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device '{name}' cannot be used"):
-            pick_device(name)
-    assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="batch_size=0"):
         vp.PosePredictor(model, task="coco", batch_size=0)
 

@@ -6,38 +6,13 @@ line: file, kind of row, its index and id, the reason. A file that is of no use 
 
 from __future__ import annotations
 
-import json
-import reprlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from vitpose_fast.geometry import boxes_outside
-from vitpose_fast.images import read_image
 from vitpose_fast.keypoints import KeypointSet
-
-Row = dict[str, Any]
-LIMIT = 1e6  # pixels: larger numbers are damage, long before they are infinite in float32
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: missing, not readable, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file, expected a JSON file") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({str(error).splitlines()[0]})") from None
+from vitpose_fast.problems import first_of, shown
+from vitpose_fast.rows import LIMIT, Row, check_rows, field_of, file_name_of, id_of, is_number, read_json
 
 
 def read_annotations(path: Path, keypoint_set: KeypointSet) -> tuple[dict[str, Any], list[str]]:
@@ -140,74 +115,6 @@ def is_training_person(annotation: Row) -> bool:
     return not annotation["iscrowd"] and annotation["num_keypoints"] > 0
 
 
-def open_images(
-    wanted: Iterable[tuple[Path, list[Row] | None]], problems: list[str]
-) -> Iterator[tuple[int, Tensor, list[Row] | None]]:
-    """Decode images, one at a time: (index, pixels uint8 [h, w, 3], the rows whose `bbox` meets the image or None).
-
-    Images that cannot be read and boxes outside of theirs are left out and named in `problems`.
-    """
-    for index, (path, rows) in enumerate(wanted):
-        try:
-            pixels = read_image(path)
-        except (ValueError, OSError) as error:  # OSError: a name too long, a folder that may not be searched
-            problems.append(str(error))
-            continue
-        if rows:
-            height, width = pixels.shape[:2]
-            boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
-            outside = boxes_outside(boxes, (height, width)).tolist()
-            lost = [row["bbox"] for row, out in zip(rows, outside) if out]
-            problems += [f"{path}: box {shown(list(box))} lies outside the {width}x{height} image" for box in lost]
-            rows = [row for row, out in zip(rows, outside) if not out]
-        yield index, pixels, rows
-
-
-def shortened(problems: Sequence[str], most: int = 20) -> list[str]:
-    """The problems, each once; from `most` on only how many more there are."""
-    lines = list(dict.fromkeys(problems))
-    return lines if len(lines) <= most else [*lines[:most], f"{len(lines) - most} more problems"]
-
-
-def print_problems(problems: Sequence[str]) -> int:
-    """Name on stderr what was left out; the exit code: 1 if there was anything."""
-    for line in shortened(problems):
-        print(f"skipped: {line}", file=sys.stderr)
-    return 1 if problems else 0
-
-
-def is_number(value: Any, limit: float = LIMIT) -> bool:
-    """A number, no bool, whose absolute value is at most `limit`: not NaN, not infinite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
-
-
-def check_rows(
-    rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False, key: str = "id"
-) -> tuple[list[Row], list[str]]:
-    """(rows as `check` gives them, problems: those for which it raised ValueError, or whose id came before).
-
-    Args:
-        kind, name: what a row is called and the file it is from, for messages.
-        unique: rows have an `id` of their own; else they get their `index`.
-        key: what a row is known by in messages.
-    """
-    kept, problems = [], []
-    seen: dict[Any, int] = {}
-    for index, row in enumerate(rows):
-        try:
-            if not isinstance(row, dict):
-                raise ValueError(f"is {shown(row)}, expected a JSON object")
-            good = check(row)
-            if unique and seen.setdefault(good["id"], index) != index:
-                raise ValueError(f"the id is that of {kind} {seen[good['id']]}, expected another")
-        except ValueError as error:
-            own = f" ({key} {shown(row[key])})" if isinstance(row, dict) and key in row else ""
-            problems.append(f"{name}: {kind} {index}{own}: {error}")
-            continue
-        kept.append(good if unique else {**good, "index": index})
-    return kept, problems
-
-
 def image_row(row: Row) -> Row:
     """A checked row of `images`; ValueError says which field is damaged."""
     width, height = (field_of(row, key) for key in ("width", "height"))
@@ -272,41 +179,3 @@ def _box(row: Row) -> list[float]:
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
         raise ValueError(f"bbox is {shown(box)}, expected four finite numbers x, y, width, height")
     return list(box)
-
-
-def field_of(row: Row, key: str) -> Any:
-    """A field that must be there; ValueError: it is not."""
-    if key not in row:
-        raise ValueError(f"no {key}")
-    return row[key]
-
-
-def id_of(row: Row, key: str) -> int | str:
-    """An id: a whole number or a text; ValueError: it is neither."""
-    value = field_of(row, key)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"{key} is {shown(value)}, expected a whole number or a text")
-    return value
-
-
-def file_name_of(row: Row, key: str = "file_name") -> str:
-    """The name of an image file; ValueError: there is none, or it is no text that a file could have."""
-    value = field_of(row, key)
-    if not isinstance(value, str) or not value.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value):
-        raise ValueError(f"{key} is {shown(value)}, expected the name of an image file")
-    return value
-
-
-def shown(value: Any) -> str:
-    """A value in one short line, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    text = short.repr(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def first_of(problems: list[str], name: str) -> str:
-    """The end of a message about a file of no use: its first problem, if there is one."""
-    return f"; the first of {len(problems)} problems: {problems[0].removeprefix(f'{name}: ')}" if problems else ""

@@ -16,13 +16,16 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from vitpose_fast.coco import Row, open_images, print_problems, read_detections
+from vitpose_fast.coco import read_detections
+from vitpose_fast.device import pick_device
 from vitpose_fast.draw import draw_poses, save_picture
 from vitpose_fast.files import make_folder, write_atomic
-from vitpose_fast.images import SUFFIXES
+from vitpose_fast.images import SUFFIXES, open_images
 from vitpose_fast.models.config import PRESETS
 from vitpose_fast.models.vitpose import PoseModel
-from vitpose_fast.predictor import PosePredictor, pick_device
+from vitpose_fast.predictor import PosePredictor
+from vitpose_fast.problems import print_problems
+from vitpose_fast.rows import Row
 from vitpose_fast.runtime import freeze
 
 

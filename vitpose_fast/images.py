@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from vitpose_fast.geometry import boxes_outside
+from vitpose_fast.problems import shown
+from vitpose_fast.rows import Row
 
 try:
     import simplejpeg
@@ -107,3 +112,26 @@ def as_image(image: Any) -> Tensor:
         also = " with NaN or infinite pixels" if broken else ""
         raise ValueError(f"image is {given}{also}, expected uint8 [height, width, 3] RGB")
     return image
+
+
+def open_images(
+    wanted: Iterable[tuple[Path, list[Row] | None]], problems: list[str]
+) -> Iterator[tuple[int, Tensor, list[Row] | None]]:
+    """Decode images, one at a time: (index, pixels uint8 [h, w, 3], the rows whose `bbox` meets the image or None).
+
+    Images that cannot be read and boxes outside of theirs are left out and named in `problems`.
+    """
+    for index, (path, rows) in enumerate(wanted):
+        try:
+            pixels = read_image(path)
+        except (ValueError, OSError) as error:  # OSError: a name too long, a folder that may not be searched
+            problems.append(str(error))
+            continue
+        if rows:
+            height, width = pixels.shape[:2]
+            boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
+            outside = boxes_outside(boxes, (height, width)).tolist()
+            lost = [row["bbox"] for row, out in zip(rows, outside) if out]
+            problems += [f"{path}: box {shown(list(box))} lies outside the {width}x{height} image" for box in lost]
+            rows = [row for row, out in zip(rows, outside) if not out]
+        yield index, pixels, rows

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vitpose_fast.predictor import pick_device
+from vitpose_fast.device import pick_device
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import pytest
 
 from vitpose_fast.__main__ import main
 from vitpose_fast.checkpoints import load_model
-from vitpose_fast.coco import read_detections, read_json
+from vitpose_fast.coco import read_detections
+from vitpose_fast.rows import read_json
 from vitpose_training.data.catalog import data_set
 from vitpose_training.data.read import read_labels
 from vitpose_training.evaluation.scores import check_can_evaluate

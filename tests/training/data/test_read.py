@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitpose_fast.coco import check_annotations, clipped_box, read_json
+from vitpose_fast.coco import check_annotations, clipped_box
+from vitpose_fast.rows import read_json
 from vitpose_training.data.catalog import DATA_SETS
 from vitpose_training.data.common import image_paths
 from vitpose_training.data.interhand import project

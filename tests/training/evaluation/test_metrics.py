@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
-from vitpose_fast.coco import read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_fast.rows import read_json
 from vitpose_training.evaluation import metrics
 from vitpose_training.evaluation.coco_ap import PARTS
 from vitpose_training.evaluation.metrics import (

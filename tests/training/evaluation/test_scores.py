@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from vitpose_fast.coco import read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_fast.rows import read_json
 from vitpose_training.data.catalog import DATA_SETS, DataSet
 from vitpose_training.data.people import Labels
 from vitpose_training.data.read import read_labels

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitpose_fast.coco import LIMIT, Row, clipped_box, field_of, file_name_of, first_of, id_of, is_number, shown
+from vitpose_fast.coco import clipped_box
 from vitpose_fast.keypoints import KeypointSet
+from vitpose_fast.problems import first_of, shown
+from vitpose_fast.rows import LIMIT, Row, field_of, file_name_of, id_of, is_number
 
 UNKNOWN_SIZE = int(LIMIT)
 """Width and height of images whose size the file does not state: their boxes are clipped at 0 alone."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitpose_fast.coco import LIMIT, Row, field_of, shown
+from vitpose_fast.problems import shown
+from vitpose_fast.rows import LIMIT, Row, field_of
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import LIMIT, Row, check_rows, first_of, id_of, image_row, read_json, shown
+from vitpose_fast.coco import image_row
+from vitpose_fast.problems import first_of, shown
+from vitpose_fast.rows import LIMIT, Row, check_rows, id_of, read_json
 from vitpose_training.data.catalog import DataSet
 from vitpose_training.data.common import image_paths, numbers
 from vitpose_training.data.people import Labels, Person

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row, check_rows, field_of, file_name_of, first_of, is_number, shown
+from vitpose_fast.problems import first_of, shown
+from vitpose_fast.rows import Row, check_rows, field_of, file_name_of, is_number
 from vitpose_training.data.catalog import DataSet
 from vitpose_training.data.common import image_paths, numbers
 from vitpose_training.data.people import Labels, Person

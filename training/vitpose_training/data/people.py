@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row
+from vitpose_fast.rows import Row
 from vitpose_training.data.catalog import DataSet
 
 

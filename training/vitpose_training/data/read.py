@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import (
-    Row,
-    check_annotations,
-    clipped_box,
-    field_of,
-    first_of,
-    is_number,
-    is_training_person,
-    read_json,
-    shown,
-)
+from vitpose_fast.coco import check_annotations, clipped_box, is_training_person
+from vitpose_fast.problems import first_of, shown
+from vitpose_fast.rows import Row, field_of, is_number, read_json
 from vitpose_training.data.aic import UNKNOWN_SIZE, aic_to_coco
 from vitpose_training.data.catalog import DataSet
 from vitpose_training.data.catalog import data_set as as_data_set

@@ -16,11 +16,12 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from vitpose_fast.coco import open_images, print_problems
 from vitpose_fast.commands import info as checkpoint_info
 from vitpose_fast.draw import draw_poses, save_picture, sheet
+from vitpose_fast.images import open_images
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.poses import Poses
+from vitpose_fast.problems import print_problems
 from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
 from vitpose_training.data.people import Labels, Person
 from vitpose_training.data.read import read_labels

@@ -15,14 +15,15 @@ from typing import Literal
 
 import torch
 
-from vitpose_fast.coco import read_json
+from vitpose_fast.device import pick_device
 from vitpose_fast.draw import draw_poses, plot_training, save_picture, sheet
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.images import read_image
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.models.vitpose import ViTPose
 from vitpose_fast.poses import Poses
-from vitpose_fast.predictor import PosePredictor, pick_device
+from vitpose_fast.predictor import PosePredictor
+from vitpose_fast.rows import read_json
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.demo.synthetic import write_dataset
 from vitpose_training.evaluation.validate import evaluate

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row, check_annotations, is_number, read_json, shown
+from vitpose_fast.coco import check_annotations
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
 from vitpose_fast.keypoints import keypoint_set as find_keypoint_set
+from vitpose_fast.problems import shown
+from vitpose_fast.rows import Row, is_number, read_json
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 CROWD_LIMITS = (0.2, 0.8)  # of crowdIndex: easy below, hard from there on

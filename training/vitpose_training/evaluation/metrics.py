@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vitpose_fast.coco import Row, read_json
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
+from vitpose_fast.rows import Row, read_json
 from vitpose_training.evaluation.coco_ap import STATS, evaluate_coco, evaluate_crowdpose, evaluate_wholebody
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row
 from vitpose_fast.keypoints import DEFAULT_SIGMA, KeypointSet
+from vitpose_fast.rows import Row
 from vitpose_training.data.people import Labels, Person, points_of
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")

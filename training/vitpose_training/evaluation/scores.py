@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitpose_fast.coco import Row
+from vitpose_fast.rows import Row
 from vitpose_training.data.people import Labels, Person, all_people, by_data_set, points_of
 from vitpose_training.evaluation.metrics import (
     aic_score,

@@ -10,12 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vitpose_fast.coco import Row, open_images, print_problems, read_detections
+from vitpose_fast.coco import read_detections
+from vitpose_fast.device import pick_device
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.geometry import box_to_center_scale
+from vitpose_fast.images import open_images
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.models.vitpose import PoseModel
-from vitpose_fast.predictor import PosePredictor, pick_device
+from vitpose_fast.predictor import PosePredictor
+from vitpose_fast.problems import print_problems
+from vitpose_fast.rows import Row
 from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
 from vitpose_training.data.people import Labels, Person, adjusted
 from vitpose_training.data.read import read_labels

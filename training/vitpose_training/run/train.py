@@ -13,8 +13,8 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from vitpose_fast.coco import print_problems
-from vitpose_fast.predictor import is_out_of_memory
+from vitpose_fast.device import is_out_of_memory
+from vitpose_fast.problems import print_problems
 from vitpose_training.distributed import World, join, leave, several
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.loop import Run
