@@ -18,7 +18,7 @@ from vitpose_training.data.augment import Augmentation, crop_of
 from vitpose_training.data.batches import SampleSet, make_batch
 from vitpose_training.data.catalog import data_set
 from vitpose_training.data.read import read_labels
-from vitpose_training.evaluation.scores import SCORE, score
+from vitpose_training.evaluation.scores import score
 from vitpose_training.evaluation.validate import evaluate_labels
 from vitpose_training.run.presets import PRESETS
 from vitpose_training.run.train import train
@@ -76,7 +76,7 @@ def ceiling(labels, size=(256, 192)):
 
 
 def main_number(labels, metrics):
-    return metrics[SCORE[labels.data_set.metric]]
+    return metrics[labels.data_set.metric.headline]
 
 
 def test_perfect_targets_have_the_known_ceilings(sources):
@@ -139,7 +139,7 @@ def test_six_data_sets_by_heart(sources, tmp_path):
         most, fallen[task] = ceiling(labels), 1 - without / found
         print(f"{task:10} found {found:8.4f}  ceiling {most:8.4f}  without experts {without:8.4f}", end="  ")
         print(f"loss {loss:.2e}  without experts {loss_without:.2e}")
-        assert found == pytest.approx(metrics[f"{task} {SCORE[labels.data_set.metric]}"], abs=1e-9)
+        assert found == pytest.approx(metrics[f"{task} {labels.data_set.metric.headline}"], abs=1e-9)
         assert found >= 0.95 * most, task
         assert loss_without > 1.2 * loss, task
     assert fallen["aic"] > 0.1 and fallen["wholebody"] > 0.1  # where half a heatmap pixel counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from scipy.io import loadmat
 
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.rows import read_json
-from vitpose_training.data.catalog import DATA_SETS, DataSet
-from vitpose_training.data.people import Labels
+from vitpose_training.data.catalog import DATA_SETS
+from vitpose_training.data.coco import COCO_LAYOUT
+from vitpose_training.data.people import DataSet, Labels, joined
 from vitpose_training.data.read import read_labels
+from vitpose_training.evaluation.coco_ap import COCO_METRIC
 from vitpose_training.evaluation.metrics import STATS, aic_score, evaluate_coco
-from vitpose_training.evaluation.scores import SCORE, check_can_evaluate, joined, score, table
+from vitpose_training.evaluation.pck import HAND_METRIC
+from vitpose_training.evaluation.pckh import PCKH_METRIC
+from vitpose_training.evaluation.scores import check_can_evaluate, score, table
 
 FILES = {
     "coco": ("coco", "coco/test_coco.json"),
@@ -61,12 +66,13 @@ def results_of(people, move=(0, 0)):
 
 
 def main_number(labels, metrics):
-    return metrics[SCORE[labels.data_set.metric]]
+    return metrics[labels.data_set.metric.headline]
 
 
 def test_every_data_set_is_scored_here():
     assert {name for name, _ in FILES.values()} == set(DATA_SETS)
-    assert {own.metric for own in DATA_SETS.values()} == set(SCORE)
+    headlines = {name: own.metric.headline for name, own in DATA_SETS.items()}
+    assert headlines == dict.fromkeys(DATA_SETS, "AP") | {"mpii": "PCKh", "interhand": "AUC"}
 
 
 @pytest.mark.parametrize("file", [name for name, (own, _) in FILES.items() if own not in ("mpii", "interhand")])
@@ -271,7 +277,9 @@ def test_what_cannot_be_evaluated_is_refused_before_a_training(samples, tmp_path
     shutil.copy(samples / FILES["mpii"][1], tmp_path / "mpii.json")
     alone = read_labels("mpii", tmp_path / "mpii.json", samples / "mpii")
     refused([alone], f"{tmp_path / 'mpii_gt_val.mat'}: no such file; PCKh needs MPII's head sizes")
-    unmeasured = DataSet(KEYPOINT_SETS["interhand"])  # COCO files with keypoints that have no sigmas
+    unmeasured = DataSet(
+        KEYPOINT_SETS["interhand"], COCO_LAYOUT, COCO_METRIC
+    )  # COCO files with keypoints that have no sigmas
     refused([Labels(unmeasured, labels_of("interhand").people, coco.truth)], "interhand has no OKS sigmas")
     crowd = labels_of("crowdpose")
     del crowd.truth["images"][0]["crowdIndex"]
@@ -289,8 +297,9 @@ def test_another_head_box_file_is_refused_in_one_line(samples, tmp_path):
 
 
 def test_tables():
-    text = table({"AP": 0.7512, "AR": 1.0, "APE": -1.0, "EPE": 3.456})
+    text = table({"AP": 0.7512, "AR": 1.0, "APE": -1.0, "EPE": 3.456}, replace(COCO_METRIC, pixels=("EPE",)))
     assert text.split() == ["AP", "75.1", "AR", "100.0", "APE", "-1.0", "EPE", "3.46", "px"]
-    assert table({"PCKh": 92.66, "PCKh@0.1": 0.5}, per_cent=True) == "PCKh 92.7      PCKh@0.1 0.5"
-    lines = table(dict.fromkeys("abcdefghijklm", 0.5)).splitlines()
+    assert table({"PCKh": 92.66, "PCKh@0.1": 0.5}, PCKH_METRIC) == "PCKh 92.7      PCKh@0.1 0.5"
+    assert table({"AUC": 0.5, "EPE": -1.0}, HAND_METRIC).split() == ["AUC", "50.0", "EPE", "-1.00", "px"]
+    lines = table(dict.fromkeys("abcdefghijklm", 0.5), COCO_METRIC).splitlines()
     assert [len(line.split()) // 2 for line in lines] == [6, 6, 1]

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from vitpose_fast.coco import clipped_box
+from vitpose_fast.coco import check_annotations, clipped_box
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.problems import first_of, shown
-from vitpose_fast.rows import LIMIT, Row, field_of, file_name_of, id_of, is_number
+from vitpose_fast.rows import Row, field_of, file_name_of, id_of, is_number, read_json
+from vitpose_training.data.coco import UNKNOWN_SIZE, coco_labels
+from vitpose_training.data.people import DataSet, Labels, Layout
 
-UNKNOWN_SIZE = int(LIMIT)
-"""Width and height of images whose size the file does not state: their boxes are clipped at 0 alone."""
 _VISIBILITY: dict[float, int] = {1: 2, 2: 1, 3: 0}  # visible, occluded, not labelled: theirs -> COCO's
+
+
+def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
+    """People of AI Challenger's original list, or of its conversion to the COCO form.
+
+    Raises:
+        ValueError: a file of no use.
+    """
+    data, name = read_json(file), str(file)
+    converted: list[str] = []
+    if isinstance(data, list):
+        data, converted = aic_to_coco(data, data_set.keypoints, name)
+    truth, problems = check_annotations(data, data_set.keypoints, name)
+    return coco_labels(data_set, truth, converted + problems, name, folder)
 
 
 def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -90,3 +105,6 @@ def _numbers(entry: Row, key: str, human: str, count: int) -> list[float]:
     if not isinstance(flat, list) or len(flat) != count or not all(map(is_number, flat)):
         raise ValueError(f"{key} is {shown(flat)}, expected {count} finite numbers")
     return flat
+
+
+AIC_LAYOUT = Layout(read_aic, boxes_lose_a_pixel=True)

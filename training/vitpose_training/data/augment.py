@@ -10,8 +10,7 @@ import torch
 
 from vitpose_fast.geometry import box_to_center_scale
 from vitpose_fast.keypoints import KeypointSet
-from vitpose_training.data.catalog import DataSet
-from vitpose_training.data.people import Person
+from vitpose_training.data.people import DataSet, Person
 
 View = dict[str, Any]  # center [2], scale [2] in pixels (float32), rotation in degrees (float64), flip (bool)
 

@@ -1,34 +1,26 @@
-"""People to batches: workers decode, the device crops; which sample comes when depends on seed and step alone."""
+"""People to batches: workers decode, the device crops. Which sample comes when is said in `order`."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
 from vitpose_fast.images import read_image
-from vitpose_training.data.augment import ORDER, REPLACEMENT, Augmentation, View, draws, no_augmentation
+from vitpose_training.data.augment import REPLACEMENT, Augmentation, View, draws, no_augmentation
+from vitpose_training.data.order import Key
 from vitpose_training.data.people import Labels, Person, all_people
 
 _TRIES = 20  # unusable images in a row before a sample is given up
-
-
-class Key(NamedTuple):
-    """Which sample, when, and where in its step's batch."""
-
-    epoch: int
-    sample: int
-    position: int
 
 
 @dataclass
@@ -201,69 +193,6 @@ def _cut(
     mirrored, swapped = flip_keypoints(points, seen, codec.keypoints.flip_permutation, codec.image_size[1])
     points = torch.where(flip[:, None, None], mirrored, points).float()
     return crops, points, torch.where(flip[:, None], swapped, seen)
-
-
-class Order:
-    """Which samples make up each update: global batches, all full; the last of an epoch takes its first samples again.
-
-    Args:
-        tasks: task name of every sample.
-        batch_size: samples of an update.
-        sampling: "proportional": an epoch is every sample once. "balanced": as many, of every task equally many.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        batch_size: int,
-        seed: int,
-        sampling: Literal["proportional", "balanced"] = "proportional",
-    ) -> None:
-        self.tasks, self.batch_size, self.seed, self.sampling = np.array(tasks), batch_size, seed, sampling
-        self.steps = math.ceil(len(tasks) / batch_size)  # of an epoch
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-
-    def _make_epoch(self, epoch: int) -> np.ndarray:
-        size, rng = len(self.tasks), draws(self.seed, ORDER, epoch)
-        chosen = np.arange(size)
-        if self.sampling == "balanced":
-            names = np.unique(self.tasks)
-            share = math.ceil(size / len(names))
-            chosen = np.concatenate([self._turns(np.flatnonzero(self.tasks == n), epoch, share) for n in names])
-        order = rng.permutation(chosen)[:size]
-        return np.resize(order, self.steps * self.batch_size)  # repeats from the start
-
-    def _turns(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
-        """The `share` samples of a task in an epoch: it goes round its own, in a new order each time."""
-        places = np.arange(epoch * share, (epoch + 1) * share)
-        rounds = np.unique(places // len(own))
-        orders = np.stack([draws(self.seed, ORDER, int(r), 1 + int(own[0])).permutation(own) for r in rounds])
-        return orders[places // len(own) - rounds[0], places % len(own)]
-
-    def step(self, step: int) -> list[Key]:
-        """The samples of an update."""
-        epoch, place = divmod(step, self.steps)
-        chosen = self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return [Key(epoch, int(index), position) for position, index in enumerate(chosen)]
-
-
-class MicroBatches(Sampler):
-    """What one process computes, in order: its share of each update, in pieces of at most `micro` samples."""
-
-    def __init__(self, order: Order, steps: range, micro: int | None, rank: int = 0, processes: int = 1) -> None:
-        self.order, self.steps, self.micro, self.rank, self.processes = order, steps, micro, rank, processes
-
-    def pieces(self) -> int:
-        """Micro-batches of an update; the same for every process."""
-        largest_share = math.ceil(self.order.batch_size / self.processes)
-        return math.ceil(largest_share / (self.micro or largest_share))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        pieces = self.pieces()
-        for step in self.steps:
-            own = self.order.step(step)[self.rank :: self.processes]
-            for i in range(pieces):  # sizes differ by one at most
-                yield own[i * len(own) // pieces : (i + 1) * len(own) // pieces]
 
 
 def _as_it_is(loaded: Any) -> Any:

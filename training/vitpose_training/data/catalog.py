@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
 
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
-
-Split = tuple[str, str]  # annotation file, image folder
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """How one data set is laid out, read, augmented and scored. Its name is that of its keypoint set."""
-
-    keypoints: KeypointSet
-    layout: Literal["coco", "wholebody", "aic", "mpii", "interhand"] = "coco"
-    """Format of the annotation files; "coco" holds for most."""
-    folder: str = ""
-    """Below the root of all data sets."""
-    splits: Mapping[str, Split] = field(default_factory=dict)
-    """Split ("train", "val", ...) -> annotation file and image folder below `folder`."""
-    metric: Literal["coco", "crowdpose", "wholebody", "pckh", "hand"] = "coco"
-    use_area: bool = True
-    """OKS by the annotated area; else by 0.53 times that of the box (SPEC 7.1)."""
-    evaluation_only: bool = False
-    jitter: bool = True
-    """Whether training moves the boxes' centres (SPEC 6.2, step 0)."""
-    half_body_over: int | None = 8
-    """Labelled keypoints that the half-body augmentation needs more than; None: it is not used."""
-    scale_factor: float = 0.5
-    rotation_degrees: float = 40.0
-
-    @property
-    def name(self) -> str:
-        return self.keypoints.name
-
-    def split(self, root: Path, name: str) -> tuple[Path, Path]:
-        """(annotation file, image folder) of a split below the root of all data sets.
-
-        Raises:
-            ValueError: a split that this data set does not have (lists the valid ones).
-        """
-        if name not in self.splits:
-            valid = ", ".join(self.splits) or "none: give its files by --train/--val and --train-images/--val-images"
-            raise ValueError(f"data set {self.name!r} has no split {name!r}; valid: {valid}")
-        annotations, images = self.splits[name]
-        return root / self.folder / annotations, root / self.folder / images
+from vitpose_training.data.aic import AIC_LAYOUT
+from vitpose_training.data.coco import COCO_LAYOUT
+from vitpose_training.data.interhand import INTERHAND_LAYOUT
+from vitpose_training.data.mpii import MPII_LAYOUT
+from vitpose_training.data.people import DataSet, Split
+from vitpose_training.data.wholebody import WHOLEBODY_LAYOUT
+from vitpose_training.evaluation.aic import AIC_METRIC
+from vitpose_training.evaluation.coco_ap import COCO_METRIC, CROWDPOSE_METRIC, WHOLEBODY_METRIC
+from vitpose_training.evaluation.pck import HAND_METRIC
+from vitpose_training.evaluation.pckh import PCKH_METRIC
 
 
 def _coco_splits(pattern: str, images: str, *names: str) -> dict[str, Split]:
@@ -61,12 +28,15 @@ _HAND_IMAGES = "images/{}"
 _ALL = (
     DataSet(
         KEYPOINT_SETS["coco"],
+        COCO_LAYOUT,
+        COCO_METRIC,
         folder="coco",
         splits=_coco_splits("annotations/person_keypoints_{}2017.json", "{}2017", "train", "val"),
     ),
     DataSet(
         KEYPOINT_SETS["aic"],
-        layout="aic",
+        AIC_LAYOUT,
+        AIC_METRIC,
         folder="aic",
         splits={
             "train": ("annotations/aic_train.json", _AIC_IMAGES.format("train_20170902", "train", "20170902")),
@@ -76,54 +46,61 @@ _ALL = (
     ),
     DataSet(
         KEYPOINT_SETS["mpii"],
-        layout="mpii",
+        MPII_LAYOUT,
+        PCKH_METRIC,
         folder="mpii",
         splits=_coco_splits("annotations/mpii_{}.json", "images", "train", "val", "trainval"),
-        metric="pckh",
         jitter=False,
         half_body_over=None,
     ),
     DataSet(
         KEYPOINT_SETS["ap10k"],
+        COCO_LAYOUT,
+        COCO_METRIC,
         folder="ap10k",
         splits=_coco_splits("annotations/ap10k-{}-split1.json", "data", "train", "val", "test"),
     ),
     DataSet(
         KEYPOINT_SETS["apt36k"],
+        COCO_LAYOUT,
+        COCO_METRIC,
         folder="apt36k",
         splits=_coco_splits("annotations/{}_annotations_1.json", ".", "train", "val"),
     ),
     DataSet(
         KEYPOINT_SETS["wholebody"],
-        layout="wholebody",
+        WHOLEBODY_LAYOUT,
+        WHOLEBODY_METRIC,
         folder="coco",
         splits=_coco_splits("annotations/coco_wholebody_{}_v1.0.json", "{}2017", "train", "val"),
-        metric="wholebody",
     ),
     DataSet(
         KEYPOINT_SETS["crowdpose"],
+        COCO_LAYOUT,
+        CROWDPOSE_METRIC,
         folder="crowdpose",
         splits=_coco_splits("annotations/mmpose_crowdpose_{}.json", "images", "train", "val", "trainval", "test"),
-        metric="crowdpose",
         use_area=False,
         half_body_over=6,
     ),
     DataSet(
         KEYPOINT_SETS["ochuman"],
+        COCO_LAYOUT,
+        COCO_METRIC,
         folder="ochuman",
         splits=_coco_splits("annotations/ochuman_coco_format_{}_range_0.00_1.00.json", "images", "val", "test"),
         evaluation_only=True,
     ),
     DataSet(
         KEYPOINT_SETS["interhand"],
-        layout="interhand",
+        INTERHAND_LAYOUT,
+        HAND_METRIC,
         folder="interhand2.6m",
         splits={
             "train": ("annotations/all/InterHand2.6M_train_data.json", _HAND_IMAGES.format("train")),
             "val": ("annotations/machine_annot/InterHand2.6M_val_data.json", _HAND_IMAGES.format("val")),
             "test": ("annotations/all/InterHand2.6M_test_data.json", _HAND_IMAGES.format("test")),
         },
-        metric="hand",
         half_body_over=None,
         scale_factor=0.3,
         rotation_degrees=90.0,
@@ -144,4 +121,4 @@ def data_set(spec: str | KeypointSet | DataSet) -> DataSet:
         return DATA_SETS[spec]
     keypoints = keypoint_set(spec)
     known = DATA_SETS.get(keypoints.name)
-    return DataSet(keypoints) if known is None else replace(known, keypoints=keypoints)
+    return DataSet(keypoints, COCO_LAYOUT, COCO_METRIC) if known is None else replace(known, keypoints=keypoints)

@@ -11,9 +11,8 @@ import numpy as np
 from vitpose_fast.coco import image_row
 from vitpose_fast.problems import first_of, shown
 from vitpose_fast.rows import LIMIT, Row, check_rows, id_of, read_json
-from vitpose_training.data.catalog import DataSet
 from vitpose_training.data.common import image_paths, numbers
-from vitpose_training.data.people import Labels, Person
+from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
 HANDS = ("right", "left")  # the file's order
 JOINTS = 21  # of a hand; the last one, the wrist, is the root
@@ -52,7 +51,7 @@ class _Table:
         return place
 
 
-def read_interhand(data_set: DataSet, data: Any, file: Path, folder: Path) -> Labels:
+def read_interhand(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Single hands of `X_data.json` with its companions `X_camera.json` and `X_joint_3d.json` in the same folder.
 
     An entry is a hand with a valid joint, or an annotation without any. A hand is used if its root and more than 11
@@ -62,7 +61,7 @@ def read_interhand(data_set: DataSet, data: Any, file: Path, folder: Path) -> La
     Raises:
         ValueError: one of the files is missing or of no use.
     """
-    name = str(file)
+    data, name = read_json(file), str(file)
     if not file.name.endswith(_SUFFIX):
         raise ValueError(f"{name}: expected a file called ..{_SUFFIX} beside its .._camera.json and .._joint_3d.json")
     for key in ("images", "annotations"):
@@ -203,3 +202,6 @@ def _hands(
             image_size=(image["height"], image["width"]),
             padding=PADDING,
         )
+
+
+INTERHAND_LAYOUT = Layout(read_interhand)

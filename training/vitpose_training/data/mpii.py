@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vitpose_fast.problems import first_of, shown
-from vitpose_fast.rows import Row, check_rows, field_of, file_name_of, is_number
-from vitpose_training.data.catalog import DataSet
+from vitpose_fast.rows import Row, check_rows, field_of, file_name_of, is_number, read_json
 from vitpose_training.data.common import image_paths, numbers
-from vitpose_training.data.people import Labels, Person
+from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
 
-def read_mpii(data_set: DataSet, data: Any, name: str, folder: Path) -> Labels:
+def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """People of a list of `image`, `center` [x, y], `scale`, `joints` [16][2] and `joints_vis` [16].
 
     The box is the official loader's: the centre moved down by 15 scales, the scale times 1.25, a square of 200 scales.
@@ -24,6 +22,7 @@ def read_mpii(data_set: DataSet, data: Any, name: str, folder: Path) -> Labels:
     Raises:
         ValueError: no list, or no usable entry in it.
     """
+    data, name = read_json(file), str(file)
     if not isinstance(data, list):
         raise ValueError(f"{name}: is {shown(data)}, expected MPII's list of people")
     rows, problems = check_rows(data, "entry", name, lambda row: _entry(row, data_set), key="image")
@@ -46,8 +45,14 @@ def read_mpii(data_set: DataSet, data: Any, name: str, folder: Path) -> Labels:
         )
         for row, path in zip(used, paths)
     ]
-    images = len({row["image"] for row in rows})
-    return Labels(data_set, people, None, images, unlabelled=len(rows) - len(used), problems=problems)
+    return Labels(
+        data_set,
+        people,
+        truth=None,
+        images=len({row["image"] for row in rows}),
+        unlabelled=len(rows) - len(used),
+        problems=problems,
+    )
 
 
 def _entry(row: Row, data_set: DataSet) -> Row:
@@ -70,3 +75,6 @@ def _entry(row: Row, data_set: DataSet) -> Row:
         "keypoints": keypoints.astype(np.float32),
         "visible": visible.astype(np.float32),
     }
+
+
+MPII_LAYOUT = Layout(read_mpii)

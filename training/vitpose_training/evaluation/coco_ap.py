@@ -18,6 +18,7 @@ from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
 from vitpose_fast.keypoints import keypoint_set as find_keypoint_set
 from vitpose_fast.problems import shown
 from vitpose_fast.rows import Row, is_number, read_json
+from vitpose_training.data.people import Labels, Metric, joined
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 CROWD_LIMITS = (0.2, 0.8)  # of crowdIndex: easy below, hard from there on
@@ -223,3 +224,22 @@ def _extent(triples: list[float]) -> Row:
 
 def _loaded(given: Any) -> Any:
     return read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given
+
+
+def score_coco(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
+    """`evaluate_coco` of the files of one data set, with its keypoints and areas."""
+    own = files[0].data_set
+    return evaluate_coco(joined(files)[1], results, own.keypoints, own.use_area)
+
+
+def _score_crowdpose(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
+    return evaluate_crowdpose(joined(files)[1], results)
+
+
+def _score_wholebody(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
+    return evaluate_wholebody(joined(files)[1], results)
+
+
+COCO_METRIC = Metric(score_coco, headline="AP")
+CROWDPOSE_METRIC = Metric(_score_crowdpose, headline="AP")
+WHOLEBODY_METRIC = Metric(_score_wholebody, headline="AP")

@@ -21,11 +21,11 @@ from vitpose_fast.predictor import PosePredictor
 from vitpose_fast.problems import print_problems
 from vitpose_fast.rows import Row
 from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
-from vitpose_training.data.people import Labels, Person, adjusted
+from vitpose_training.data.people import Labels, Person, adjusted, joined
 from vitpose_training.data.read import read_labels
 from vitpose_training.distributed import World
-from vitpose_training.evaluation.metrics import suppress
-from vitpose_training.evaluation.scores import check_can_evaluate, joined, score, table
+from vitpose_training.evaluation.scores import check_can_evaluate, score, table
+from vitpose_training.evaluation.suppression import suppress
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ def evaluate_labels(
                 results.append({**found, **ids, "area": area})
         bar.update(len(mine) - bar.n)
     results = [row for part in world.gather(results) for row in part]
-    if detections is not None:
+    by_oks = own.metric.by_oks
+    if by_oks and detections is not None:
         results = suppress(results, own.keypoints)
     problems = list(dict.fromkeys(p for part in world.gather(problems) for p in part))
     metrics: dict[str, float] = {}
     if world.first:
-        by_oks = own.metric not in ("pckh", "hand")
         metrics = score(labels, suppress(results, own.keypoints) if by_oks and detections is None else results)
     metrics = world.gather(metrics)[0]
     return metrics, results, problems
@@ -245,7 +245,7 @@ def main(args: list[str] | None = None) -> int:
         progress=True,
     )
     code = print_problems([*labels.problems, *problems])
-    print(table(metrics, labels.data_set.metric == "pckh"))
+    print(table(metrics, labels.data_set.metric))
     keypoints, pairs = labels.data_set.keypoints, pair(labels, results)
     text, mistakes = breakdown(count(labels, pairs), keypoints)
     print(text)

@@ -18,11 +18,12 @@ from vitpose_fast.checkpoints import save_model
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.files import make_folder, remove_leftovers, write_atomic
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_training.data.batches import Feeder, MicroBatches, Order, SampleSet
+from vitpose_training.data.batches import Feeder, SampleSet
+from vitpose_training.data.order import MicroBatches, Order
 from vitpose_training.data.people import adjusted, by_data_set
 from vitpose_training.data.read import read_labels
 from vitpose_training.distributed import World, job, share, whole
-from vitpose_training.evaluation.scores import SCORE, check_can_evaluate
+from vitpose_training.evaluation.scores import check_can_evaluate
 from vitpose_training.evaluation.validate import check_detections, evaluate_labels
 from vitpose_training.run.checkpoint import States, check_free, put_back, read_state, remove_run, run_state
 from vitpose_training.run.config import TrainConfig
@@ -286,7 +287,7 @@ class Run:
                 )
                 self.problems += [p for p in left_out if p not in self.problems]
                 if i == 0:
-                    score = found[SCORE[labels[0].data_set.metric]]
+                    score = found[labels[0].data_set.metric.headline]
                 out |= {name if len(by_task) == 1 else f"{task} {name}": value for name, value in found.items()}
             if self.world.first:
                 best = score > self.metrics_file.best

@@ -1,0 +1,136 @@
+"""A data set with a layout and a metric of its own: defined here, read, trained on and scored by the library as it is.
+
+In the library it would be a reader, a metric and a row of the catalogue: three files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitpose_fast as vp
+from vitpose_fast.codec import HeatmapCodec
+from vitpose_training.data import catalog
+from vitpose_training.data.batches import SampleSet, make_batch
+from vitpose_training.data.people import DataSet, Labels, Layout, Metric, Person, adjusted, points_of
+from vitpose_training.data.read import read_labels
+from vitpose_training.evaluation.scores import check_can_evaluate, score, table
+from vitpose_training.evaluation.validate import evaluate_labels
+from vitpose_training.run.presets import PRESETS
+from vitpose_training.run.train import train
+
+PEN = vp.KeypointSet("pen", ("tip", "cap"), (), ((0, 1),), None, ())  # without sigmas: OKS is not defined for it
+
+
+def read_pens(data_set, file, folder):
+    """A pen per line: image, then x and y of tip and cap in pixels. Its box is theirs, 10 pixels larger."""
+    people, problems = [], []
+    for number, line in enumerate(file.read_text().splitlines()):
+        image, *values = line.split()
+        if len(values) != 4:
+            problems.append(f"{file}: line {number}: {len(values)} numbers, expected 4")
+            continue
+        points = np.array(values, np.float32).reshape(2, 2)
+        (left, top), (right, bottom) = points.min(0) - 10, points.max(0) + 10
+        box = (float(left), float(top), float(right - left), float(bottom - top))
+        people.append(Person(folder / image, image, number, 1, box, points, np.ones(2, np.float32), str(file)))
+    return Labels(data_set, people, None, len({p.image for p in people}), problems=problems)
+
+
+def score_pens(files, results):
+    """Share of tips, in per cent, that are nearer than 3 pixels, and the largest distance."""
+    tips = {person.annotation_id: person.keypoints[0] for labels in files for person in labels.people}
+    away = [float(np.linalg.norm(points_of(row)[0] - tips[row["annotation_id"]])) for row in results]
+    return {"tips": 100 * sum(d < 3 for d in away) / len(tips), "worst": max(away, default=-1.0)}
+
+
+PENS = DataSet(
+    PEN,
+    Layout(read_pens),
+    Metric(score_pens, headline="tips", per_cent=True, pixels=("worst",), by_oks=False),
+    folder="pens",
+    splits={"train": ("train.txt", "images"), "val": ("val.txt", "images")},
+    half_body_over=None,
+)
+
+
+@pytest.fixture
+def pens(tmp_path):
+    """Folder of all data sets, with that of pens: three of them on two images, one line damaged."""
+    folder = tmp_path / "pens"
+    (folder / "images").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / name)
+    text = "a.png 20 20 50 60\na.png 60 30 80\nb.png 30 40 70 45\nb.png 70 60 20 15\n"
+    for split in ("train", "val"):
+        (folder / f"{split}.txt").write_text(text)
+    return tmp_path
+
+
+def results_of(labels, move=0.0):
+    out = []
+    for person in labels.people:
+        points = np.concatenate([person.keypoints + move, np.ones((2, 1))], 1).flatten().tolist()
+        out.append({"image_id": person.image_id, "annotation_id": person.annotation_id, "keypoints": points})
+    return out
+
+
+def test_its_own_files_are_read(pens):
+    file, images = PENS.split(pens, "val")
+    labels = read_labels(PENS, file, images)
+    assert labels.summary() == "pen: 3 used of 4 entries on 2 images (0 without keypoints, 0 crowds, 1 refused)"
+    assert labels.problems == [f"{file}: line 1: 3 numbers, expected 4"]
+    assert [p.image.name for p in labels.people] == ["a.png", "b.png", "b.png"]
+    assert adjusted(labels, official_boxes=False).people[0].box == labels.people[0].box == (10, 10, 50, 60)
+    smaller = replace(PENS, layout=replace(PENS.layout, boxes_lose_a_pixel=True))
+    assert adjusted(read_labels(smaller, file, images), official_boxes=False).people[0].box == (10, 10, 51, 61)
+    file.write_text("a.png 1 2 3\n")
+    with pytest.raises(ValueError, match=r"val\.txt: no person with labelled pen keypoints; the first of 1 problems"):
+        read_labels(PENS, file, images)
+
+
+def test_its_people_become_batches(pens):
+    labels = read_labels(PENS, *PENS.split(pens, "train"))
+    samples = SampleSet([labels], (64, 48))
+    batch = make_batch([samples[0, i, i] for i in range(3)], {"pen": HeatmapCodec(PEN, (64, 48), (16, 12))}, "cpu")
+    assert batch.crops.shape == (3, 3, 64, 48) and batch.parts["pen"].keypoints.shape == (3, 2, 2)
+    assert bool(batch.parts["pen"].visible.all())
+
+
+def test_its_own_metric_scores_it(pens):
+    labels = read_labels(PENS, *PENS.split(pens, "val"))
+    check_can_evaluate([labels])
+    assert score([labels], results_of(labels)) == {"tips": 100.0, "worst": 0.0}
+    numbers = score([labels], results_of(labels, 2.0)[1:] + results_of(labels, 30.0)[:1])
+    assert numbers == {"tips": pytest.approx(200 / 3), "worst": pytest.approx(30 * 2**0.5)}
+    assert table(numbers, PENS.metric).split() == ["tips", "66.7", "worst", "42.43", "px"]
+
+
+def test_a_model_is_evaluated_on_it(pens):
+    """Poses that are much alike all count: without sigmas there is no OKS to suppress them by."""
+    torch.manual_seed(0)
+    model = vp.create_model("vitpose-tiny", tasks=(PEN,), image_size=(64, 48), depth=1)
+    labels = read_labels(PENS, *PENS.split(pens, "val"))
+    metrics, results, problems = evaluate_labels(model, [labels], flip_test=False)
+    assert set(metrics) == {"tips", "worst"} and metrics == score([labels], results)
+    assert [row["annotation_id"] for row in results] == [0, 2, 3] and problems == []
+
+
+def test_a_model_is_trained_on_it(pens, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "DATA_SETS", {**catalog.DATA_SETS, "pen": PENS})  # a row of the catalogue
+    config = replace(
+        PRESETS["tiny"][1], tasks=("pen",), data=pens, out=tmp_path / "run", image_size=(64, 48), batch_size=3,
+        epochs=1, device="cpu",
+    )  # fmt: skip
+    metrics, problems = train(config)
+    assert set(metrics) == {"tips", "worst"} and 0 <= metrics["tips"] <= 100
+    assert [p.rpartition("/")[2] for p in problems] == [
+        "train.txt: line 1: 3 numbers, expected 4",
+        "val.txt: line 1: 3 numbers, expected 4",
+    ]
+    assert (tmp_path / "run" / "best").is_dir() and (tmp_path / "run" / "model").is_dir()

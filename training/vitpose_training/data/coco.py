@@ -1,0 +1,84 @@
+"""COCO's annotation files, and those of other layouts once they are in its form (SPEC 3.1, 7.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.coco import check_annotations, clipped_box, is_training_person
+from vitpose_fast.rows import LIMIT, Row, read_json
+from vitpose_training.data.common import image_paths
+from vitpose_training.data.people import DataSet, Labels, Layout, Person
+
+UNKNOWN_SIZE = int(LIMIT)
+"""Width and height of images whose size the file does not state: their boxes are clipped at 0 alone."""
+
+
+def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
+    """People of a COCO annotation file, see `vitpose_fast.coco.check_annotations`.
+
+    Raises:
+        ValueError: a file of no use.
+    """
+    truth, problems = check_annotations(read_json(file), data_set.keypoints, str(file))
+    return coco_labels(data_set, truth, problems, str(file), folder)
+
+
+def coco_labels(
+    data_set: DataSet, truth: dict[str, Any], problems: list[str], name: str, folder: Path, weighted: bool = True
+) -> Labels:
+    """Checked COCO annotations as labels. Boxes are clipped to the image and one pixel smaller than annotated.
+
+    Args:
+        truth, problems: as `check_annotations` gives them; `truth` becomes that of the labels.
+        name: of the file, for messages.
+        folder: the one that image names are relative to.
+        weighted: a keypoint whose v is below 1 counts by it; else every labelled keypoint counts fully.
+    """
+    paths = image_paths(folder, [image["file_name"] for image in truth["images"]])
+    truth["images"] = [{**image, "path": path} for image, path in zip(truth["images"], paths)]
+    used = [row for row in truth["annotations"] if is_training_person(row)]
+    crowd = sum(row["iscrowd"] for row in truth["annotations"])
+    return Labels(
+        data_set,
+        _people(data_set, truth, used, name, weighted),
+        truth,
+        images=len(truth["images"]),
+        unlabelled=len(truth["annotations"]) - len(used) - crowd,
+        crowd=crowd,
+        problems=problems,
+    )
+
+
+def _people(data_set: DataSet, truth: dict[str, Any], used: list[Row], name: str, weighted: bool) -> list[Person]:
+    images = {image["id"]: image for image in truth["images"]}
+    flat = np.array([row["keypoints"] for row in used], dtype=np.float32)
+    triples = flat.reshape(len(used), data_set.keypoints.num_keypoints, 3)
+    labelled = triples[..., 2] > 0
+    points = np.where(labelled[..., None], triples[..., :2], 0)
+    visible = np.minimum(triples[..., 2], 1) if weighted else labelled.astype(np.float32)
+    people = []
+    for row, keypoints, seen in zip(used, points, visible):
+        image = images[row["image_id"]]
+        width, height = image["width"], image["height"]
+        box = clipped_box(row["bbox"], width, height)
+        assert box is not None  # checked before
+        people.append(
+            Person(
+                image=image["path"],
+                image_id=image["id"],
+                annotation_id=row["id"],
+                category_id=row["category_id"],
+                box=box,
+                keypoints=keypoints,
+                visible=seen,
+                source=name,
+                image_size=None if width == UNKNOWN_SIZE == height else (height, width),
+            )
+        )
+    return people
+
+
+COCO_LAYOUT = Layout(read_coco, boxes_lose_a_pixel=True)

@@ -1,0 +1,97 @@
+"""AI Challenger's official score (SPEC 7.3), beside which COCO's numbers are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_fast.rows import Row, read_json
+from vitpose_training.data.people import Labels, Metric, joined
+from vitpose_training.evaluation.coco_ap import score_coco
+
+
+def aic_score(annotations_json: Any, predictions_json: Any) -> float:
+    """AI Challenger's official score, on files (or lists) in its original format (SPEC 7.3).
+
+    The mean over OKS thresholds .50:.05:.95 of the predictions that match a person better than that, divided by the
+    larger number of people and predictions of each image. Only visible keypoints (v = 1) count.
+
+    Raises:
+        ValueError: a file that does not have this format, in one line that names the entry.
+    """
+    truth, found = _aic_people(annotations_json, "annotations"), _aic_people(predictions_json, "predictions")
+    sigmas = np.array(KEYPOINT_SETS["aic"].sigmas)
+    thresholds = np.arange(0.5, 1.0, 0.05)
+    matched, total = np.zeros(len(thresholds)), 0
+    for image_id, (points, boxes) in truth.items():
+        predicted = found[image_id][0] if image_id in found else np.zeros((0, 14, 3))
+        total += max(len(points), len(predicted))
+        if len(points) and len(predicted):
+            counts = points[:, :, 2] == 1
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) + 1
+            distance = ((points[:, None, :, :2] - predicted[None, :, :, :2]) ** 2).sum(-1)  # [truths, predictions, K]
+            similar = np.exp(-distance / (2 * (2 * sigmas) ** 2) / area[:, None, None]) * counts[:, None]
+            best = (similar.sum(-1) / np.maximum(counts.sum(-1), 1)[:, None]).max(0)
+            matched += (best[:, None] > thresholds).sum(0)
+    return float((matched / max(total, 1)).mean())
+
+
+def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """image id -> (keypoints [P, 14, 3], boxes x1, y1, x2, y2 [P, 4]; 0 where there are none)."""
+    rows = read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given
+    name = str(given) if isinstance(given, (str, os.PathLike)) else what
+    if not isinstance(rows, list):
+        raise ValueError(f"{name}: expected a list of images, AI Challenger's original format")
+    out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for index, row in enumerate(rows):
+        try:
+            people, boxes = row["keypoint_annotations"], row.get("human_annotations", {})
+            points = np.array([flat for _, flat in people.items()], float).reshape(len(people), 14, 3)
+            corners = np.array([boxes.get(human, (0, 0, 0, 0)) for human in people], float).reshape(len(people), 4)
+            if not (np.isfinite(points).all() and np.isfinite(corners).all()):
+                raise ValueError("a number is not finite")
+            if out.setdefault(str(row["image_id"]), (points, corners))[0] is not points:
+                raise ValueError("the image_id is that of an earlier entry")
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{name}: entry {index}: expected image_id and keypoint_annotations of 14 x, y, v each ({reason})"
+            ) from None
+    return out
+
+
+def _score_aic(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
+    """COCO's ten numbers, and "AIC score"."""
+    _, truth = joined(files)
+    return score_coco(files, results) | {"AIC score": aic_score(_original_truth(truth), _original_results(results))}
+
+
+def _original_truth(truth: dict[str, Any]) -> list[Row]:
+    """AIC annotations in the original format (SPEC 7.3), which the official score is defined on."""
+    rows: dict[Any, Row] = {}
+    for image in truth["images"]:
+        rows[image["id"]] = {"image_id": str(image["id"]), "keypoint_annotations": {}, "human_annotations": {}}
+    for annotation in truth["annotations"]:
+        points = np.array(annotation["keypoints"], dtype=float).reshape(-1, 3)
+        points[:, 2] = np.array([3, 2, 1])[points[:, 2].astype(int)]  # unlabelled, occluded, visible
+        x, y, w, h = annotation["bbox"]
+        row, name = rows[annotation["image_id"]], f"human{annotation['id']}"
+        row["keypoint_annotations"][name] = points.flatten().tolist()
+        row["human_annotations"][name] = [x, y, x + w, y + h]
+    return list(rows.values())
+
+
+def _original_results(results: list[Row]) -> list[Row]:
+    rows: dict[Any, Row] = {}
+    for i, result in enumerate(results):
+        row = rows.setdefault(result["image_id"], {"image_id": str(result["image_id"]), "keypoint_annotations": {}})
+        row["keypoint_annotations"][f"human{i}"] = result["keypoints"]
+    return list(rows.values())
+
+
+AIC_METRIC = Metric(_score_aic, headline="AP")

@@ -1,0 +1,113 @@
+"""MPII's PCKh: keypoints within half of the head size (SPEC 7.3).
+
+Keypoints are [N, 16, 2] in pixels: arrays, tensors of any device and precision, or nested lists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitpose_fast.keypoints import KEYPOINT_SETS
+from vitpose_fast.rows import Row
+from vitpose_training.data.people import Labels, Metric, points_of
+from vitpose_training.evaluation.arrays import as_array, check_shapes
+
+_HEAD = 0.6  # MPII's head size is this share of the head box's diagonal
+_MPII_GROUPS = {  # of the paper's table: mean of left and right
+    "Head": ("head_top",),
+    **{n: (f"left_{n.lower()}", f"right_{n.lower()}") for n in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle")},
+}
+
+
+def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str, float]:
+    """MPII's PCKh in per cent: hits within half a head size (SPEC 7.3).
+
+    Args:
+        predicted, truth: [N, 16, 2] px. visible: bool [N, 16]. head_sizes: [N] px.
+
+    Returns:
+        "PCKh" and "PCKh@0.1": means over the joints without pelvis and thorax, weighted by how often they are labelled;
+        "Head", "Shoulder", ... of the paper's table; one value for each of the 16 joints. 0 where none is labelled.
+
+    Raises:
+        ValueError: shapes that do not go together, a head size that is not positive.
+    """
+    names = KEYPOINT_SETS["mpii"].names
+    predicted, truth, sizes = as_array(predicted), as_array(truth), as_array(head_sizes)
+    visible = as_array(visible, bool)
+    joints = (*sizes.shape, len(names))
+    fits = sizes.ndim == 1 and visible.shape == joints and predicted.shape == truth.shape == (*joints, 2)
+    given = predicted, truth, visible, sizes
+    check_shapes("predicted, truth, visible, head_sizes", given, fits, "[N, 16, 2] twice, [N, 16], [N]")
+    if not (sizes > 0).all():
+        raise ValueError(f"the smallest head size is {sizes.min()}, expected more than 0 pixels")
+    error = np.linalg.norm(predicted - truth, axis=-1)
+    error = np.where(np.isnan(error), np.inf, error) / sizes[:, None]
+    counts = visible.sum(0)
+
+    def by_joint(threshold: float) -> np.ndarray:
+        return 100.0 * ((error <= threshold) & visible).sum(0) / np.maximum(counts, 1)
+
+    weights = np.array([0 if n in ("pelvis", "thorax") else c for n, c in zip(names, counts)], float)
+    weights /= max(weights.sum(), 1)
+    joint = dict(zip(names, by_joint(0.5)))
+    out = {"PCKh": float((by_joint(0.5) * weights).sum()), "PCKh@0.1": float((by_joint(0.1) * weights).sum())}
+    out |= {group: float(np.mean([joint[n] for n in own])) for group, own in _MPII_GROUPS.items()}
+    return {**out, **{n: float(v) for n, v in joint.items()}}
+
+
+def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[str, float]:
+    """`pckh` of predictions [N, 16, 2] in MPII's coordinates, which begin at 1, against its `mpii_gt_val.mat`.
+
+    Raises:
+        ValueError: another file, or another number of people; in one line.
+    """
+    from scipy.io import loadmat
+
+    try:
+        mat = loadmat(Path(mat_path))
+        truth, missing, boxes = (mat[k] for k in ("pos_gt_src", "jnt_missing", "headboxes_src"))
+    except FileNotFoundError:
+        raise ValueError(f"{mat_path}: no such file, expected MPII's ground truth (mpii_gt_val.mat)") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{mat_path}: not MPII's ground truth ({type(error).__name__}: {reason})") from None
+    count = truth.shape[-1]
+    if truth.shape != (16, 2, count) or missing.shape != (16, count) or boxes.shape != (2, 2, count):
+        raise ValueError(f"{mat_path}: pos_gt_src, jnt_missing, headboxes_src have other shapes than MPII's")
+    predicted = as_array(predictions_one_based)
+    if predicted.shape != (count, 16, 2):
+        raise ValueError(
+            f"got predictions of shape {predicted.shape}, expected {(count, 16, 2)}, one for each in {mat_path}"
+        )
+    sizes = _HEAD * np.linalg.norm(boxes[1].astype(float) - boxes[0].astype(float), axis=0)
+    return pckh(predicted, truth.transpose(2, 0, 1), missing.T == 0, sizes)
+
+
+def _score_mpii(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
+    """PCKh of all entries of the file; those that could not be read count as missed."""
+    mat = _head_boxes(files)
+    points = np.full((files[0].entries, 16, 2), np.nan)
+    for row in results:
+        points[int(row["annotation_id"])] = points_of(row) + 1
+    return pckh_mpii(points, mat)
+
+
+def _head_boxes(files: Sequence[Labels]) -> Path:
+    """The file with MPII's head sizes, beside the annotations."""
+    if len(files) > 1:
+        raise ValueError(f"got {len(files)} files of MPII to evaluate on, expected one (with its mpii_gt_val.mat)")
+    if not files[0].people:
+        raise ValueError("no person of MPII to evaluate on")
+    mat = Path(files[0].people[0].source).parent / "mpii_gt_val.mat"
+    if not mat.is_file():
+        raise ValueError(f"{mat}: no such file; PCKh needs MPII's head sizes beside the annotations")
+    return mat
+
+
+PCKH_METRIC = Metric(_score_mpii, headline="PCKh", per_cent=True, by_oks=False)
