@@ -176,3 +176,23 @@ def test_a_strange_manifest_or_config_is_no_crash(text, make, official, tmp_path
         except ValueError as error:
             assert name in str(error) and "\n" not in str(error)
         (tmp_path / name).unlink()
+
+
+WEIGHTS = [
+    (name, content)
+    for name in ("w.pth", "w.safetensors")
+    for content in (b"", b"hello world, this is no checkpoint", bytes(100), b"PK\x03\x04", b"{}", None)
+]
+
+
+@pytest.mark.parametrize(("name", "content"), WEIGHTS)
+def test_weights_that_are_none_are_refused(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, OSError)) as error:
+        vp.load_model(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_files_that_are_no_weights_differ():
+    assert len(set(WEIGHTS)) == len(WEIGHTS)

@@ -1,0 +1,32 @@
+"""What several tests of the readers share: a sample file of each layout, and copies of data with one place changed."""
+
+from __future__ import annotations
+
+import copy
+
+MISSING = "<missing>"  # a value that is taken out
+FILES = {  # layout -> data set and sample
+    "coco": ("coco", "coco/test_coco.json"),
+    "apt36k": ("apt36k", "apt-36k/apt36k_wolf_reconstructed.json"),
+    "wholebody": ("wholebody", "coco-wholebody/test_coco_wholebody.json"),
+    "aic": ("aic", "aic/test_aic.json"),
+    "aic original": ("aic", "aic/aic_keypoint_annotations_example.json"),
+    "mpii": ("mpii", "mpii/test_mpii.json"),
+    "crowdpose": ("crowdpose", "crowdpose/test_crowdpose.json"),
+    "interhand": ("interhand", "interhand2.6m/test_interhand2.6m_data.json"),
+}
+COMPANIONS = ("camera", "joint_3d")  # of InterHand's file
+
+
+def changed(data, path, value):
+    """A copy of `data` with the value at `path` replaced, or taken out where it is MISSING."""
+    data = copy.deepcopy(data)
+    *way, last = path
+    place = data
+    for key in way:
+        place = place[key]
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = copy.deepcopy(value)
+    return data

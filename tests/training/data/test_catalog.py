@@ -1,0 +1,65 @@
+"""Data sets by keypoint sets of a user's own: what is damaged is refused in one line that names the file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.training.data.damages import HUGE, INF, NAN, TEXTS
+from tests.training.data.sample_files import MISSING, changed
+from vitpose_training.data.catalog import data_set
+
+SETS = [
+    *(("name", value) for value in (MISSING, None, "", 3, [])),
+    *(
+        ("names", value)
+        for value in (MISSING, None, "tip", [], {}, ["tip", "tip", "cap"], ["tip", 3, "clip"], ["tip", ""])
+    ),
+    *(("sigmas", value) for value in (3, "x", [0.1], [0.1] * 4, [0.1, 0.1, 0], [0.1, 0.1, NAN], [0.1, 0.1, "1"])),
+    *(
+        ("sigmas", value)
+        for value in ([0.1, 0.1, -1], [0.1, 0.1, INF], [0.1, 0.1, HUGE], [0.1, 0.1, True], [0.1, 0.1, None])
+    ),
+    *(
+        ("flip_pairs", value)
+        for value in (None, "x", 3, [3], [["tip"]], [["tip", "nib"]], [["tip", "tip"]], [["a", "b", "c"]])
+    ),
+    ("flip_pairs", [["tip", "cap"], ["cap", "clip"]]),
+    *(("skeleton", value) for value in (None, {}, [None], ["tip"], [["tip", 0]], [["cap", "cap"]])),
+    *(("upper_body", value) for value in (None, "tip", ["nib"], [0], ["tip", "tip"], [["tip"]])),
+    *(("codec", value) for value in (None, "", "UDP", 3, ["udp"])),
+    ("sigma", [0.1] * 3),  # unknown fields are mistakes
+    ("name", "coco"),  # a built-in set with other content
+]
+
+
+@pytest.mark.parametrize(("field", "value"), SETS)
+def test_damaged_keypoint_sets_are_refused(tmp_path, field, value):
+    file = tmp_path / "pen.json"
+    good = {"name": "pen", "names": ["tip", "cap", "clip"]}
+    file.write_text(json.dumps(good))
+    assert data_set(str(file)).keypoints.num_keypoints == 3
+    file.write_text(json.dumps(changed(good | {field: 0}, (field,), value)))
+    with pytest.raises(ValueError) as error:
+        data_set(str(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+SET_TEXTS = [text for text in TEXTS if text != "half"]
+
+
+@pytest.mark.parametrize("text", SET_TEXTS)
+def test_keypoint_sets_that_are_none_are_refused(tmp_path, text):
+    file = tmp_path / "pen.json"
+    if text == "a folder":
+        file.mkdir()
+    elif text != "no file":
+        file.write_bytes(TEXTS[text])
+    with pytest.raises((ValueError, OSError)) as error:
+        data_set(str(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_damaged_keypoint_sets_differ():
+    assert len(set(map(repr, SETS))) == len(SETS) and len(set(SET_TEXTS)) == len(SET_TEXTS)
