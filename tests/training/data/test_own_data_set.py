@@ -5,6 +5,7 @@ In the library it would be a reader, a metric and a row of the catalogue: three 
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ import vitpose_fast as vp
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_training.data import catalog
 from vitpose_training.data.batches import SampleSet, make_batch
+from vitpose_training.data.coco import COCO_LAYOUT
 from vitpose_training.data.people import DataSet, Labels, Layout, Metric, Person, adjusted, points_of
 from vitpose_training.data.read import read_labels
 from vitpose_training.evaluation.scores import check_can_evaluate, score, table
@@ -119,6 +121,20 @@ def test_a_model_is_evaluated_on_it(pens):
     metrics, results, problems = evaluate_labels(model, [labels], flip_test=False)
     assert set(metrics) == {"tips", "worst"} and metrics == score([labels], results)
     assert [row["annotation_id"] for row in results] == [0, 2, 3] and problems == []
+
+
+def test_its_own_metric_keeps_equal_detections(pens, tmp_path):
+    """With COCO's files, whose people may be detected: where OKS does not matter, nobody is suppressed by it."""
+    count_all = Metric(lambda files, results: {"found": float(len(results))}, headline="found", by_oks=False)
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 50, 60], "keypoints": [20, 20, 2, 50, 60, 2]}
+    image = {"id": 1, "file_name": "a.png", "width": 100, "height": 80}
+    (tmp_path / "pens.json").write_text(json.dumps({"images": [image], "annotations": [row]}))
+    own = DataSet(PEN, COCO_LAYOUT, count_all)
+    labels = read_labels(own, tmp_path / "pens.json", pens / "pens" / "images")
+    model = vp.create_model("vitpose-tiny", tasks=(PEN,), image_size=(64, 48), depth=1)
+    twice = [{"image_id": 1, "bbox": [10, 10, 50, 60]}] * 2
+    metrics, results, problems = evaluate_labels(model, [labels], detections=twice, flip_test=False)
+    assert metrics == {"found": 2.0} and len(results) == 2 and problems == []
 
 
 def test_a_model_is_trained_on_it(pens, tmp_path, monkeypatch):
