@@ -11,18 +11,9 @@ import torch
 from vitpose_fast.geometry import box_to_center_scale
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_training.data.people import DataSet, Person
+from vitpose_training.randomness import JITTER, VIEW, draws
 
 View = dict[str, Any]  # center [2], scale [2] in pixels (float32), rotation in degrees (float64), flip (bool)
-
-# What random numbers are for. A draw depends on (seed, purpose, epoch or step, sample) and nothing else: neither on the
-# worker or process that makes it, nor on what was drawn before (Philox is counter-based).
-JITTER, VIEW, ORDER, REPLACEMENT, DROP_PATH = range(5)
-
-
-def draws(seed: int, purpose: int, time: int, sample: int = 0) -> np.random.Generator:
-    """The random numbers of one sample at one time (epoch or step): seed below 2^32, time and sample below 2^40."""
-    key = np.array([(seed << 32) | purpose, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, sample, time]))
 
 
 def no_augmentation(person: Person, image_size: tuple[int, int]) -> View:

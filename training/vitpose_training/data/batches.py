@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.geometry import flip_keypoints, transform_points, warp_matrix
 from vitpose_fast.images import read_image
-from vitpose_training.data.augment import REPLACEMENT, Augmentation, View, draws, no_augmentation
+from vitpose_training.data.augment import Augmentation, View, no_augmentation
 from vitpose_training.data.order import Key
 from vitpose_training.data.people import Labels, Person, all_people
+from vitpose_training.randomness import REPLACEMENT, draws
 
 _TRIES = 20  # unusable images in a row before a sample is given up
 
@@ -199,6 +203,22 @@ def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
+def _end_with_parent(_worker: int) -> None:
+    """Called in a new worker: end it when the training process is gone, even killed.
+
+    torch's workers look for that themselves, but one that is still starting when the training process is killed takes
+    whoever adopts it for its parent, and waits for ever (torch 2.13).
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class _Loaded(Dataset):
     """What the workers call: the samples of some keys, packed, or why there are none (exceptions lose their text)."""
 
@@ -217,6 +237,9 @@ class Feeder:
 
     On a GPU uploads and crops run on a stream of their own. `waited` counts the seconds that `prepare` and `take` spent
     waiting for the workers, or decoding where there are none.
+
+    Use it in a `with` statement: whatever ends that, an error too, the workers end with it. If this process is killed,
+    they notice and end by themselves.
     """
 
     def __init__(
@@ -235,11 +258,27 @@ class Feeder:
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=2 if workers else None,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # its own: torch's is left alone
         )
         self._loader = iter(loader)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ready: tuple[Batch, list[tuple[str, str]]] | None = None
+
+    def __enter__(self) -> Feeder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, if there are any.
+
+        An exception's traceback can keep the loader alive, so it is told to end and not just forgotten.
+        """
+        end = getattr(self._loader, "_shutdown_workers", None)  # there is no public way (torch 2.13)
+        if end is not None:
+            end()
 
     def prepare(self) -> None:
         """Fetch the next micro-batch, if there is one and it is not there yet.

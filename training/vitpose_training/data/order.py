@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from vitpose_training.data.augment import ORDER, draws
+from vitpose_training.randomness import ORDER, draws
 
 
 class Key(NamedTuple):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_training.data.augment import DROP_PATH, draws
 from vitpose_training.data.batches import Batch, Feeder
 from vitpose_training.data.people import Person
 from vitpose_training.distributed import World, only_last, whole
+from vitpose_training.randomness import drop_path_numbers
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.optim import Ema
 
@@ -160,5 +160,4 @@ class Updater:
         config = self.inner.model.config
         if not config.drop_path:
             return None
-        rng = draws(self.config.seed, DROP_PATH, step)
-        return torch.from_numpy(rng.random((config.depth, 2, self.config.batch_size), dtype="float32"))
+        return torch.from_numpy(drop_path_numbers(self.config.seed, step, config.depth, self.config.batch_size))
