@@ -117,9 +117,10 @@ def test_six_data_sets_by_heart(sources, tmp_path):
     """
     annotations, images = (tuple(sources[task][i] for task in PLUS_TASKS) for i in (0, 1))
     views = Augmentation(0.0, False, 0.0, 0.0, scale_factor=0.1, rotation_degrees=4.0, rotation_probability=1.0)
+    preset = PRESETS["overfit"][1]
     config = replace(
-        PRESETS["overfit"][1], model="vitpose++-tiny", tasks=PLUS_TASKS, out=tmp_path / "run", batch_size=15,
-        epochs=260, lr=1.5e-3, warmup=50, batchnorm="own", precision="bf16", device="cpu",
+        preset, model="vitpose++-tiny", tasks=PLUS_TASKS, out=tmp_path / "run", batch_size=15,
+        epochs=260, schedule=replace(preset.schedule, warmup=50), batchnorm="own", precision="bf16", device="cpu",
         augment=True, augmentation=views,
         train=annotations, train_images=images, val=annotations, val_images=images,
     )  # fmt: skip

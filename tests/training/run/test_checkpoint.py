@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 import vitpose_fast as vp
 from vitpose_training.run.checkpoint import States, put_back, read_state, run_state
 from vitpose_training.run.config import TrainConfig
-from vitpose_training.run.optim import Ema, make_optimizer
+from vitpose_training.run.optim import Ema, OptimizerConfig, ScheduleConfig, make_optimizer
 
 
 def state(step, size=1000):
@@ -118,11 +119,31 @@ def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
     assert (tmp_path / "best").exists()
 
 
+def test_a_state_of_another_version_is_refused_in_one_line(tmp_path):
+    """One with flat options, as they were before the optimizer and the schedule had their own."""
+    config = TrainConfig()
+    flat = {**config.to_dict(), "schedule": "step", "warmup": 500}
+    flat |= flat.pop("optimizer")
+    lacking = {name: value for name, value in config.to_dict().items() if name != "schedule"}
+    without_a_free_one = {name: value for name, value in config.to_dict().items() if name != "track"}
+    path = tmp_path / "state.pt"
+    for written, said in ((flat, "has schedule"), (lacking, "lacks schedule.decay")):
+        torch.save({"config": written}, path)
+        message = f"it was written by a version with other options (it {said}); start again with --overwrite"
+        with pytest.raises(ValueError, match=re.escape(f"{path}: cannot resume, {message}")):
+            read_state(path, tmp_path, config)
+    torch.save({"config": without_a_free_one}, path)
+    read_state(path, tmp_path, config)
+    torch.save({"config": [1]}, path)
+    with pytest.raises(ValueError, match="cannot resume from it"):
+        read_state(path, tmp_path, config)
+
+
 def test_a_state_puts_everything_back(tmp_path):
     def parts(seed):
         torch.manual_seed(seed)
         model = vp.create_model("vitpose++-tiny", ("coco", "aic"), image_size=(64, 48), depth=1)
-        optimizer = make_optimizer(model, config)
+        optimizer = make_optimizer(model, config.optimizer)
         return model, optimizer, Ema([p for p in model.parameters() if p.requires_grad], 0.9)
 
     def update(model, optimizer, ema):
@@ -148,12 +169,14 @@ def test_a_state_puts_everything_back(tmp_path):
         update(*b)
         assert all(torch.equal(x, b[0].state_dict()[n]) for n, x in a[0].state_dict().items())
         assert all(torch.equal(x, y) for x, y in zip(a[2].average, b[2].average))
-    with pytest.raises(ValueError, match=r"cannot resume with another lr: 0.0005 then, 0.1 now"):
-        read_state(path, tmp_path, replace(config, lr=0.1))
+    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: 0.0005 then, 0.1 now"):
+        read_state(path, tmp_path, replace(config, optimizer=OptimizerConfig(lr=0.1)))
+    with pytest.raises(ValueError, match=r"cannot resume with another schedule.decay: \[0.8.*\] then, cosine now"):
+        read_state(path, tmp_path, replace(config, schedule=ScheduleConfig("cosine")))
     read_state(path, tmp_path, replace(config, workers=7, micro_batch=3, out=Path("x")))
     other = vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1)
     with pytest.raises(ValueError, match="cannot resume from it .it holds other weights: "):
-        put_back(saved, path, other, make_optimizer(other, config), None)
+        put_back(saved, path, other, make_optimizer(other, config.optimizer), None)
     with pytest.raises(ValueError, match="nothing to resume from; start without --resume"):
         read_state(None, tmp_path, config)
     path.write_bytes(b"not a state")

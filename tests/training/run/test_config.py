@@ -11,6 +11,7 @@ import pytest
 from vitpose_fast.models.config import PLUS_TASKS
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
+from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 from vitpose_training.run.presets import PRESETS
 
 
@@ -32,10 +33,10 @@ def test_table_1(size):
     batches, rates, weight_decay, layer_decay, drop_path = TABLE_1[size]
     for i, name in enumerate((f"coco-{size}", f"joint-{size}")):
         c = config(name)
-        assert (c.batch_size, c.lr, c.weight_decay) == (batches[i], rates[i], weight_decay)
-        assert (c.layer_decay, c.model_config().drop_path) == (layer_decay, drop_path)
-        assert (c.epochs, c.warmup, c.clip, c.schedule, c.sampling) == (210, 500, 1.0, "step", "proportional")
-        assert [round(210 * m) for m in c.milestones] == [170, 200]
+        assert (c.batch_size, c.optimizer.lr, c.optimizer.weight_decay) == (batches[i], rates[i], weight_decay)
+        assert (c.optimizer.layer_decay, c.model_config().drop_path) == (layer_decay, drop_path)
+        assert (c.epochs, c.schedule.warmup, c.optimizer.clip, c.sampling) == (210, 500, 1.0, "proportional")
+        assert [round(210 * m) for m in c.schedule.decay] == [170, 200]
         assert c.tasks == (("coco",) if i == 0 else PLUS_TASKS) and c.batchnorm == "all"
         assert c.model_config().part_features == (0 if i == 0 else c.model_config().width // 4)
 
@@ -117,17 +118,12 @@ def test_presets_say_what_they_are_and_where_the_released_configuration_differs(
         (dict(micro_batch=0), "got micro_batch=0, expected at least 1"),
         (dict(ema=1.0), "got ema=1.0, expected a decay between 0 and 1"),
         (dict(blur_kernel=4), "got blur_kernel=4, expected an odd number"),
-        (dict(milestones=(0.9, 0.5)), "expected rising fractions of the run"),
         (dict(resume=True, overwrite=True), "choose one"),
         (dict(seed=2**32), "expected less than 2**32"),
         (
             dict(train=(Path("a"), Path("b")), train_images=(Path("c"),), tasks=("coco", "aic", "mpii")),
             "a file for each task",
         ),
-        (dict(lr=float("nan")), "got lr=nan, expected a positive number"),
-        (dict(schedule="cosine", milestones=(0.5,)), "the cosine schedule, which has none"),
-        (dict(layer_decay=2.0), "got layer_decay=2.0, expected at most 1"),
-        (dict(weight_decay=float("inf")), "got weight_decay=inf, expected a finite number"),
         (dict(val_tasks=()), "got val_tasks=(), expected at least one"),
         (dict(val_tasks=("coco", "coco")), "each once; leave it out for all"),
         (dict(frozen_stages=99), "frozen_stages 99, expected -1 (none) to 3"),
@@ -142,6 +138,41 @@ def test_contradictions_are_refused_with_the_reason(changes, message):
         made.sources("train")
         made.sources("val")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (OptimizerConfig, dict(lr=float("nan")), "got optimizer.lr=nan, expected a positive number"),
+        (OptimizerConfig, dict(lr=0), "got optimizer.lr=0, expected a positive number"),
+        (OptimizerConfig, dict(clip=float("inf")), "got optimizer.clip=inf, expected a positive number"),
+        (OptimizerConfig, dict(layer_decay=2.0), "got optimizer.layer_decay=2.0, expected at most 1"),
+        (OptimizerConfig, dict(weight_decay=float("inf")), "got optimizer.weight_decay=inf, expected a finite number"),
+        (OptimizerConfig, dict(weight_decay=-1), "got optimizer.weight_decay=-1, expected a finite number, at least 0"),
+        (ScheduleConfig, dict(decay=(0.9, 0.5)), "got schedule.decay=(0.9, 0.5), expected cosine or rising fractions"),
+        (ScheduleConfig, dict(decay=(0.5, float("nan"))), "expected cosine or rising fractions of the run"),
+        (ScheduleConfig, dict(decay="linear"), "got schedule.decay=linear, expected cosine or rising fractions"),
+        (ScheduleConfig, dict(warmup=-5), "got schedule.warmup=-5, expected at least 0"),
+    ],
+)
+def test_optimizer_and_schedule_refuse_values_by_the_names_of_their_flags(kind, values, message):
+    with pytest.raises(ValueError) as error:
+        kind(**values)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "decay"),
+    [("cosine", "cosine"), ("0.5 0.9", (0.5, 0.9)), ("", ())],
+)
+def test_the_schedule_is_chosen_by_one_flag(flags, decay):
+    tyro = pytest.importorskip("tyro")
+    for name in ("tiny", "coco-b"):  # cosine and milestones
+        args = [name, "--schedule.decay", *flags.split(), "--optimizer.lr", "0.01", "--schedule.warmup", "7"]
+        made = tyro.extras.overridable_config_cli(PRESETS, args=args)
+        before = config(name)
+        assert made.schedule == ScheduleConfig(decay, warmup=7)
+        assert made == replace(before, schedule=made.schedule, optimizer=replace(before.optimizer, lr=0.01))
 
 
 def test_files_go_with_tasks():
@@ -168,4 +199,7 @@ def test_a_config_is_plain_json():
     import json
 
     made = TrainConfig(augmentation=Augmentation(scale_factor=0.2), train=(Path("x"),), train_images=(Path("y"),))
-    assert json.loads(json.dumps(made.to_dict()))["augmentation"]["scale_factor"] == 0.2
+    plain = json.loads(json.dumps(made.to_dict()))
+    assert plain["augmentation"]["scale_factor"] == 0.2
+    assert plain["optimizer"] == {"lr": 5e-4, "weight_decay": 0.1, "layer_decay": 0.75, "clip": 1.0}
+    assert plain["schedule"] == {"decay": [170 / 210, 200 / 210], "warmup": 500}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import vitpose_fast as vp
-from vitpose_training.run.config import TrainConfig
-from vitpose_training.run.optim import lr_factor, make_optimizer, set_lr
+from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizer, set_lr
 from vitpose_training.run.presets import PRESETS
 
 
 @pytest.mark.parametrize(("size", "first", "last"), [("s", 0.0550, 0.80), ("b", 0.02376, 0.75)])
 def test_layer_scales(size, first, last):
     model = vp.create_model(f"vitpose-{size}", image_size=(64, 48))
-    optimizer = make_optimizer(model, PRESETS[f"coco-{size}"][1])
+    optimizer = make_optimizer(model, PRESETS[f"coco-{size}"][1].optimizer)
     names = {id(p): n for n, p in model.named_parameters()}
     scale = {names[id(p)]: g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
     decay = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
@@ -31,7 +28,7 @@ def test_layer_scales(size, first, last):
 
 def test_frozen_parameters_and_expert_biases():
     model = vp.create_model("vitpose++-tiny", image_size=(64, 48), freeze_attn=True)
-    optimizer = make_optimizer(model, TrainConfig())
+    optimizer = make_optimizer(model, OptimizerConfig())
     inside = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     block = model.backbone.blocks[0]
     assert id(block.attn.qkv.weight) not in inside
@@ -39,17 +36,21 @@ def test_frozen_parameters_and_expert_biases():
 
 
 def test_step_schedule_with_warmup():
-    config = TrainConfig()
-    assert lr_factor(config, 0, 0.0) == pytest.approx(0.001)
-    assert lr_factor(config, 250, 0.0) == pytest.approx(1 - 0.5 * 0.999)
-    assert lr_factor(config, 500, 169.9 / 210) == 1
-    assert lr_factor(config, 9999, 170 / 210) == pytest.approx(0.1)
-    assert lr_factor(config, 9999, 200 / 210) == pytest.approx(0.01)
+    schedule = ScheduleConfig()
+    assert lr_factor(schedule, 0, 0.0) == pytest.approx(0.001)
+    assert lr_factor(schedule, 250, 0.0) == pytest.approx(1 - 0.5 * 0.999)
+    assert lr_factor(schedule, 500, 169.9 / 210) == 1
+    assert lr_factor(schedule, 9999, 170 / 210) == pytest.approx(0.1)
+    assert lr_factor(schedule, 9999, 200 / 210) == pytest.approx(0.01)
+
+
+def test_a_schedule_without_milestones_keeps_its_rate():
+    assert [lr_factor(ScheduleConfig((), warmup=0), 9, p) for p in (0, 0.5, 1)] == [1, 1, 1]
 
 
 def test_cosine_schedule_ends_at_zero_and_groups_follow():
-    config = replace(TrainConfig(), schedule="cosine", warmup=0)
-    assert [round(lr_factor(config, 9, p), 3) for p in (0, 0.5, 1, 1.2)] == [1, 0.5, 0, 0]
-    optimizer = make_optimizer(vp.create_model("vitpose-tiny", image_size=(64, 48)), config)
-    set_lr(optimizer, config, 0.5)
-    assert all(g["lr"] == pytest.approx(config.lr * 0.5 * g["lr_scale"]) for g in optimizer.param_groups)
+    schedule = ScheduleConfig("cosine", warmup=0)
+    assert [round(lr_factor(schedule, 9, p), 3) for p in (0, 0.5, 1, 1.2)] == [1, 0.5, 0, 0]
+    optimizer = make_optimizer(vp.create_model("vitpose-tiny", image_size=(64, 48)), OptimizerConfig())
+    set_lr(optimizer, 0.5 * 5e-4)
+    assert all(g["lr"] == pytest.approx(5e-4 * 0.5 * g["lr_scale"]) for g in optimizer.param_groups)

@@ -12,13 +12,13 @@ def bad(option, *values):
 
 
 OPTIONS = [  # arguments, a word of the reason
-    *bad("lr", "x", "nan", "inf", "-1", "0", ""),
+    *bad("optimizer.lr", "x", "nan", "inf", "-1", "0", ""),
     *bad("sigma", "0", "nan"),
-    *bad("clip", "0", "-1"),
-    *bad("layer-decay", "0", "nan"),
+    *bad("optimizer.clip", "0", "-1"),
+    *bad("optimizer.layer-decay", "0", "nan"),
     *bad("max-seconds", "0", "nan", "-3"),
-    *bad("weight-decay", "-1", "nan"),
-    *bad("warmup", "-1", "1.5"),
+    *bad("optimizer.weight-decay", "-1", "nan"),
+    *bad("schedule.warmup", "-1", "1.5"),
     *bad("workers", "-1", "many"),
     *bad("seed", "-1", "4294967296"),
     *bad("eval-every", "-1"),
@@ -31,8 +31,8 @@ OPTIONS = [  # arguments, a word of the reason
     *bad("max-bad-images", "-1"),
     *bad("ema", "0", "1", "nan", "-0.5"),
     *bad("blur-kernel", "0", "2", "-1"),
-    *bad("milestones", "0.9 0.1", "0", "1.5", "nan"),
-    *((f"--{name} x", name) for name in ("precision", "schedule", "sampling", "codec", "batchnorm", "recompute")),
+    *bad("schedule.decay", "0.9 0.1", "0", "1.5", "nan", "x", "0.5 cosine"),
+    *((f"--{name} x", name) for name in ("precision", "sampling", "codec", "batchnorm", "recompute")),
     *((f"--{name} x", name) for name in ("parallel", "experts", "track", "patch-stride", "image-size", "window")),
     ("--patch-stride 4", "patch-stride"),
     ("--image-size 64", "image-size"),
@@ -72,7 +72,9 @@ OPTIONS = [  # arguments, a word of the reason
     ("--nothing 3", "--nothing"),
     ("--no-such-flag", "--no-such-flag"),
     ("stray", "stray"),
-    ("--lr", "lr"),
+    ("--optimizer.lr", "optimizer.lr"),
+    ("--lr 0.001", "--optimizer.lr"),  # says what is meant
+    ("--schedule cosine", "--schedule.decay"),
 ]
 
 

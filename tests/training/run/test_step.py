@@ -15,13 +15,15 @@ from vitpose_training.data.batches import Batch, Part
 from vitpose_training.data.people import Person
 from vitpose_training.distributed import World
 from vitpose_training.run.config import TrainConfig
-from vitpose_training.run.optim import Ema, make_optimizer
+from vitpose_training.run.optim import Ema, OptimizerConfig, make_optimizer
 from vitpose_training.run.step import PoseLoss, Updater
 
 SIZE = (64, 48)
 CPU = World(torch.device("cpu"))
 TASKS = {"coco": 3, "aic": 2, "mpii": 1}  # samples of each
-CONFIG = TrainConfig(tasks=("coco", "aic", "mpii"), image_size=SIZE, batch_size=6, lr=1e-3, warmup=0, device="cpu")
+CONFIG = TrainConfig(
+    tasks=("coco", "aic", "mpii"), image_size=SIZE, batch_size=6, optimizer=OptimizerConfig(lr=1e-3), device="cpu"
+)
 
 
 def make_model(decoder="simple", **options):
@@ -83,7 +85,7 @@ class Fed:
 
 def updater_of(model, config=CONFIG):
     loss = PoseLoss(model, codecs_of(model), config.batchnorm, config.precision == "bf16")
-    return Updater(loss, loss, make_optimizer(model, config), config, CPU)
+    return Updater(loss, loss, make_optimizer(model, config.optimizer), config, CPU)
 
 
 def state(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -156,6 +157,32 @@ def test_sigterm_saves_and_stops(small, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize(
+    ("ending", "error"),
+    [("nothing", None), ("sigterm", InterruptedError), ("interrupt", KeyboardInterrupt), ("failure", OSError)],
+)
+def test_whatever_ends_a_run_its_workers_end_with_it(small, monkeypatch, ending, error):
+    seen = []
+
+    def during_an_update(*args):
+        seen.append(len(multiprocessing.active_children()))
+        if ending == "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif error is not None:
+            raise error
+        return lr_factor(*args)
+
+    monkeypatch.setattr("vitpose_training.run.loop.lr_factor", during_an_update)
+    config = replace(small, epochs=1, val=(), workers=2)
+    held = None  # an error keeps everything alive that its traceback leads to
+    try:
+        train(config)
+    except (InterruptedError, KeyboardInterrupt, OSError) as raised:
+        held = raised
+    assert type(held) is (error or type(None))
+    assert seen[0] == 2 and multiprocessing.active_children() == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_ten_interruptions_with_any_number_of_workers_change_no_bit(small, tmp_path):
     """Killed at random, resumed with 0, 2 or 4 workers, until it is through; compared with an uninterrupted run."""
@@ -192,8 +219,8 @@ def test_a_run_is_not_replaced_or_continued_as_another(small):
     before = (small.out / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match="holds a run already; --resume goes on with it, --overwrite replaces it"):
         train(small)
-    with pytest.raises(ValueError, match=r"cannot resume with another lr: 0.0015 then, 0.1 now"):
-        train(replace(small, epochs=1, val=(), resume=True, lr=0.1))
+    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: 0.0015 then, 0.1 now"):
+        train(replace(small, epochs=1, val=(), resume=True, optimizer=replace(small.optimizer, lr=0.1)))
     assert (small.out / "metrics.jsonl").read_text() == before
     train(replace(small, epochs=1, val=(), overwrite=True))
 
@@ -304,7 +331,9 @@ def test_samples_that_are_not_finite_are_named_and_ten_in_a_row_stop_the_run(sma
     assert all(v.isfinite().all() for v in weights(small.out).values())
     bad_calls.update(range(10**4))
     again = replace(small, val=(), epochs=30, out=small.out / "again", decoder="simple")
-    with pytest.raises(ValueError, match="10 updates in a row were not finite.*lower --lr, or look at the samples in"):
+    with pytest.raises(
+        ValueError, match="10 updates in a row were not finite.*lower --optimizer.lr, or look at the samples in"
+    ):
         train(again)
 
 
@@ -320,11 +349,16 @@ def test_bad_runs_are_refused_in_one_line(small, tmp_path):
     with pytest.raises(ValueError, match=r"none\.json"):
         train(replace(small, val=(tmp_path / "none.json",)))
     assert not small.out.exists()  # nothing of the above has written anything
-    for option, value in {"sigma": 0.0, "lr": -1.0, "seed": -1, "max_seconds": 0.0, "warmup": -5, "epochs": 0}.items():
+    for option, value in {"sigma": 0.0, "seed": -1, "max_seconds": 0.0, "epochs": 0}.items():
         with pytest.raises(ValueError, match=f"got {option}={value}, expected"):
             replace(small, **{option: value})
-    with pytest.raises(ValueError, match=r"updates in a row were not finite .*lower --lr"):
-        train(replace(small, lr=1e30, warmup=0, epochs=20))
+    with pytest.raises(ValueError, match="got optimizer.lr=-1.0, expected"):
+        replace(small.optimizer, lr=-1.0)
+    with pytest.raises(ValueError, match="got schedule.warmup=-5, expected"):
+        replace(small.schedule, warmup=-5)
+    with pytest.raises(ValueError, match=r"updates in a row were not finite .*lower --optimizer.lr"):
+        steep = dict(optimizer=replace(small.optimizer, lr=1e30), schedule=replace(small.schedule, warmup=0))
+        train(replace(small, **steep, epochs=20))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to folder"):
         train(replace(small, out=tmp_path / "file"))
@@ -368,12 +402,13 @@ def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, 
     write_dataset(tmp_path / "people", images=200, seed=7, size=(240, 320))
     files = dict(train=(tmp_path / "people/annotations.json",), train_images=(tmp_path / "people/images",), val=())
     base = replace(small, **files, model="vitpose-s", image_size=(256, 192), device="cuda", precision=precision)
-    base = replace(base, batch_size=32, epochs=40, log_every=10, lr=5e-4)
+    base = replace(base, batch_size=32, epochs=40, log_every=10)
+    base = replace(base, optimizer=replace(base.optimizer, lr=5e-4))
     curves = {}
     for impl in ("triton", "reference"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                "vitpose_training.run.loop.build_model", lambda c, impl=impl: vp.use_impl(build_model(c), impl)
+                "vitpose_training.run.state.build_model", lambda c, impl=impl: vp.use_impl(build_model(c), impl)
             )
             config = replace(base, out=tmp_path / impl)
             train(config)

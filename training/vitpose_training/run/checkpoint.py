@@ -76,20 +76,38 @@ def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str
     """A state to go on from with a config.
 
     Raises:
-        ValueError: there is none, it is not ours, or of a run with other options (named).
+        ValueError: there is none, it is not ours, or of a run or a version with other options (named).
     """
     if path is None:
         raise ValueError(f"{folder}: nothing to resume from; start without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before = state["config"]
+        then = _fixed_options(state["config"])
     except Exception as error:
         raise ValueError(f"{path}: cannot resume from it ({' '.join(str(error).split())[:200]})") from None
-    now = config.to_dict()
-    for name in now:
-        if name not in _FREE and now[name] != before.get(name):
-            raise ValueError(f"{path}: cannot resume with another {name}: {before.get(name)} then, {now[name]} now")
+    now = _fixed_options(config.to_dict())
+    foreign = next((name for name in (*then, *now) if (name in then) != (name in now)), None)
+    if foreign is not None:
+        differs = f"it {'has' if foreign in then else 'lacks'} {foreign}"
+        raise ValueError(
+            f"{path}: cannot resume, it was written by a version with other options ({differs}); "
+            f"start again with --overwrite"
+        )
+    for name, value in now.items():
+        if value != then[name]:
+            raise ValueError(f"{path}: cannot resume with another {name}: {then[name]} then, {value} now")
     return state
+
+
+def _fixed_options(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options of `TrainConfig.to_dict` that a continuation must share, nested ones by their dotted names."""
+    fixed: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            fixed |= _fixed_options(value, f"{prefix}{name}.")
+        elif prefix or name not in _FREE:
+            fixed[prefix + name] = value
+    return fixed
 
 
 def _step_of(path: Path) -> int:
@@ -180,9 +198,9 @@ def check_free(out: Path, config: TrainConfig) -> None:
         raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
 
 
-def remove_run(out: Path, states: States) -> None:
+def remove_run(out: Path) -> None:
     """Take away what another run has left in a folder, so that nothing of it is taken for this one's."""
-    for file in (*states.files(), *out.glob("quarantine*.jsonl")):
+    for file in (*States(out / "states").files(), *out.glob("quarantine*.jsonl")):
         file.unlink()
     for name in ("best", "model"):
         ours = {"model.safetensors", "config.json", "manifest.json"}

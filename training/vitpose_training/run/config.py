@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vitpose_fast.models.config import ModelConfig, preset
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.data.catalog import DataSet, data_set
+from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
 Source = tuple[DataSet, Path, Path]  # a data set, its annotation file and its image folder
 
@@ -85,19 +86,10 @@ class TrainConfig:
     them; BatchNorm (in the classic decoder) sees those that one process computes at once, as in the official code."""
     micro_batch: int | None = None
     """Samples that one process computes at once; gradients of several add up to one update. None: all of its share."""
-    lr: float = 5e-4
-    schedule: Literal["step", "cosine"] = "step"
-    """"step": times 0.1 at each milestone; "cosine": down to 0 at the end."""
-    milestones: tuple[float, ...] = (170 / 210, 200 / 210)
-    """Of the step schedule, as fractions of the run."""
-    warmup: int = 500
-    """Steps of linear warm-up from 0.001."""
-    weight_decay: float = 0.1
-    layer_decay: float = 0.75
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: automatic mixed precision; the loss is always in float32."""
-    clip: float = 1.0
-    """Largest global gradient norm."""
     ema: float | None = None
     """Decay of a moving average of the weights (0.9999), which then is evaluated and saved. None: no average."""
     recompute: Literal["none", "norm", "ffn", "most"] = "none"
@@ -161,19 +153,15 @@ class TrainConfig:
                 )
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"got tasks={self.tasks}, expected at least one, each once")
-        least = {"warmup": 0, "workers": 0, "seed": 0, "eval_every": 0, "weight_decay": 0, "max_bad_images": 0}
+        least = {"workers": 0, "seed": 0, "eval_every": 0, "max_bad_images": 0}
         for name in (*least, "epochs", "batch_size", "micro_batch", "keep", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and not value >= least.get(name, 1):
                 raise ValueError(f"got {name}={value}, expected at least {least.get(name, 1)}")
-        for name in ("lr", "sigma", "clip", "layer_decay", "max_seconds"):
+        for name in ("sigma", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"got {name}={value}, expected a positive number")
-        if not self.layer_decay <= 1:
-            raise ValueError(f"got layer_decay={self.layer_decay}, expected at most 1")
-        if not math.isfinite(self.weight_decay):
-            raise ValueError(f"got weight_decay={self.weight_decay}, expected a finite number")
         if self.val_tasks is not None and (not self.val_tasks or len(set(self.val_tasks)) != len(self.val_tasks)):
             raise ValueError(f"got val_tasks={self.val_tasks}, expected at least one, each once; leave it out for all")
         if self.seed >= 2**32:
@@ -182,14 +170,10 @@ class TrainConfig:
             raise ValueError(f"got ema={self.ema}, expected a decay between 0 and 1, such as 0.9999")
         if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
             raise ValueError(f"got blur_kernel={self.blur_kernel}, expected an odd number")
-        if any(not 0 < m <= 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"got milestones={self.milestones}, expected rising fractions of the run")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"got micro_batch={self.micro_batch}, more than batch_size={self.batch_size}")
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with the run in --out, --overwrite replaces it: choose one")
-        if self.schedule == "cosine" and self.milestones != TrainConfig.milestones:
-            raise ValueError("got --milestones with the cosine schedule, which has none: choose --schedule step")
         if self.boxes is not None and len(self.val) > 1 and len(self.tasks) == 1:
             raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected one file with them")
 

@@ -1,15 +1,66 @@
-"""AdamW groups with layer-wise learning rates, and the schedules (SPEC 6.4, 6.5)."""
+"""How weights are optimized: AdamW with layer-wise learning rates, and the learning rate's schedule (SPEC 6.4, 6.5)."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_training.run.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, with a learning rate that is lower in the backbone's early layers (SPEC 6.4).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    lr: float = 5e-4
+    """Learning rate after the warm-up, of the last layers."""
+    weight_decay: float = 0.1
+    """Weight decay of AdamW; biases, norms and the position embedding have none."""
+    layer_decay: float = 0.75
+    """Factor on the learning rate from each layer to the one before it; 1: all layers alike."""
+    clip: float = 1.0
+    """Largest norm of the gradient of all parameters; a larger gradient is scaled down to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "layer_decay", "clip"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"got optimizer.{name}={value}, expected a positive number")
+        if self.layer_decay > 1:
+            raise ValueError(f"got optimizer.layer_decay={self.layer_decay}, expected at most 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"got optimizer.weight_decay={self.weight_decay}, expected a finite number, at least 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate during a run: a linear warm-up, then a decay (SPEC 6.5).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    decay: Literal["cosine"] | tuple[float, ...] = (170 / 210, 200 / 210)
+    """cosine: down to 0 at the end. Numbers: fractions of the run at which the rate drops to a tenth; none: never."""
+    warmup: int = 500
+    """Updates in which the rate rises from a thousandth of its value to all of it."""
+
+    def __post_init__(self) -> None:
+        rising = isinstance(self.decay, tuple) and list(self.decay) == sorted(self.decay)
+        if self.decay != "cosine" and not (rising and all(0 < m <= 1 for m in self.decay)):
+            raise ValueError(
+                f"got schedule.decay={self.decay}, expected cosine or rising fractions of the run, such as 0.8 0.95"
+            )
+        if self.warmup < 0:
+            raise ValueError(f"got schedule.warmup={self.warmup}, expected at least 0")
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -20,7 +71,7 @@ def layer_of(name: str, depth: int) -> int:
     return int(match[1]) + 1 if match else depth + 1
 
 
-def make_optimizer(model: ViTPose, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: ViTPose, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters: rates decay by layer, vectors and the position embedding are not decayed."""
     depth = model.config.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -39,21 +90,21 @@ def make_optimizer(model: ViTPose, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=(0.9, 0.999))
 
 
-def lr_factor(config: TrainConfig, step: int, progress: float) -> float:
+def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
     """Factor on the learning rate at a step; `progress` is the share of the run that is over, 0 to 1."""
-    if config.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if isinstance(schedule.decay, tuple):
+        factor = 0.1 ** sum(progress >= m for m in schedule.decay)
     else:
-        factor = 0.1 ** sum(progress >= m for m in config.milestones)
-    if step < config.warmup:
-        factor *= 1 - (1 - step / config.warmup) * (1 - 0.001)
+        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if step < schedule.warmup:
+        factor *= 1 - (1 - step / schedule.warmup) * (1 - 0.001)
     return factor
 
 
-def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, factor: float) -> None:
-    """Set the rate of every group: base rate x factor x layer scale."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group: `lr` x the scale of its layer."""
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"]
 
 
 class Ema:

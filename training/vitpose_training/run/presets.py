@@ -10,6 +10,7 @@ from typing import Any
 from vitpose_fast.models.config import PLUS_TASKS
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
+from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
 Preset = tuple[str, TrainConfig]
 
@@ -22,17 +23,15 @@ _RELEASED = {  # what the released configurations do otherwise
 
 
 def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
-    """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4 (ViTPose++: 1024 and 1e-3)."""
-    family, size = model.rsplit("-", 1)
-    layer_decay, drop_path = _TABLE_1[size]
-    plus = family == "vitpose++"
+    """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4, on several data sets 1024 and 1e-3."""
+    layer_decay, drop_path = _TABLE_1[model.rsplit("-", 1)[1]]
+    joint = len(changes.get("tasks", ())) > 1
     values = dict(
         out=Path("runs") / name,
         model=model,
-        layer_decay=layer_decay,
         drop_path=drop_path,
-        batch_size=1024 if plus else 512,
-        lr=1e-3 if plus else 5e-4,
+        batch_size=1024 if joint else 512,
+        optimizer=OptimizerConfig(lr=1e-3 if joint else 5e-4, layer_decay=layer_decay),
         keep=2,
     )
     return TrainConfig(**{**values, **changes})
@@ -83,17 +82,23 @@ def _presets() -> dict[str, Preset]:
         "coco-aic-ap10k": ("coco", "aic", "ap10k"),
         "coco-aic-ap10k-apt36k": ("coco", "aic", "ap10k", "apt36k"),
     }
-    both = dict(batch_size=1024, lr=1e-3, val_tasks=("coco",))  # several data sets: the right halves of Table 1
     for name, tasks in mixtures.items():
         text = f"ViTPose-B, one FFN for {', '.join(tasks)}, Table 10"
-        add(f"mix-{name}", text, "vitpose-b", tasks=tasks, **both)
+        add(f"mix-{name}", text, "vitpose-b", tasks=tasks, val_tasks=("coco",))
     three = ("coco", "aic", "ap10k")
     kinds = {
         "i-ffn": ("I-FFN, an FFN per task", "instead"),
         "is-ffn": ("IS-FFN, a shared FFN plus one per task", "added"),
     }
     for name, (text, experts) in kinds.items():
-        add(f"experts-{name}", f"ViTPose-B, {text}, Table 11", "vitpose-b", tasks=three, experts=experts, **both)
+        add(
+            f"experts-{name}",
+            f"ViTPose-B, {text}, Table 11",
+            "vitpose-b",
+            tasks=three,
+            experts=experts,
+            val_tasks=("coco",),
+        )
     for share in (6, 4, 3):
         text = f"ViTPose++-B, PS-FFN with alpha 1/{share}, Table 11"
         options = dict(tasks=three, part_features=768 // share, val_tasks=("coco",))
@@ -103,11 +108,8 @@ def _presets() -> dict[str, Preset]:
 
 _TINY = TrainConfig(
     out=Path("runs/tiny"),
-    lr=1.5e-3,
-    schedule="cosine",
-    warmup=100,
-    layer_decay=1.0,
-    weight_decay=0.05,
+    optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=0.05, layer_decay=1.0),
+    schedule=ScheduleConfig(decay="cosine", warmup=100),
     batch_size=32,
     augmentation=Augmentation(
         jitter_probability=0.0, half_body_probability=0.0, scale_factor=0.15, rotation_degrees=15.0
@@ -119,12 +121,12 @@ PRESETS: dict[str, Preset] = {
     **_presets(),
     "tiny": ("the tiny model from scratch on a small data set, on a CPU", _TINY),
     "overfit": (
-        "the tiny model until it knows a few images by heart: does training work at all?",
+        "the tiny model on a few images, until it has memorized them: does training work at all?",
         replace(
             _TINY,
             out=Path("runs/overfit"),
-            warmup=20,
-            weight_decay=0.0,
+            optimizer=replace(_TINY.optimizer, weight_decay=0.0),
+            schedule=replace(_TINY.schedule, warmup=20),
             epochs=100,
             batch_size=8,
             augment=False,

@@ -128,7 +128,7 @@ class Updater:
             batches += batch.people
             if piece < pieces - 1 or device.type == "cuda":
                 feeder.prepare()  # while the device computes
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip))
         good = torch.cat(finite, 1)
         images = torch.tensor([len(replaced)], dtype=torch.float64, device=device)
         counted = self.world.sum(torch.cat([losses.double(), (~good).sum().double().reshape(1), images]))

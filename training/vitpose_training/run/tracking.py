@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from vitpose_fast.files import write_atomic
+from vitpose_fast.files import make_folder, remove_leftovers, write_atomic
+from vitpose_training.distributed import job
+from vitpose_training.run.checkpoint import remove_run
 from vitpose_training.run.config import TrainConfig
 
 
@@ -154,6 +157,39 @@ class Quarantine:
     def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The files that a run writes to while it goes; only its first process has them. Closed by a `with` statement."""
+
+    metrics: MetricsFile
+    quarantine: Quarantine
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.metrics.close()
+
+
+def start_records(config: TrainConfig, step: int) -> Records:
+    """Make the folder of a run that has done `step` updates, write its config.json and open what is written to later.
+
+    Raises:
+        OSError, ImportError: a folder that cannot be written, a tracker that is not installed.
+    """
+    out = config.out
+    make_folder(out)
+    remove_leftovers(out)
+    if step == 0 and config.overwrite:
+        remove_run(out)
+    if job():
+        write_atomic(out / "job", lambda p: p.write_text(job(), encoding="utf-8"))
+    write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
+    trackers = [TRACKERS[name](out, config) for name in config.track]
+    metrics = MetricsFile(out / "metrics.jsonl", step, trackers)
+    return Records(metrics, Quarantine(out / "quarantine.jsonl", config.max_bad_images))
 
 
 class Meter:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,11 @@ from vitpose_fast.device import is_out_of_memory
 from vitpose_fast.problems import print_problems
 from vitpose_training.distributed import World, join, leave, several
 from vitpose_training.run.config import TrainConfig
-from vitpose_training.run.loop import Run
+from vitpose_training.run.inputs import Inputs, read_inputs
+from vitpose_training.run.loop import Loop, StopSignal
 from vitpose_training.run.presets import PRESETS
+from vitpose_training.run.state import State, start_state
+from vitpose_training.run.tracking import start_records
 
 
 def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
@@ -36,20 +39,39 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
             in a row that were not finite, too many unusable images, a full disk; the last state is kept.
         InterruptedError: stopped by SIGTERM, with the state saved.
     """
+    with _folder_of_dry_run(config) as config:
+        world = join(config.device)
+        with _advice_when_out_of_memory(config, world):
+            inputs = read_inputs(config, world)
+            state = start_state(config, world, inputs.resumes)
+            records = world.agree(lambda: start_records(config, state.step) if world.first else None)
+            if world.first:
+                _introduce(config, world, inputs, state)
+            with records or nullcontext(), StopSignal() as stop:
+                loop = Loop(config, world, inputs, state, records, stop)
+                return loop.run(), loop.problems
+
+
+@contextmanager
+def _folder_of_dry_run(config: TrainConfig) -> Iterator[TrainConfig]:
+    """The config to run; that of a dry run with a folder of its own, which is removed at the end."""
+    config = replace(config, out=Path(config.out))
     if not config.dry_run:
-        return _train(config)
-    there = next(parent for parent in Path(config.out).absolute().parents if parent.is_dir())
+        yield config
+        return
+    there = next(parent for parent in config.out.absolute().parents if parent.is_dir())
     folder = Path(tempfile.mkdtemp(dir=there, prefix="dry-run-"))
     try:
-        return _train(replace(config, out=folder, overwrite=True, resume=False, log_every=1))
+        yield replace(config, out=folder, overwrite=True, resume=False, log_every=1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
-    world = join(config.device)
+@contextmanager
+def _advice_when_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
+    """Replace an error of the allocator by one that says what to lower."""
     try:
-        return _run(config, world)
+        yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -60,28 +82,13 @@ def _train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
         ) from None
 
 
-def _run(config: TrainConfig, world: World) -> tuple[dict[str, float], list[str]]:
-    run = Run(config, world)
-    world.agree(run.start_files)
-    if world.first:
-        count = sum(p.numel() for p in run.model.parameters())
-        print(f"{config.model}: {count:,} parameters, {len(run.samples)} people, {world.size} x {world.device}")
-        for use, labels in (("train", run.labels), ("evaluate", run.val)):
-            for one in labels:
-                print(f"{use} on {one.summary()}")
-
-    def stop(*_: object) -> None:
-        run.stopping = True
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main_thread else None
-    try:
-        return run.loop(), run.problems
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-        if world.first:
-            run.metrics_file.close()
+def _introduce(config: TrainConfig, world: World, inputs: Inputs, state: State) -> None:
+    """Print what is trained, on what, where."""
+    count = sum(p.numel() for p in state.model.parameters())
+    print(f"{config.model}: {count:,} parameters, {len(inputs.samples)} people, {world.size} x {world.device}")
+    for use, labels in (("train", inputs.labels), ("evaluate", inputs.val)):
+        for one in labels:
+            print(f"{use} on {one.summary()}")
 
 
 def _leave_others(error: Exception) -> None:

@@ -1,0 +1,90 @@
+"""What changes from update to update: weights, optimizer, average, and how far the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from vitpose_fast.codec import HeatmapCodec
+from vitpose_fast.models.vitpose import ViTPose
+from vitpose_training.distributed import World, share, whole
+from vitpose_training.run.checkpoint import States, put_back, read_state
+from vitpose_training.run.config import TrainConfig
+from vitpose_training.run.optim import make_optimizer
+from vitpose_training.run.recompute import set_recompute
+from vitpose_training.run.starting_model import build_model
+from vitpose_training.run.step import PoseLoss, Updater
+
+
+@dataclass
+class State:
+    """A model in training after `step` updates."""
+
+    model: ViTPose
+    """On the run's device; under FSDP its parameters are shared out among the processes."""
+    loss: PoseLoss
+    """The model with its losses, as it is in one process."""
+    optimizer: torch.optim.AdamW
+    updater: Updater
+    """Makes the updates; holds the moving average of the weights, if there is one."""
+    step: int = 0
+    """Updates done, over all parts of the run."""
+    seconds: float = 0.0
+    """Time spent before this part of the run began."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the model has its averaged weights, where there are any."""
+        ema = self.updater.ema
+        if ema is None:
+            yield
+            return
+        ema.swap()
+        try:
+            yield
+        finally:
+            ema.swap()
+
+    def whole_model(self) -> ViTPose:
+        """The model in one piece; where it is shared out (FSDP) a copy, in every process. Every process calls it."""
+        if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
+            return self.model
+        copy = ViTPose(self.model.config).to(next(self.model.parameters()).device)
+        own = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+        with torch.no_grad():
+            for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+                own[name].copy_(whole(value.detach()))
+        return copy
+
+
+def start_state(config: TrainConfig, world: World, resumes: bool) -> State:
+    """Build the state that a run begins with, or that of the run it resumes. Every process of the run calls it.
+
+    Raises:
+        ValueError, OSError: in every process alike, in one line: a checkpoint that does not fit, a state that cannot be
+            resumed.
+    """
+    model, loss = world.agree(lambda: _model_and_loss(config, world.device))
+    module = share(loss, list(model.backbone.blocks), world, config.parallel)
+    if config.compile:
+        model.backbone.compile()
+    optimizer = make_optimizer(model, config.optimizer)
+    updater = Updater(module, loss, optimizer, config, world)
+    if not resumes:
+        return State(model, loss, optimizer, updater)
+    states = States(config.out / "states", config.keep)
+    path = world.gather(world.agree(lambda: states.last() if world.first else None))[0]
+    saved = world.agree(lambda: read_state(path, states.folder, config))
+    step, seconds = put_back(saved, path, model, optimizer, updater.ema)
+    return State(model, loss, optimizer, updater, step, seconds)
+
+
+def _model_and_loss(config: TrainConfig, device: torch.device) -> tuple[ViTPose, PoseLoss]:
+    model = build_model(config).to(device).train()
+    shape = model.config
+    codecs = {t.name: HeatmapCodec(t, shape.image_size, shape.heatmap_size, config.sigma) for t in shape.tasks}
+    set_recompute(model.backbone, config.recompute)
+    return model, PoseLoss(model, codecs, config.batchnorm, config.precision == "bf16")
