@@ -13,6 +13,7 @@ from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 from vitpose_training.run.presets import PRESETS
+from vitpose_training.run.train import parse
 
 
 def config(name):
@@ -166,10 +167,9 @@ def test_optimizer_and_schedule_refuse_values_by_the_names_of_their_flags(kind, 
     [("cosine", "cosine"), ("0.5 0.9", (0.5, 0.9)), ("", ())],
 )
 def test_the_schedule_is_chosen_by_one_flag(flags, decay):
-    tyro = pytest.importorskip("tyro")
     for name in ("tiny", "coco-b"):  # cosine and milestones
         args = [name, "--schedule.decay", *flags.split(), "--optimizer.lr", "0.01", "--schedule.warmup", "7"]
-        made = tyro.extras.overridable_config_cli(PRESETS, args=args)
+        made = parse(args)
         before = config(name)
         assert made.schedule == ScheduleConfig(decay, warmup=7)
         assert made == replace(before, schedule=made.schedule, optimizer=replace(before.optimizer, lr=0.01))

@@ -36,24 +36,26 @@ def _crop(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The recipe of the released models; probabilities and factors as in SPEC 6.2. None: the data set's own (6.3)."""
+    """How samples vary, with the recipe of the released models. None stands for the value of the data set."""
 
     jitter_probability: float | None = None
-    """Of moving the centre by up to 0.2 of the box; 0.3, MPII 0."""
+    """How often the center moves, by up to 0.2 of the box. None: 0.3, but 0 for MPII."""
     jitter_every_epoch: bool = False
-    """Draw the moved centre anew every epoch; the official code draws it once per run."""
+    """Move the center anew every epoch; the official code does it once per run."""
     flip_probability: float = 0.5
+    """How often a sample is mirrored."""
     half_body_probability: float | None = None
-    """Of cropping to the upper or lower body; 0.3, MPII and InterHand 0."""
+    """How often the upper or the lower body alone is cut out. None: 0.3, but 0 for MPII and InterHand."""
     half_body_over: int | None = None
-    """Labelled keypoints that it takes more than; 8, CrowdPose 6."""
+    """Half bodies are cut from people with more labelled keypoints than this. None: 8, but 6 for CrowdPose."""
     half_body_upper_probability: float = 0.6915
-    """Of preferring the upper body. The official code says 0.5 and draws from a normal distribution: 0.6915."""
+    """How often it is the upper body. The official code compares a normal draw with 0.5, hence 0.6915."""
     scale_factor: float | None = None
-    """Half width of the size's range; 0.5, InterHand 0.3."""
+    """Sizes vary by up to this share. None: 0.5, but 0.3 for InterHand."""
     rotation_degrees: float | None = None
-    """Standard deviation of the rotation, cut at twice it; 40, InterHand 90."""
+    """Standard deviation of the rotation, which is cut off at twice it. None: 40, but 90 for InterHand."""
     rotation_probability: float = 0.6
+    """How often a sample is rotated."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -25,119 +25,122 @@ class TrainConfig:
     """
 
     out: Path = Path("runs/train")
-    """Folder of config.json, metrics.jsonl, quarantine.jsonl, states/ (to resume), model/ (last) and best/."""
+    """Folder of the run: config.json, metrics.jsonl, quarantine.jsonl, states/ (to resume), model/ (last), best/."""
 
     data: Path = Path("data")
     """Root of all data sets, in their original layouts (data/coco, data/aic, ...); unused where files are given."""
     tasks: tuple[str, ...] = ("coco",)
-    """Data sets by name, one head (and in ViTPose++ one expert) each; or a .json file with a user's own keypoints."""
+    """Data sets by name, one head (and in ViTPose++ one expert) each; or a .json file with your own keypoints."""
     train: tuple[Path, ...] = ()
-    """Annotation files to train on, one for each task (or all of the only one). None: the data sets' own."""
+    """Annotation files to train on, one for each task or all for the only one. Not given: those below --data."""
     train_images: tuple[Path, ...] = ()
-    """Image folder of each file in `train`, or one for all."""
+    """Image folder of each file in --train, or one for all."""
     val: tuple[Path, ...] = ()
-    """Annotation files to evaluate on, one for each task (or all of the only one)."""
+    """Annotation files to evaluate on, one for each task or all for the only one."""
     val_images: tuple[Path, ...] = ()
-    """Image folder of each file in `val`, or one for all."""
+    """Image folder of each file in --val, or one for all."""
     val_tasks: tuple[str, ...] | None = None
-    """Which of the tasks are evaluated; the first one decides which model is the best. None: all."""
+    """Tasks to evaluate; the first one decides which model is the best. None: all."""
     boxes: Path | None = None
-    """Detected boxes for the evaluation of the first task (COCO detections). None: the annotated ones."""
+    """Detected boxes (COCO detections) for the evaluation of the first task. None: the annotated ones."""
     sampling: Literal["proportional", "balanced"] = "proportional"
-    """"proportional": every sample once an epoch (the paper); "balanced": every task equally often."""
+    """proportional: every sample once an epoch, as in the paper; balanced: every task equally often."""
 
     model: str = "vitpose-tiny"
     """Model preset, vitpose-{tiny,s,b,l,h} or vitpose++-{tiny,s,b,l,h}."""
     decoder: str = "classic"
+    """Head: classic (two deconvolutions), classic-fp (its last layer stays random), simple or minimal (Table 3)."""
     image_size: tuple[int, int] = (256, 192)
+    """Height and width in pixels of the network's input."""
     patch_stride: Literal[16, 8] = 16
-    """16, or 8 for features at 1/8 (Table 7)."""
+    """16; or 8 for overlapping patches and features at 1/8 (Table 7)."""
     attention: str = "full"
-    """full | window | window+shift | window+pool | window+shift+pool | window+full (Table 7)."""
+    """full, window, window+shift, window+pool, window+shift+pool or window+full (Table 7)."""
     window: tuple[int, int] = (8, 8)
-    """Tokens of a window (rows, columns)."""
+    """Height and width of a window in tokens."""
     part_features: int | None = None
     """Channels of each task's expert in ViTPose++. None: a quarter of the width."""
     experts: Literal["none", "instead", "added"] = "none"
-    """A whole FFN per task, instead of the shared one (I-FFN) or added to it (IS-FFN), Table 11."""
+    """A whole FFN for each task, instead of the shared one (I-FFN) or added to it (IS-FFN), Table 11."""
     freeze_attn: bool = False
-    """Keep attention and the norm before it as they are (Table 8)."""
+    """Do not train attention and the norm before it (Table 8)."""
     freeze_ffn: bool = False
-    """Keep embeddings, FFN and the norm before it as they are (Table 8)."""
+    """Do not train embeddings, FFN and the norm before it (Table 8)."""
     frozen_stages: int = -1
-    """s >= 0: keep the patch embedding and blocks 1..s (official numbering)."""
+    """Do not train the patch embedding and blocks 1 to this one (the very first is block 0); -1: train all."""
     drop_path: float | None = None
-    """Rate of the last block; None: the preset's."""
+    """Rate at which the last block is dropped; lower in earlier blocks. None: that of the model preset."""
     init: str | None = None
-    """Checkpoint of any format to start from. MAE pretraining: the backbone. A ViTPose: its head too, the keypoints of
-    equal names (fine-tuning)."""
+    """Checkpoint of any format to start from: a pretrained backbone (MAE), or a ViTPose to fine-tune, head included."""
 
     sigma: float = 2.0
     """Standard deviation of the target Gaussian in heatmap pixels."""
     codec: Literal["official", "udp", "msra"] = "official"
-    """How heatmaps are encoded and crops cut. "official": UDP for COCO and MPII, else plain (SPEC 6.3)."""
+    """How heatmaps are encoded and crops cut. official: udp for COCO and MPII, msra (not unbiased) for the others."""
     batchnorm: Literal["all", "own"] = "all"
-    """What BatchNorm of a head sees in mixed batches: the samples of all tasks, as in the official code (every head
-    then computes all of them), or its own."""
+    """BatchNorm of a head sees the samples of all tasks in a batch, as in the official code, or its own only."""
 
     epochs: int = 210
+    """Times that all samples are seen."""
     batch_size: int = 64
-    """Samples of one update, over all processes and micro-batches. However it is shared the gradient is that of all of
-    them; BatchNorm (in the classic decoder) sees those that one process computes at once, as in the official code."""
+    """Samples of one update, over all processes and micro-batches."""
     micro_batch: int | None = None
-    """Samples that one process computes at once; gradients of several add up to one update. None: all of its share."""
+    """Samples that a process computes at once; the gradients of several add up. None: its share of the batch."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: automatic mixed precision; the loss is always in float32."""
     ema: float | None = None
-    """Decay of a moving average of the weights (0.9999), which then is evaluated and saved. None: no average."""
+    """Decay of a moving average of the weights, such as 0.9999; it is what is evaluated and saved. None: off."""
     recompute: Literal["none", "norm", "ffn", "most"] = "none"
-    """Activations that the backward pass computes again instead of keeping, from none to most; saves memory."""
+    """Activations that the backward pass computes again instead of keeping them, from none to most; saves memory."""
     compile: bool = False
-    """torch.compile the backbone."""
+    """Compile the backbone with torch.compile."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With torchrun: every process holds the whole model (ddp) or a share of it (fsdp, FSDP2)."""
+    """Under torchrun: every process holds the whole model (ddp) or a share of it (fsdp, which is FSDP2)."""
 
     augment: bool = True
+    """Augment the samples; with --no-augment each box is cut out as it is annotated."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Flip, half body, scale, rotation, centre jitter; the paper's recipe (SPEC 6.2)."""
+    """How samples vary; the recipe of the paper."""
     official_boxes: bool = True
-    """Annotated boxes lose one pixel of width and height, as in the official loader (SPEC 3.1)."""
+    """Annotated boxes lose one pixel of width and height, as in the official loader."""
     mpii_stretch: bool = True
-    """MPII's square crops are stretched to the input's aspect, as in the official code (SPEC 6.6)."""
+    """MPII's square crops are stretched to the aspect of the input, as in the official code."""
 
     flip_test: bool = True
+    """Evaluate each image and its mirror image, and average the heatmaps."""
     blur_kernel: int = 11
-    """Of the decoding in evaluations."""
+    """Size in heatmap pixels of the blur before heatmaps are decoded in evaluations; odd."""
     eval_every: int = 10
     """Epochs between evaluations; 0: at the end only."""
     max_seconds: float | None = None
-    """Stop training by the clock; schedules then follow the clock where it is faster than the epochs."""
+    """Stop training after so much time; the schedule then follows the clock where it is ahead of the epochs."""
 
     save_every: int | None = None
-    """Updates between saved states; None: once an epoch."""
+    """Updates between saved states. None: once an epoch."""
     keep: int = 2
     """How many of the last states stay on disk."""
     log_every: int = 20
     """Updates between rows of metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where else the rows go."""
+    """Other places that the rows of metrics.jsonl go to."""
     max_bad_images: int = 100
-    """Images that may turn out unusable before the run stops; each is named in quarantine.jsonl and replaced."""
+    """Images that may be unusable before the run stops; each is named in quarantine.jsonl and replaced."""
     workers: int = 2
     """Processes that decode images, for each training process; 0: none."""
     keep_images: bool = False
-    """Keep every decoded image in memory (small data sets)."""
+    """Keep every decoded image in memory; for small data sets."""
     device: str | None = None
-    """None: CUDA where there is one."""
+    """cpu, cuda or cuda:1, for instance. None: CUDA where there is one."""
     seed: int = 0
+    """Of the first weights, order, augmentation and drop path."""
     resume: bool = False
-    """Go on from the last state in `out`/states, exactly. (After a restart by torchrun this happens anyway.)"""
+    """Continue from the last state in the folder of the run, exactly. A restart by torchrun does so by itself."""
     overwrite: bool = False
-    """Replace the run that is in `out`."""
+    """Replace the run that is in the folder."""
     dry_run: bool = False
-    """Two updates and one small evaluation, in a folder of their own that is removed: does everything fit together?"""
+    """Only try whether everything fits together: two updates and a small evaluation, which leave nothing behind."""
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):

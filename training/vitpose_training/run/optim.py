@@ -14,14 +14,14 @@ from vitpose_fast.models.vitpose import ViTPose
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, with a learning rate that is lower in the backbone's early layers (SPEC 6.4).
+    """AdamW, with a learning rate that is lower in the first layers of the backbone.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     lr: float = 5e-4
-    """Learning rate after the warm-up, of the last layers."""
+    """Learning rate of the last layers, after the warm-up."""
     weight_decay: float = 0.1
     """Weight decay of AdamW; biases, norms and the position embedding have none."""
     layer_decay: float = 0.75
@@ -42,14 +42,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate during a run: a linear warm-up, then a decay (SPEC 6.5).
+    """The learning rate during a run: a linear warm-up, then a decay.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     decay: Literal["cosine"] | tuple[float, ...] = (170 / 210, 200 / 210)
-    """cosine: down to 0 at the end. Numbers: fractions of the run at which the rate drops to a tenth; none: never."""
+    """cosine: down to 0 at the end. Or fractions of the run where the rate drops to a tenth each time; may be empty."""
     warmup: int = 500
     """Updates in which the rate rises from a thousandth of its value to all of it."""
 

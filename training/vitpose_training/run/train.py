@@ -107,10 +107,19 @@ def _leave_others(error: Exception) -> None:
     os._exit(1)
 
 
-def main(args: list[str] | None = None) -> int:
+def parse(args: list[str]) -> TrainConfig:
+    """The config that a command line asks for: a preset by name, then flags. Leaves with code 2 for wrong usage."""
     import tyro
 
-    config = tyro.extras.overridable_config_cli(PRESETS, prog="vitpose-fast train", args=args, description=__doc__)
+    prog, name = "vitpose-fast train", args[0] if args else ""
+    if name not in PRESETS:  # lists the presets
+        return tyro.extras.overridable_config_cli(PRESETS, prog=prog, args=args, description=__doc__)
+    text, preset = PRESETS[name]
+    return tyro.cli(TrainConfig, default=preset, prog=f"{prog} {name}", description=text, args=args[1:])
+
+
+def main(args: list[str] | None = None) -> int:
+    config = parse(sys.argv[1:] if args is None else args)
     try:
         metrics, problems = train(config)
     except Exception as error:
