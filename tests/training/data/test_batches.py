@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import select
-import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +10,10 @@ import torch
 from PIL import Image
 
 from vitpose_fast.codec import HeatmapCodec
-from vitpose_training.data import batches
 from vitpose_training.data.augment import Augmentation
-from vitpose_training.data.batches import Feeder, SampleSet, make_batch
+from vitpose_training.data.batches import SampleSet, make_batch
 from vitpose_training.data.catalog import data_set
-from vitpose_training.data.order import Key, MicroBatches, Order
+from vitpose_training.data.order import Key
 from vitpose_training.data.people import Labels, Person, adjusted
 
 SIZE = (256, 192)
@@ -144,77 +138,3 @@ def test_the_oddities_of_official_loaders_can_be_switched_off(marked):
     assert scale[0][1] == pytest.approx([120, 120]) and scale[1][1] == pytest.approx([120, 160])
     assert scale[1][0][1] / scale[0][0][1] == pytest.approx(180 / 179)
     assert adjusted(both[0]) is both[0]
-
-
-@pytest.fixture
-def start_feeder(marked):
-    """start_feeder(workers) -> a feeder of six people in batches of four."""
-
-    def start(workers):
-        samples = SampleSet([labels("coco", [marked("coco", i) for i in range(6)])], SIZE)
-        keys = MicroBatches(Order(samples.task_of, 4, 0), range(0, 3), 2)
-        return Feeder(samples, keys, codecs("coco"), torch.device("cpu"), workers)
-
-    return start
-
-
-def test_workers_end_with_the_feeder_while_an_error_holds_on_to_it(start_feeder):
-    def fail():
-        with start_feeder(2) as feeder:
-            feeder.take()
-            assert len(multiprocessing.active_children()) == 2
-            raise KeyError("something else")
-
-    with pytest.raises(KeyError) as error:
-        fail()
-    assert error.traceback[-1].frame.f_locals["feeder"] is not None
-    assert multiprocessing.active_children() == []
-    with start_feeder(0) as feeder:
-        feeder.take()
-
-
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers are forked")
-def test_workers_end_when_the_training_is_killed_while_they_start(start_feeder, monkeypatch):
-    """Then torch's own look at the parent comes too late."""
-    real, (readable, writable) = batches._end_with_parent, os.pipe()
-
-    def slow(worker):
-        real(worker)
-        os.write(writable, os.getpid().to_bytes(8, "little"))
-        time.sleep(1)
-
-    child = os.fork()
-    if child == 0:
-        try:
-            monkeypatch.setattr(batches, "_end_with_parent", slow)
-            feeder = start_feeder(2)
-            time.sleep(60)
-            feeder.close()
-        finally:
-            os._exit(1)
-    os.close(writable)
-    workers = [int.from_bytes(os.read(readable, 8), "little") for _ in range(2)]
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    gone = select.select([readable], [], [], 20)[0] and os.read(readable, 1) == b""  # the last one to hold it has ended
-    os.close(readable)
-    if not gone:
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-    assert gone
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_feeder_gives_the_batches_in_order_and_counts_waiting(marked, workers):
-    people = [marked("coco", i) for i in range(6)]
-    samples = SampleSet([labels("coco", people)], SIZE)
-    keys = MicroBatches(Order(samples.task_of, 4, 0), range(0, 3), 2)
-    feeder = Feeder(samples, keys, codecs("coco"), torch.device("cpu"), workers)
-    for expected in keys:
-        batch, bad = feeder.take()
-        feeder.prepare()
-        assert [p.annotation_id for p in batch.people] == [people[k.sample].annotation_id for k in expected]
-        assert bad == []
-    assert feeder.waited > 0
-    with pytest.raises(StopIteration):
-        feeder.take()

@@ -112,7 +112,7 @@ def test_running_out_of_memory_says_what_to_lower(small, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
     said = r"out of memory with 3 samples at once in one process: lower --micro-batch, raise --recompute \(now norm\)"
-    for place in ("torch.optim.AdamW.step", "vitpose_training.data.batches.make_batch"):
+    for place in ("torch.optim.AdamW.step", "vitpose_training.data.feeder.make_batch"):
         with monkeypatch.context() as patch:
             patch.setattr(place, fail)
             with pytest.raises(ValueError, match=said):
@@ -322,7 +322,7 @@ def test_samples_that_are_not_finite_are_named_and_ten_in_a_row_stop_the_run(sma
             batch.crops[1, 0, 0, 0] = float("nan")
         return batch
 
-    monkeypatch.setattr("vitpose_training.data.batches.make_batch", poisoned)
+    monkeypatch.setattr("vitpose_training.data.feeder.make_batch", poisoned)
     train(replace(small, val=(), epochs=3, log_every=1, decoder="simple"))
     named = [json.loads(line) for line in (small.out / "quarantine.jsonl").read_text().splitlines()]
     assert [row["step"] for row in named] == [2, 3]

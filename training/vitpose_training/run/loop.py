@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from vitpose_fast.checkpoints import save_model
-from vitpose_training.data.batches import Feeder
+from vitpose_training.data.feeder import Feeder
 from vitpose_training.data.order import MicroBatches
 from vitpose_training.data.people import by_data_set
 from vitpose_training.distributed import World

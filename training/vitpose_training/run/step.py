@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vitpose_fast.codec import HeatmapCodec
 from vitpose_fast.models.vitpose import ViTPose
-from vitpose_training.data.batches import Batch, Feeder
+from vitpose_training.data.batches import Batch
+from vitpose_training.data.feeder import Feeder
 from vitpose_training.data.people import Person
 from vitpose_training.distributed import World, only_last, whole
 from vitpose_training.randomness import drop_path_numbers
