@@ -36,7 +36,7 @@ from vitpose_kernels.sizes import MODELS, ODD, Model
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||out - truth|| / ||truth||
 BROKEN, WRONG = 3, 4  # exit codes: the context of the device is lost; a call is wrong (1 is any Python error)
 SMALL = Model(
-    "small", 64, 2, 16, batch=2, tasks=3, keypoints=5, whole_body=9, decoder_width=32, grid=(6, 4), window=(4, 2)
+    "small", 64, 1, 2, 16, batch=2, tasks=3, num_keypoints=5, whole_body=9, decoder_width=32, grid=(6, 4), window=(4, 2)
 )
 _MOST_DEATHS = 20  # of the processes of one op
 _LONGEST = {"cuda": 45, "cpu": 300}  # seconds of one call: a kernel that hangs is killed with its process

@@ -275,7 +275,7 @@ def test_patch_embed(compare, machine, quick, size, dtype, on):
 
 def test_deconv(compare, machine, quick, size, dtype, on):
     """The whole classic decoder: two deconvolutions with BatchNorm and ReLU, and the predictor."""
-    b, c, d, k = size.batch, size.width, size.decoder_width, size.keypoints
+    b, c, d, k = size.batch, size.width, size.decoder_width, size.num_keypoints
 
     def make(seed):
         shapes = [(b, 192, c), (c, d, 4, 4), (d, d, 4, 4), (k, d), (k,), *[(d,)] * 8]

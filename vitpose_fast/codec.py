@@ -18,7 +18,7 @@ class HeatmapCodec:
     affine crops, quarter-pixel decoding (the other tasks).
     """
 
-    keypoints: KeypointSet
+    keypoint_set: KeypointSet
     image_size: tuple[int, int] = (256, 192)
     heatmap_size: tuple[int, int] = (64, 48)
     sigma: float = 2.0
@@ -26,7 +26,7 @@ class HeatmapCodec:
 
     @property
     def kind(self) -> str:
-        return self.keypoints.codec
+        return self.keypoint_set.codec
 
     def encode(self, keypoints: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """keypoints [B, K, 2] in crop pixels, visible [B, K] -> heatmaps [B, K, h, w], weights [B, K]."""
@@ -47,7 +47,7 @@ class HeatmapCodec:
             self.kind,
             self.blur_kernel,
             flipped=flipped,
-            flip_pairs=self.keypoints.flip_pairs,
+            flip_pairs=self.keypoint_set.flip_pairs,
             centers=centers,
             scales=scales,
         )

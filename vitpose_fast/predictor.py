@@ -214,7 +214,7 @@ class PosePredictor:
                         start, tries = start + len(parts[-1]), 0
                     if tries:  # outside `except`, where the error still holds what was allocated
                         self._spare_memory(tries, images, len(boxes[people]))
-                found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoints.num_keypoints, 3)
+                found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoint_set.num_keypoints, 3)
                 if found.device.type != "cuda":
                     return _Pending(items, found, None)
                 host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -255,7 +255,7 @@ class PosePredictor:
                     boxes=item.boxes.float(),
                     box_scores=item.scores,
                     person_scores=person_scores(scores, item.scores),
-                    keypoint_set=self.codec.keypoints,
+                    keypoint_set=self.codec.keypoint_set,
                 ),
             )
 

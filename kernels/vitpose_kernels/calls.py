@@ -199,7 +199,7 @@ def _deconv(model: Model, draw: Draw) -> Iterator[Call]:
     (h, w), d = model.grid, model.decoder_width
     for label, grid, channels, keypoints in (
         ("first", (h, w), model.width, 0),
-        ("last", (2 * h, 2 * w), d, model.keypoints),
+        ("last", (2 * h, 2 * w), d, model.num_keypoints),
         ("last, whole body", (2 * h, 2 * w), d, model.whole_body),
     ):
         x = draw.normal(model.batch, grid[0] * grid[1], channels)
@@ -225,7 +225,7 @@ def _crop(model: Model, draw: Draw) -> Iterator[Call]:
 
 def _keypoints(model: Model, draw: Draw, height: int, width: int, *people: int) -> tuple[Tensor, Tensor]:
     """Keypoints [..., K, 2] in crop pixels, some beyond the edge, and visibility [..., K], a fifth of it 0."""
-    shape = (*people, model.keypoints)
+    shape = (*people, model.num_keypoints)
     points = draw.uniform(*shape, 2) * torch.tensor([width + 16.0, height + 16.0]).to(draw.device) - 8
     return points, (draw.uniform(*shape) > 0.2).float()
 
@@ -244,18 +244,18 @@ def _heatmap_loss(model: Model, draw: Draw) -> Iterator[Call]:
         rows, columns = (scale * side for side in model.grid)
         for codec in ("udp", "msra"):
             points = _keypoints(model, draw, 4 * rows, 4 * columns, model.batch)
-            maps = draw.heatmaps(model.batch, model.keypoints, rows, columns)
+            maps = draw.heatmaps(model.batch, model.num_keypoints, rows, columns)
             yield Call(f"{codec} {rows}x{columns} training", function, (maps, *points, codec), dict(grad=grad))
     b, side = min(model.batch, 8), 8 * model.grid[0]  # 512x512 at 1/4
     people = 30 if b > 3 else 3
     crowd = _keypoints(model, draw, 4 * side, 4 * side, b, people)
-    maps, mask = draw.heatmaps(b, model.keypoints, side, side), draw.uniform(b, side, side)
+    maps, mask = draw.heatmaps(b, model.num_keypoints, side, side), draw.uniform(b, side, side)
     yield Call("bottom-up training", function, (maps, *crowd), dict(grad=grad, mask=mask))
 
 
 def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
     small, large = (tuple(scale * side for side in model.grid) for scale in (4, 6))
-    k, b = model.keypoints, model.batch
+    k, b = model.num_keypoints, model.batch
     centers, scales = draw.uniform(b, 2, high=500.0), draw.uniform(b, 2, low=50.0, high=300.0)
     for keypoints, size, codec, blur_kernel, flip, covariance in (
         (k, small, "udp", 11, False, False),

@@ -48,7 +48,7 @@ class Model(NamedTuple):
     part_features: int
     batch: int = 64  # that of the paper's Table 12
     tasks: int = 6
-    keypoints: int = 17
+    num_keypoints: int = 17
     whole_body: int = 133  # the most keypoints of a task
     decoder_width: int = 256
     grid: tuple[int, int] = (16, 12)
@@ -60,4 +60,4 @@ MODELS = tuple(
     Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b") for name in PAPER
 )
 # Nothing is a power of two or a multiple of a tile, rows do not start at multiples of 16 bytes, windows do not fit.
-ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))
+ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, num_keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))

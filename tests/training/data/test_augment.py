@@ -13,7 +13,7 @@ from vitpose_training.data.catalog import data_set
 from vitpose_training.data.people import Person
 
 SIZE = (256, 192)
-COCO = data_set("coco").keypoints
+COCO = data_set("coco").keypoint_set
 
 
 def person(visible=17, **changes):

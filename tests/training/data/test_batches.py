@@ -25,7 +25,7 @@ def labels(task, people):
 
 
 def codecs(*tasks):
-    return {task: HeatmapCodec(data_set(task).keypoints, SIZE) for task in tasks}
+    return {task: HeatmapCodec(data_set(task).keypoint_set, SIZE) for task in tasks}
 
 
 def batch_of(samples, *tasks, device="cpu"):
@@ -37,7 +37,7 @@ def marked(tmp_path):
     """marked(task, number) -> a person on a black image with a white 3x3 square at each keypoint."""
 
     def make(task="coco", number=0, **changes):
-        count = data_set(task).keypoints.num_keypoints
+        count = data_set(task).keypoint_set.num_keypoints
         rng = np.random.default_rng(number)
         pixels = np.zeros((300, 240, 3), np.uint8)
         points = np.stack([rng.uniform(80, 160, count), rng.uniform(90, 210, count)], 1).round().astype(np.float32)
@@ -73,7 +73,7 @@ def test_a_flipped_sample_swaps_left_and_right(marked):
     both = [SampleSet([labels("coco", [marked()])], SIZE, replace(STILL, flip_probability=p))[0, 0, 0] for p in (0, 1)]
     a, b = (batch_of([sample], "coco") for sample in both)
     assert torch.equal(a.crops.flip(-1), b.crops)
-    keypoints = data_set("coco").keypoints
+    keypoints = data_set("coco").keypoint_set
     nose, left_eye, right_eye = (keypoints.index(n) for n in ("nose", "left_eye", "right_eye"))
     before, after = a.parts["coco"].keypoints[0], b.parts["coco"].keypoints[0]
     assert after[nose, 0].item() == pytest.approx(191 - before[nose, 0].item(), abs=1e-3)

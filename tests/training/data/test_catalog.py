@@ -39,7 +39,7 @@ def test_damaged_keypoint_sets_are_refused(tmp_path, field, value):
     file = tmp_path / "pen.json"
     good = {"name": "pen", "names": ["tip", "cap", "clip"]}
     file.write_text(json.dumps(good))
-    assert data_set(str(file)).keypoints.num_keypoints == 3
+    assert data_set(str(file)).keypoint_set.num_keypoints == 3
     file.write_text(json.dumps(changed(good | {field: 0}, (field,), value)))
     with pytest.raises(ValueError) as error:
         data_set(str(file))

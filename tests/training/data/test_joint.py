@@ -44,7 +44,7 @@ def sources(samples, tmp_path):
 
 def render(labels):
     """Skeletons in the colours of their keypoints on a blurred ground."""
-    rng, keypoints = np.random.default_rng(0), labels.data_set.keypoints
+    rng, keypoints = np.random.default_rng(0), labels.data_set.keypoint_set
     for image in labels.truth["images"]:
         small = Image.fromarray(rng.integers(60, 190, (27, 48, 3), dtype=np.uint8))
         picture = small.resize((image["width"], image["height"]), Image.Resampling.BICUBIC)
@@ -63,7 +63,7 @@ def render(labels):
 
 def ceiling(labels, size=(256, 192)):
     """The score of decoded perfect targets: what a network that gives exactly its targets would get."""
-    codec, rows = HeatmapCodec(labels.data_set.keypoints, size), []
+    codec, rows = HeatmapCodec(labels.data_set.keypoint_set, size), []
     for person in labels.people:
         center, scale = (torch.from_numpy(v)[None] for v in crop_of(person, size))
         matrix = warp_matrix(center, scale, None, size, codec.kind)
@@ -101,7 +101,7 @@ def test_a_joint_dry_run(sources, tmp_path):
 def loss_of(model, labels):
     """The training loss of a task on the crops of evaluation."""
     config = model.config
-    codec = HeatmapCodec(labels.data_set.keypoints, config.image_size, config.heatmap_size)
+    codec = HeatmapCodec(labels.data_set.keypoint_set, config.image_size, config.heatmap_size)
     samples = SampleSet([labels], config.image_size)
     batch = make_batch([samples[0, i, i] for i in range(len(samples))], {labels.data_set.name: codec}, "cpu")
     part = batch.parts[labels.data_set.name]

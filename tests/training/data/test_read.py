@@ -42,7 +42,7 @@ def test_as_many_people_as_the_official_loaders_count(samples, name, file, used,
     labels = read_labels(name, samples / file, (samples / file).parent)
     counts = (len(labels.people), labels.unlabelled, labels.crowd, labels.images, labels.problems)
     assert counts == (used, unlabelled, crowd, images, [])
-    k = DATA_SETS[name].keypoints.num_keypoints
+    k = DATA_SETS[name].keypoint_set.num_keypoints
     for person in labels.people:
         assert person.keypoints.shape == (k, 2) and person.visible.shape == (k,)
         assert person.keypoints.dtype == person.visible.dtype == np.float32
@@ -52,7 +52,7 @@ def test_as_many_people_as_the_official_loaders_count(samples, name, file, used,
     assert len({person.annotation_id for person in labels.people}) == used
     assert (labels.truth is None) == (name in ("mpii", "interhand"))
     if labels.truth is not None:
-        assert check_annotations(labels.truth, DATA_SETS[name].keypoints) == (labels.truth, [])
+        assert check_annotations(labels.truth, DATA_SETS[name].keypoint_set) == (labels.truth, [])
         rows = {a["id"]: a for a in labels.truth["annotations"]}
         paths = {image["id"]: image["path"] for image in labels.truth["images"]}
         assert all(p.image == paths[p.image_id] for p in labels.people)
@@ -215,6 +215,6 @@ def test_random_damage(original, reread, tmp_path, damage, layout):
             assert person.visible.any() and ((person.visible >= 0) & (person.visible <= 1)).all()
             assert np.isfinite(person.box).all() and min(person.box[2:]) > 0
         if labels.truth is not None:
-            assert check_annotations(labels.truth, labels.data_set.keypoints) == (labels.truth, [])
+            assert check_annotations(labels.truth, labels.data_set.keypoint_set) == (labels.truth, [])
             assert len(labels.truth["annotations"]) == len(labels.people) + labels.unlabelled + labels.crowd
     assert all(seen.count(what) >= 5 for what in ("clean", "named", "refused")), {w: seen.count(w) for w in seen}

@@ -16,7 +16,7 @@ from vitpose_training.data.people import Labels, Person
 from vitpose_training.evaluation.mistakes import KINDS, breakdown, classify, count, pair, similarity
 from vitpose_training.evaluation.worst import draw_worst
 
-COCO = data_set("coco").keypoints
+COCO = data_set("coco").keypoint_set
 AREA = 10_000.0
 
 
@@ -133,7 +133,7 @@ def test_poses_find_their_people_by_id_or_by_oks():
     assert by_name["nose"] == {"good": 0, "jitter": 0, "inversion": 0, "swap": 2, "miss": 1}
     assert text.splitlines()[1].split() == ["all", "keypoints", "0.0%", "0.0%", "0.0%", "66.7%", "33.3%", "51"]
     assert len(text.splitlines()) == 19
-    whole = data_set("wholebody").keypoints
+    whole = data_set("wholebody").keypoint_set
     assert len(breakdown(np.zeros((133, 5), int), whole)[0].splitlines()) == 2
 
 

@@ -191,7 +191,7 @@ def test_files_go_with_tasks():
 
 def test_the_codec_of_all_tasks_can_be_chosen():
     c = TrainConfig(tasks=("coco", "aic"))
-    assert [d.keypoints.codec for d in c.data_sets()] == ["udp", "msra"]
+    assert [d.keypoint_set.codec for d in c.data_sets()] == ["udp", "msra"]
     assert [t.codec for t in replace(c, codec="udp").model_config().tasks] == ["udp", "udp"]
 
 

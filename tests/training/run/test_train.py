@@ -256,7 +256,7 @@ def test_data_sets_lie_below_one_folder(small, data, tmp_path):
         file = DATA_SETS[name].splits[split][0]
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         truth = json.loads((data / "annotations.json").read_text())
-        count = DATA_SETS[name].keypoints.num_keypoints
+        count = DATA_SETS[name].keypoint_set.num_keypoints
         for image in truth["images"]:
             image["crowdIndex"] = 0.5
         for person in truth["annotations"]:

@@ -24,8 +24,8 @@ def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
     data, name = read_json(file), str(file)
     converted: list[str] = []
     if isinstance(data, list):
-        data, converted = aic_to_coco(data, data_set.keypoints, name)
-    truth, problems = check_annotations(data, data_set.keypoints, name)
+        data, converted = aic_to_coco(data, data_set.keypoint_set, name)
+    truth, problems = check_annotations(data, data_set.keypoint_set, name)
     return coco_labels(data_set, truth, converted + problems, name, folder)
 
 

@@ -121,8 +121,8 @@ class SampleSet(Dataset):
             if augmentation is None:
                 view = no_augmentation(person, self.image_size)
             else:
-                keypoints = self.sets[task].keypoints
-                view = augmentation(person, keypoints, self.image_size, self.seed, epoch, index)
+                keypoint_set = self.sets[task].keypoint_set
+                view = augmentation(person, keypoint_set, self.image_size, self.seed, epoch, index)
             return Sample(person, task, position, image, view, bad)
         raise ValueError(f"{_TRIES} images of {task} in a row cannot be used; the first: {bad[0][1]}")
 
@@ -189,6 +189,6 @@ def _cut(
     annotated = torch.from_numpy(np.stack([s.person.keypoints for s in samples]))
     seen = torch.from_numpy(np.stack([s.person.visible for s in samples]))
     points = transform_points(matrix, annotated.double())
-    mirrored, swapped = flip_keypoints(points, seen, codec.keypoints.flip_permutation, codec.image_size[1])
+    mirrored, swapped = flip_keypoints(points, seen, codec.keypoint_set.flip_permutation, codec.image_size[1])
     points = torch.where(flip[:, None, None], mirrored, points).float()
     return crops, points, torch.where(flip[:, None], swapped, seen)

@@ -119,6 +119,6 @@ def data_set(spec: str | KeypointSet | DataSet) -> DataSet:
         return spec
     if isinstance(spec, str) and spec in DATA_SETS:
         return DATA_SETS[spec]
-    keypoints = keypoint_set(spec)
-    known = DATA_SETS.get(keypoints.name)
-    return DataSet(keypoints, COCO_LAYOUT, COCO_METRIC) if known is None else replace(known, keypoints=keypoints)
+    found = keypoint_set(spec)
+    known = DATA_SETS.get(found.name)
+    return DataSet(found, COCO_LAYOUT, COCO_METRIC) if known is None else replace(known, keypoint_set=found)

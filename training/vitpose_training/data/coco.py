@@ -22,7 +22,7 @@ def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
     Raises:
         ValueError: a file of no use.
     """
-    truth, problems = check_annotations(read_json(file), data_set.keypoints, str(file))
+    truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file))
     return coco_labels(data_set, truth, problems, str(file), folder)
 
 
@@ -55,7 +55,7 @@ def coco_labels(
 def _people(data_set: DataSet, truth: dict[str, Any], used: list[Row], name: str, weighted: bool) -> list[Person]:
     images = {image["id"]: image for image in truth["images"]}
     flat = np.array([row["keypoints"] for row in used], dtype=np.float32)
-    triples = flat.reshape(len(used), data_set.keypoints.num_keypoints, 3)
+    triples = flat.reshape(len(used), data_set.keypoint_set.num_keypoints, 3)
     labelled = triples[..., 2] > 0
     points = np.where(labelled[..., None], triples[..., :2], 0)
     visible = np.minimum(triples[..., 2], 1) if weighted else labelled.astype(np.float32)

@@ -56,7 +56,7 @@ def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def _entry(row: Row, data_set: DataSet) -> Row:
-    image, count = file_name_of(row, "image"), data_set.keypoints.num_keypoints
+    image, count = file_name_of(row, "image"), data_set.keypoint_set.num_keypoints
     center = numbers(row, "center", (2,))
     if center[0] == -1:
         raise ValueError(f"center is {shown(row['center'])}: nobody, expected where the person is")

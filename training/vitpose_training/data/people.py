@@ -53,7 +53,7 @@ class Metric:
 class DataSet:
     """One data set: how it is laid out, read, augmented and scored. Its name is that of its keypoint set."""
 
-    keypoints: KeypointSet
+    keypoint_set: KeypointSet
     layout: Layout
     metric: Metric
     folder: str = ""
@@ -72,7 +72,7 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        return self.keypoints.name
+        return self.keypoint_set.name
 
     def split(self, root: Path, name: str) -> tuple[Path, Path]:
         """(annotation file, image folder) of a split below the root of all data sets.

@@ -117,7 +117,9 @@ def _keypoint_table(labels: Labels, width: int = 100) -> str:
     """How many people have each keypoint labelled, in columns; numbered ones that are alike in one cell."""
     counts = np.stack([person.visible > 0 for person in labels.people]).sum(0).tolist()
     entries = []
-    alike = groupby(zip(labels.data_set.keypoints.names, counts, strict=True), lambda e: (e[0].rstrip(_DIGITS), e[1]))
+    alike = groupby(
+        zip(labels.data_set.keypoint_set.names, counts, strict=True), lambda e: (e[0].rstrip(_DIGITS), e[1])
+    )
     for (stem, count), group in alike:
         first, *more = [name for name, _ in group]
         entries.append((f"{first} .. {more[-1][len(stem) :]}" if more else first, count))
@@ -144,7 +146,7 @@ def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: l
         stated = people[index].image_size
         if stated not in (None, (height, width)):
             wrong.append(f"{people[index].image}: is {width}x{height}, expected {stated[1]}x{stated[0]} as annotated")
-        tiles.append(draw_person(people[index], pixels, labels.data_set.keypoints))
+        tiles.append(draw_person(people[index], pixels, labels.data_set.keypoint_set))
     problems += dict.fromkeys(wrong)
     print(f"sample: the images of {len(tiles)} of {len(people)} people can be decoded")
     if tiles:

@@ -31,7 +31,7 @@ def read_wholebody(data_set: DataSet, file: Path, folder: Path) -> Labels:
     Raises:
         ValueError: a file of no use.
     """
-    truth, problems = check_annotations(read_json(file), data_set.keypoints, str(file), wholebody_keypoints)
+    truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file), wholebody_keypoints)
     for row in truth["annotations"]:
         row["num_keypoints"] = sum(v > 0 for v in row["keypoints"][2 : 3 * BODY : 3])
     return coco_labels(data_set, truth, problems, str(file), folder, weighted=False)

@@ -107,12 +107,12 @@ class _Evaluation:
     """Checked ground truth and results, numbered from 1 as pycocotools needs them (it takes a match with id 0 for none;
     equal scores count in the order of image ids)."""
 
-    def __init__(self, truth: Any, results: Any, keypoints: KeypointSet, use_area: bool) -> None:
-        if keypoints.sigmas is None:
-            raise ValueError(f"{keypoints.name} has no OKS sigmas: AP is not defined for it")
-        self.keypoints = keypoints
+    def __init__(self, truth: Any, results: Any, keypoint_set: KeypointSet, use_area: bool) -> None:
+        if keypoint_set.sigmas is None:
+            raise ValueError(f"{keypoint_set.name} has no OKS sigmas: AP is not defined for it")
+        self.keypoint_set = keypoint_set
         name = str(truth) if isinstance(truth, (str, os.PathLike)) else "ground truth"
-        self.truth, problems = check_annotations(_loaded(truth), keypoints, name)
+        self.truth, problems = check_annotations(_loaded(truth), keypoint_set, name)
         if problems:
             raise ValueError(f"{problems[0]} ({len(problems)} damaged in all)")
         self.truth["images"].sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
@@ -161,7 +161,7 @@ class _Evaluation:
             valid = ", ".join(map(str, self.categories))
             which = f"result {index} (image {shown(image_id)})"
             raise ValueError(f"{which} has category_id {shown(category)}, expected one of {valid}")
-        count = 3 * self.keypoints.num_keypoints
+        count = 3 * self.keypoint_set.num_keypoints
         if not isinstance(triples, (list, tuple)) or len(triples) != count:
             raise ValueError(f"result {index} (image {shown(image_id)}): expected a list of {count} keypoint numbers")
         if not all(is_number(v, float(np.finfo(np.float32).max)) for v in (score, *triples)):
@@ -169,11 +169,11 @@ class _Evaluation:
         own = {"image_id": number[image_id], "category_id": self.categories[category], "score": score}
         return {**own, **_extent(list(triples))}
 
-    def of_part(self, part: slice, keypoints: KeypointSet) -> _Evaluation:
+    def of_part(self, part: slice, keypoint_set: KeypointSet) -> _Evaluation:
         """The same with some of the keypoints, as in COCO-WholeBody's own code: people without labelled ones among them
         are ignored, results without one that scores above 0 left out; a result is as large as its body."""
         out = _Evaluation.__new__(_Evaluation)
-        out.keypoints, out.truth, out.categories, out.images = keypoints, self.truth, self.categories, self.images
+        out.keypoint_set, out.truth, out.categories, out.images = keypoint_set, self.truth, self.categories, self.images
         cut = slice(3 * part.start, 3 * part.stop)
         out.expected = []
         for row in self.expected:
@@ -207,7 +207,7 @@ class _Evaluation:
                 side.createIndex()
                 sides.append(side)
             evaluation = COCOeval(*sides, "keypoints")
-            evaluation.params.kpt_oks_sigmas = np.array(self.keypoints.sigmas)
+            evaluation.params.kpt_oks_sigmas = np.array(self.keypoint_set.sigmas)
             if images is not None:
                 evaluation.params.imgIds = list(images)
             evaluation.evaluate()
@@ -229,7 +229,7 @@ def _loaded(given: Any) -> Any:
 def score_coco(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
     """`evaluate_coco` of the files of one data set, with its keypoints and areas."""
     own = files[0].data_set
-    return evaluate_coco(joined(files)[1], results, own.keypoints, own.use_area)
+    return evaluate_coco(joined(files)[1], results, own.keypoint_set, own.use_area)
 
 
 def _score_crowdpose(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:

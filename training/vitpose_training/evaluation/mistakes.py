@@ -74,7 +74,7 @@ def _areas(labels: Labels) -> Callable[[Person], float]:
 
 def pair(labels: Labels, results: Sequence[Row]) -> list[Pair]:
     """Each pose with its person: by `annotation_id`, else, the best first, the one of the highest OKS from 0.1 on."""
-    area_of, sigmas = _areas(labels), sigmas_of(labels.data_set.keypoints)
+    area_of, sigmas = _areas(labels), sigmas_of(labels.data_set.keypoint_set)
     left: dict[Any, list[Person]] = defaultdict(list)
     for person in labels.people:
         left[person.image_id].append(person)
@@ -102,14 +102,14 @@ def count(labels: Labels, pairs: Sequence[Pair]) -> np.ndarray:
     everybody: dict[Any, list[Person]] = defaultdict(list)
     for person in labels.people:
         everybody[person.image_id].append(person)
-    area_of, keypoints = _areas(labels), labels.data_set.keypoints
-    out = np.zeros((keypoints.num_keypoints, len(KINDS)), int)
+    area_of, keypoint_set = _areas(labels), labels.data_set.keypoint_set
+    out = np.zeros((keypoint_set.num_keypoints, len(KINDS)), int)
     found = set()
     for one in pairs:
         here = everybody[one.person.image_id]
         own = next(i for i, person in enumerate(here) if person is one.person)
         sizes, points = [area_of(p) for p in here], points_of(one.result)
-        kinds = classify(points, [p.keypoints for p in here], [p.visible for p in here], sizes, own, keypoints)
+        kinds = classify(points, [p.keypoints for p in here], [p.visible for p in here], sizes, own, keypoint_set)
         for kind in range(len(KINDS)):
             out[:, kind] += kinds == kind
         found.add(id(one.person))

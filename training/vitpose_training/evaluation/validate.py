@@ -127,8 +127,8 @@ def evaluate_labels(
     predictor = PosePredictor(
         model, flip_test, task, batch_size, blur_kernel=blur_kernel, padding=padding, fix_aspect=fix_aspect
     )
-    if predictor.codec.keypoints.names != own.keypoints.names:
-        head, count = predictor.codec.keypoints, own.keypoints.num_keypoints
+    if predictor.codec.keypoint_set.names != own.keypoint_set.names:
+        head, count = predictor.codec.keypoint_set, own.keypoint_set.num_keypoints
         raise ValueError(f"the head {head.name} has {head.num_keypoints} keypoints, {own.name} has other {count}")
     problems: list[str] = []
     if detections is not None:
@@ -159,11 +159,11 @@ def evaluate_labels(
     results = [row for part in world.gather(results) for row in part]
     by_oks = own.metric.by_oks
     if by_oks and detections is not None:
-        results = suppress(results, own.keypoints)
+        results = suppress(results, own.keypoint_set)
     problems = list(dict.fromkeys(p for part in world.gather(problems) for p in part))
     metrics: dict[str, float] = {}
     if world.first:
-        metrics = score(labels, suppress(results, own.keypoints) if by_oks and detections is None else results)
+        metrics = score(labels, suppress(results, own.keypoint_set) if by_oks and detections is None else results)
     metrics = world.gather(metrics)[0]
     return metrics, results, problems
 
@@ -209,10 +209,10 @@ def _detected(
     return out
 
 
-def _source(config: ValidateConfig, keypoints: KeypointSet) -> tuple[DataSet, Path, Path]:
-    found = data_set(config.data_set or keypoints)
-    if config.data_set in DATA_SETS and found.keypoints.codec != keypoints.codec:
-        found = replace(found, keypoints=replace(found.keypoints, codec=keypoints.codec))
+def _source(config: ValidateConfig, keypoint_set: KeypointSet) -> tuple[DataSet, Path, Path]:
+    found = data_set(config.data_set or keypoint_set)
+    if config.data_set in DATA_SETS and found.keypoint_set.codec != keypoint_set.codec:
+        found = replace(found, keypoint_set=replace(found.keypoint_set, codec=keypoint_set.codec))
     if config.annotations is not None and config.images is not None:
         return found, config.annotations, config.images
     return found, *found.split(config.data, config.split)
@@ -246,14 +246,14 @@ def main(args: list[str] | None = None) -> int:
     )
     code = print_problems([*labels.problems, *problems])
     print(table(metrics, labels.data_set.metric))
-    keypoints, pairs = labels.data_set.keypoints, pair(labels, results)
-    text, mistakes = breakdown(count(labels, pairs), keypoints)
+    keypoint_set, pairs = labels.data_set.keypoint_set, pair(labels, results)
+    text, mistakes = breakdown(count(labels, pairs), keypoint_set)
     print(text)
     if config.out is not None:
         out = make_folder(config.out)
         found = {"weights": config.weights, "data": labels.summary(), "metrics": metrics, "mistakes": mistakes}
         write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(found, indent=1), encoding="utf-8"))
         write_atomic(out / "keypoints.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
-        drawn = draw_worst(pairs, keypoints, out / "worst.png", config.worst)
+        drawn = draw_worst(pairs, keypoint_set, out / "worst.png", config.worst)
         print(f"{len(results)} people, the {drawn} worst of them drawn, written to {out}")
     return code

@@ -189,7 +189,9 @@ class TrainConfig:
         found = [data_set(task) for task in self.tasks]
         if self.codec == "official":
             return found
-        return [dataclasses.replace(d, keypoints=dataclasses.replace(d.keypoints, codec=self.codec)) for d in found]
+        return [
+            dataclasses.replace(d, keypoint_set=dataclasses.replace(d.keypoint_set, codec=self.codec)) for d in found
+        ]
 
     def model_config(self) -> ModelConfig:
         """The model of this run.
@@ -203,7 +205,7 @@ class TrainConfig:
             + ("freeze_attn", "freeze_ffn", "frozen_stages")
         }
         options |= {n: v for n in ("drop_path", "part_features") if (v := getattr(self, n)) is not None}
-        return preset(self.model, tuple(d.keypoints for d in self.data_sets()), **options)
+        return preset(self.model, tuple(d.keypoint_set for d in self.data_sets()), **options)
 
     def sources(self, name: Literal["train", "val"]) -> list[Source]:
         """What to train or evaluate on: the files given, else those of the data sets below `data`.

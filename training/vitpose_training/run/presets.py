@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vitpose_fast.models.config import PLUS_TASKS
+from vitpose_kernels.sizes import PAPER, SIZES
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
 Preset = tuple[str, TrainConfig]
 
-_TABLE_1 = {"s": (0.80, 0.10), "b": (0.75, 0.30), "l": (0.80, 0.50), "h": (0.80, 0.55)}  # layer decay, drop path
+_LAYER_DECAY = {"s": 0.80, "b": 0.75, "l": 0.80, "h": 0.80}  # of Table 1
 _RELEASED = {  # what the released configurations do otherwise
     "vitpose-h": "the released one has layer decay 0.85",
     "vitpose++-s": "the released one has experts of 192 channels, not 96: --part-features 192",
@@ -24,14 +25,14 @@ _RELEASED = {  # what the released configurations do otherwise
 
 def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
     """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4, on several data sets 1024 and 1e-3."""
-    layer_decay, drop_path = _TABLE_1[model.rsplit("-", 1)[1]]
+    size = model.rsplit("-", 1)[1]
     joint = len(changes.get("tasks", ())) > 1
     values = dict(
         out=Path("runs") / name,
         model=model,
-        drop_path=drop_path,
+        drop_path=SIZES[size].drop_path,
         batch_size=1024 if joint else 512,
-        optimizer=OptimizerConfig(lr=1e-3 if joint else 5e-4, layer_decay=layer_decay),
+        optimizer=OptimizerConfig(lr=1e-3 if joint else 5e-4, layer_decay=_LAYER_DECAY[size]),
         keep=2,
     )
     return TrainConfig(**{**values, **changes})
@@ -44,12 +45,12 @@ def _presets() -> dict[str, Preset]:
         differs = _RELEASED.get(model)
         out[name] = f"{text}{f' ({differs})' if differs else ''}", _recipe(name, model, **changes)
 
-    for size in _TABLE_1:
+    for size in PAPER:
         add(f"coco-{size}", f"ViTPose-{size.upper()} on COCO, Table 1", f"vitpose-{size}")
-    for size in _TABLE_1:
+    for size in PAPER:
         text = f"ViTPose++-{size.upper()} on six data sets, Table 1"
         add(f"joint-{size}", text, f"vitpose++-{size}", tasks=PLUS_TASKS, val_tasks=("coco",))
-    for size in _TABLE_1:
+    for size in PAPER:
         note = "; the released configuration of this one names another head" if size == "s" else ""
         text = f"ViTPose-{size.upper()} with the simple decoder, Table 2{note}"
         add(f"coco-{size}-simple", text, f"vitpose-{size}", decoder="simple")
