@@ -158,6 +158,23 @@ def test_import_loads_nothing():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_front_door_opens_at_once():
+    """Half a second would be torch."""
+    done = python(
+        """
+        import sys
+        from vitpose_fast.__main__ import main
+        try:
+            main(["--help"])
+        except SystemExit as end:
+            assert end.code == 0
+        heavy = {m.split(".")[0] for m in sys.modules} & {"torch", "triton", "numpy", "PIL", "tyro"}
+        assert not heavy, heavy
+        """
+    )
+    assert done.returncode == 0 and "vitpose-fast COMMAND" in done.stdout, done.stderr
+
+
 def test_import_adds_less_than_a_tenth_of_a_second():
     code = "import torch, time; t = time.process_time(); import vitpose_fast; print(time.process_time() - t)"
     assert min(float(python(code).stdout) for _ in range(3)) < 0.1

@@ -80,7 +80,8 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
     """Triton's own key of every launch is that of the examples which are compiled for it."""
     out = python("""
         import torch
-        from vitpose_kernels.calls import MODELS, ODD, OPS
+        from vitpose_kernels.calls import OPS
+        from vitpose_kernels.sizes import MODELS, ODD
         from vitpose_kernels.gpu import aot
 
         def key(kernel, arguments):
@@ -108,7 +109,7 @@ def test_compiling_ahead_fills_the_cache_that_a_launch_reads(tmp_path):
     """A second process that takes the path of a launch, with the launch's own arguments, compiles nothing."""
     code = """
         import torch, triton
-        from vitpose_kernels.calls import MODELS
+        from vitpose_kernels.sizes import MODELS
         from vitpose_kernels.gpu import aot
         hits = []
         listen = lambda *, cache_hit, **_: hits.append(cache_hit)

@@ -36,7 +36,7 @@ def keys(samples):
 @pytest.fixture
 def start_feeder(samples, keys):
     """start_feeder(workers) -> a feeder of six batches of two people."""
-    codecs = {"coco": HeatmapCodec(COCO.keypoints, SIZE)}
+    codecs = {"coco": HeatmapCodec(COCO.keypoint_set, SIZE)}
     return lambda workers: Feeder(samples, keys, codecs, torch.device("cpu"), workers)
 
 
