@@ -48,7 +48,7 @@ def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
     if small:
         shapes = (SMALL, ODD) if cuda else (SMALL,)
         return [(model, dtype) for dtype in (*half, torch.float32) for model in shapes]
-    s, b = MODELS[:2]
+    s, b = MODELS["S"], MODELS["B"]
     shapes = (b, b._replace(batch=1), s, s._replace(batch=1), ODD)
     exact = (b._replace(batch=8), ODD)
     return [(m, dtype) for dtype in half for m in shapes] + [(m, torch.float32) for m in exact]

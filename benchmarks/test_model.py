@@ -10,6 +10,7 @@ from benchmarks.lineup import HEAD
 from benchmarks.models import crops, frozen_contender, network_work
 from benchmarks.rivals import hugging_face
 from vitpose_fast import functional as F
+from vitpose_kernels.sizes import PAPER
 
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.1}  # float32: rivals and kernels round products differently
 
@@ -18,7 +19,7 @@ def pytest_generate_tests(metafunc):
     """Batch 1 (latency), 8, 64 and one with an unlucky last wave."""
     quick, cuda = metafunc.config.getoption("--quick"), metafunc.config.getoption("--device") == "cuda"
     choices = {
-        "size": "bslh" if cuda else "b" if quick else "bs",
+        "size": sorted(PAPER, key=lambda size: size != "b") if cuda else "b" if quick else "bs",
         "dtype": [torch.bfloat16] if cuda else [torch.float32] if quick else [torch.float32, torch.bfloat16],
         "batch": [64, 1, 8, 72] if cuda else [1] if quick else [1, 8],
     }

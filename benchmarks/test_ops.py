@@ -21,7 +21,7 @@ from vitpose_kernels.sizes import MODELS, Model
 from vitpose_kernels.windows import Windows
 
 
-@pytest.fixture(params=MODELS, ids=lambda m: m.name)
+@pytest.fixture(params=MODELS.values(), ids=lambda m: m.name)
 def size(request, machine, quick) -> Model:
     """The shapes of a model, at the batch of Table 12 on a GPU."""
     if request.param.name != "B" and not machine.cuda:

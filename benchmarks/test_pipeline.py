@@ -13,12 +13,13 @@ from benchmarks.harness import Case, Contender, same_place
 from benchmarks.models import TASKS, frame, people, random_model
 from benchmarks.rivals import hugging_face
 from vitpose_fast.geometry import box_to_center_scale
+from vitpose_kernels.sizes import PAPER
 
 
 def pytest_generate_tests(metafunc):
     quick, cuda = metafunc.config.getoption("--quick"), metafunc.config.getoption("--device") == "cuda"
     if "size" in metafunc.fixturenames:
-        metafunc.parametrize("size", "sblh" if cuda else "b")
+        metafunc.parametrize("size", PAPER if cuda else "b")
     if "dtype" in metafunc.fixturenames:
         dtypes = [torch.bfloat16] if cuda else [torch.float32, torch.bfloat16]
         metafunc.parametrize("dtype", dtypes, ids=lambda d: str(d).removeprefix("torch."))

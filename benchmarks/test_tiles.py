@@ -18,7 +18,7 @@ from vitpose_kernels.sizes import MODELS
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("batch", [64, 1])
-@pytest.mark.parametrize("size", MODELS, ids=lambda m: m.name)
+@pytest.mark.parametrize("size", MODELS.values(), ids=lambda m: m.name)
 def test_linear_tiles(compare, machine, quick, dtype, on, size, batch, layer):
     """Each record carries the choice that it measures, for `report.py convert`."""
     if not machine.cuda and (size.name, batch) != ("B", 1):

@@ -60,7 +60,7 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
 
 def tile_launches(arch: int) -> Iterator[Launch]:
     """What `test_tiles.py` launches for B."""
-    draw, width = Draw("meta", torch.bfloat16), MODELS[1].width
+    draw, width = Draw("meta", torch.bfloat16), MODELS["B"].width
     for batch in (64, 1):
         for more_out, more_in, norm, gelu in LAYERS.values():
             columns, inputs = more_out * width, more_in * width

@@ -38,7 +38,7 @@ def compile_all(
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
     launches: dict[tuple[str, str, int], dict[str, Any]] = {}
-    shapes = [m._replace(batch=batch) for m in MODELS if m.name in models for batch in (m.batch, 1)]
+    shapes = [MODELS[name]._replace(batch=batch) for name in models for batch in (MODELS[name].batch, 1)]
     for arch, model, op in itertools.product(archs, shapes, ops):
         for i, (label, launch) in enumerate(shipped(op, model, dtype, arch)):
             src, label = source(launch), f"{label}, batch {model.batch}"
@@ -92,7 +92,7 @@ def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--models", nargs="+", default=[m.name for m in MODELS], choices=[m.name for m in MODELS])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--json", metavar="FILE", help="also write both tables to a file")

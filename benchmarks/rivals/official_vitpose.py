@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, index: int, sdpa: bool) -> None:
         super().__init__()
         options = config.block_attention(index)
-        self.heads, self.grid, self.sdpa = config.heads, config.grid, sdpa
+        self.heads, self.grid, self.sdpa = config.num_heads, config.grid, sdpa
         self.window: Size = options["window"] or config.grid
         self.shift: Size = options["shift"]
         self.pool: bool = options["pool"]

@@ -9,21 +9,27 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
-    """One size of model: channels of a token, blocks, attention heads, drop-path rate, channels of its decoder."""
+    """One size of model, with what Table 1 trains it with.
+
+    Attributes:
+        width: channels of a token. depth: blocks. decoder_width: channels of the deconvolutions.
+        drop_path: rate of the last block. layer_decay: factor on the learning rate from a layer to the one before it.
+    """
 
     width: int
     depth: int
     num_heads: int
     drop_path: float = 0.0
+    layer_decay: float = 1.0
     decoder_width: int = 256
 
 
 SIZES = {
     "tiny": Size(192, 4, 3, decoder_width=64),
-    "s": Size(384, 12, 12, 0.1),
-    "b": Size(768, 12, 12, 0.3),
-    "l": Size(1024, 24, 16, 0.5),
-    "h": Size(1280, 32, 16, 0.55),
+    "s": Size(384, 12, 12, 0.1, 0.80),
+    "b": Size(768, 12, 12, 0.3, 0.75),
+    "l": Size(1024, 24, 16, 0.5, 0.80),
+    "h": Size(1280, 32, 16, 0.55, 0.80),
 }
 PAPER = tuple(name for name in SIZES if name != "tiny")
 
@@ -56,8 +62,9 @@ class Model(NamedTuple):
     variants: bool = False
 
 
-MODELS = tuple(
-    Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b") for name in PAPER
-)
+MODELS = {  # "S", "B", ...: the shapes that kernels ship for
+    name.upper(): Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b")
+    for name in PAPER
+}
 # Nothing is a power of two or a multiple of a tile, rows do not start at multiples of 16 bytes, windows do not fit.
 ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, num_keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))

@@ -30,7 +30,7 @@ def test_every_call_has_a_reference_and_random_inputs(op):
         assert all(t.isfinite().any() and t.dtype.is_floating_point for t in outputs), call.label
         assert not all(torch.equal(a, b) for a, b in zip(outputs, others, strict=True)), call.label
     assert labels and len(set(labels)) == len(labels)
-    for model in MODELS:
+    for model in MODELS.values():
         labels = [call.label for call in calls(op, model, Draw("meta", torch.bfloat16))]
         assert labels and len(set(labels)) == len(labels)
 
@@ -92,7 +92,7 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
         aot.driver.set_active(aot._Driver(90))
         launches = 0
         for dtype in (torch.bfloat16, torch.float32):
-            for model in (MODELS[1], MODELS[1]._replace(batch=1), ODD):
+            for model in (MODELS["B"], MODELS["B"]._replace(batch=1), ODD):
                 for op in OPS:
                     for label, launch in aot.shipped(op, model, dtype, 90):
                         arguments = {p.name: launch.arguments[p.name] for p in launch.kernel.params}
@@ -114,7 +114,7 @@ def test_compiling_ahead_fills_the_cache_that_a_launch_reads(tmp_path):
         hits = []
         listen = lambda *, cache_hit, **_: hits.append(cache_hit)
         triton.knobs.compilation.listener = listen
-        names, model = ("linear", "heatmap_target"), MODELS[0]
+        names, model = ("linear", "heatmap_target"), MODELS["S"]
         launches = [x for op in names for _, x in aot.shipped(op, model, torch.bfloat16, 90)]
         {}
         print(hits)

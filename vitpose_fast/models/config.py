@@ -176,9 +176,9 @@ def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overri
     if unknown:
         valid = ", ".join(f.name for f in fields(ModelConfig))
         raise ValueError(f"unknown model option {', '.join(unknown)}; valid: {valid}")
-    values: dict[str, Any] = SIZES[size]._asdict() | {
-        k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()
-    }
+    values: dict[str, Any] = SIZES[size]._asdict()
+    del values["layer_decay"]  # of a training
+    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     if family == "vitpose++":
         values.setdefault("part_features", part_features(values["width"]))
     if isinstance(tasks, (str, KeypointSet)):

@@ -40,7 +40,7 @@ class Metric:
     Without any result it gives the numbers of a model that finds nobody; ValueError, in one line: files or results that
     cannot be scored."""
     headline: str
-    """The number by which models are compared: the best one has the highest."""
+    """The number by which models are compared, at least 0: the best model has the highest."""
     per_cent: bool = False
     """Whether numbers are per cent already; else shares of 1."""
     pixels: tuple[str, ...] = ()

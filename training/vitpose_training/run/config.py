@@ -47,7 +47,7 @@ class TrainConfig:
     """proportional: every sample once an epoch, as in the paper; balanced: every task equally often."""
 
     model: str = "vitpose-tiny"
-    """Model preset, vitpose-{tiny,s,b,l,h} or vitpose++-{tiny,s,b,l,h}."""
+    """Model preset: vitpose-SIZE or vitpose++-SIZE, with SIZE one of tiny, s, b, l, h."""
     decoder: str = "classic"
     """Head: classic (two deconvolutions), classic-fp (its last layer stays random), simple or minimal (Table 3)."""
     image_size: tuple[int, int] = (256, 192)

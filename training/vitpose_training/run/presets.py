@@ -15,7 +15,6 @@ from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
 Preset = tuple[str, TrainConfig]
 
-_LAYER_DECAY = {"s": 0.80, "b": 0.75, "l": 0.80, "h": 0.80}  # of Table 1
 _RELEASED = {  # what the released configurations do otherwise
     "vitpose-h": "the released one has layer decay 0.85",
     "vitpose++-s": "the released one has experts of 192 channels, not 96: --part-features 192",
@@ -25,14 +24,14 @@ _RELEASED = {  # what the released configurations do otherwise
 
 def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
     """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4, on several data sets 1024 and 1e-3."""
-    size = model.rsplit("-", 1)[1]
+    size = SIZES[model.rsplit("-", 1)[1]]
     joint = len(changes.get("tasks", ())) > 1
     values = dict(
         out=Path("runs") / name,
         model=model,
-        drop_path=SIZES[size].drop_path,
+        drop_path=size.drop_path,
         batch_size=1024 if joint else 512,
-        optimizer=OptimizerConfig(lr=1e-3 if joint else 5e-4, layer_decay=_LAYER_DECAY[size]),
+        optimizer=OptimizerConfig(lr=1e-3 if joint else 5e-4, layer_decay=size.layer_decay),
         keep=2,
     )
     return TrainConfig(**{**values, **changes})

@@ -28,7 +28,7 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
     """Run a training, alone or as one of the processes that torchrun started.
 
     Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (what could not be used), `states/`
-    (to resume), `model/` at the end, `best/` at the highest score (AP, PCKh or AUC of the first task).
+    (to resume), `model/` at the end, `best/` at the highest score (the headline of the first task's metric).
 
     Returns:
         The last validation metrics (empty without validation data; names begin with the task where there are several),
