@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitpose_kernels.gpu.attention import extra_arguments, is_full, pool, shape_arguments
-from vitpose_kernels.gpu.attention_gradients import attention_backward_kernel, attention_pooled_backward_kernel
+from vitpose_kernels.gpu.attention_gradients import key_backward, pooled_backward, query_backward, window_backward
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 from vitpose_kernels.windows import Windows
 
@@ -51,11 +51,10 @@ def backward(
     length, num_pooled = h * w, 0 if pooled is None else pooled.shape[1]
     relative = rel_h is not None
     both = fits_one_tile(length, width, qkv.element_size(), relative, arch)
-    shape = shape_arguments(qkv, windows, scale)
-    extra = extra_arguments(qkv, windows, rel_h, rel_w, pooled)
-    saved = dict(lse_ptr=lse, grad_ptr=grad)
+    shape = shape_arguments(qkv, windows, scale) | dict(lse_ptr=lse, grad_ptr=grad)
+    extra = extra_arguments(rel_h, rel_w, pooled)
 
-    delta, d_pooled, num_shares = lse, None, 1
+    delta, d_pooled, num_shares = None, None, 1
     if not both or num_pooled > 0:
         delta = torch.empty_like(lse)
         pooling = num_pooled > 0 and (with_pool or want_pooled)
@@ -64,68 +63,67 @@ def backward(
         num_shares = max(1, min(cdiv(264, max(programs, 1)), cdiv(n, 256)))  # two programs per multiprocessor
         if pooling:
             d_pooled = qkv.new_empty((num_shares, b, num_pooled, 2, heads, width), dtype=torch.float32)
-        names = ("qkv_ptr", "num_heads", "scale", "stride_b", "stride_n", "stride_h", "stride_d", "D", "D1", "D2")
-        names_pooled = ("pooled_ptr", "num_pooled", "stride_pb", "stride_pg", "stride_p2", "stride_ph", "stride_pd")
+        arguments = shape | extra
+        arguments |= dict(
+            pooled_ptr=pooled if pooling else None,
+            out_ptr=out,
+            delta_ptr=delta,
+            d_pooled_ptr=d_pooled,
+            tokens=n,
+            num_shares=num_shares,
+            stride_share=0 if d_pooled is None else d_pooled.stride(0),
+            BLOCK_M=32 if qkv.element_size() == 4 or width > 64 else 64,
+        )
         launches.append(
             Launch(
-                attention_pooled_backward_kernel,
+                pooled_backward,
                 (programs * num_shares,),
-                {k: shape[k] for k in names}
-                | {k: extra[k] for k in names_pooled}
-                | saved
-                | dict(
-                    out_ptr=out,
-                    delta_ptr=delta,
-                    d_pooled_ptr=delta if d_pooled is None else d_pooled,
-                    tokens=n,
-                    num_shares=num_shares,
-                    BLOCK_M=32 if qkv.element_size() == 4 or width > 64 else 64,
-                    BLOCK_G=block_g,
-                    POOLED=pooling,
-                ),
+                of_kernel(pooled_backward, arguments),
                 num_stages=3 if arch == 100 else 2,  # where two spill, three do not
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
                 bytes=num_bytes(grad, out, delta) + (num_bytes(qkv) // 3 + num_bytes(d_pooled) if pooling else 0),
             )
         )
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    tables = relative and want_tables
-    for keys, queries in ((True, True),) if both else ((True, False), (False, True)):
-        one, other, warps, stages = backward_tile(length, width, qkv.element_size(), relative, both, arch)
-        grid = cdiv(length, one) * heads * windows_y * windows_x * b
-        d_rel_h = d_rel_w = None
-        if queries and tables:
-            d_rel_h, d_rel_w = (qkv.new_empty((grid, 2 * size - 1, width), dtype=torch.float32) for size in (h, w))
-        arguments = shape | extra | saved
-        arguments |= dict(
-            delta_ptr=delta,
-            d_pooled_ptr=delta if d_pooled is None else d_pooled,
-            d_qkv_ptr=d_qkv,
-            d_rel_h_ptr=delta if d_rel_h is None else d_rel_h,
-            d_rel_w_ptr=delta if d_rel_w is None else d_rel_w,
-            num_shares=num_shares,
-            BLOCK_M=one,
-            BLOCK_N=other,
-            KEYS=keys,
-            QUERIES=queries,
-            STORED_DELTA=delta is not lse,
-            POOL=with_pool,
-            FULL=is_full(windows, max(one, other)),
-            TABLES=queries and tables,
-        )
-        products_each = 2 + 2 * keys + queries  # logits, dp; dk, dv; dq
+    one, other, warps, stages = backward_tile(length, width, qkv.element_size(), relative, both, arch)
+    programs = cdiv(length, one) * heads * windows_y * windows_x * b
+    d_rel_h = d_rel_w = None
+    if relative and want_tables:
+        d_rel_h, d_rel_w = (qkv.new_empty((programs, 2 * size - 1, width), dtype=torch.float32) for size in (h, w))
+    arguments = shape | extra
+    arguments |= dict(
+        delta_ptr=delta,
+        d_pooled_ptr=d_pooled if with_pool else None,
+        d_qkv_ptr=d_qkv,
+        d_rel_h_ptr=d_rel_h,
+        d_rel_w_ptr=d_rel_w,
+        num_shares=num_shares,
+        stride_share=0 if d_pooled is None else d_pooled.stride(0),
+        BLOCK_M=one,
+        BLOCK_N=other,
+        FULL=is_full(windows, max(one, other)),
+    )
+    # (kernel, its products with the keys of a window and with the pooled keys, how many of q, k and v it gives)
+    for kernel, products, pooled_products, parts in (
+        ((window_backward, 5, 3, 3),) if both else ((key_backward, 4, 0, 2), (query_backward, 3, 3, 1))
+    ):
         launches.append(
             Launch(
-                attention_backward_kernel,
-                (grid,),
-                arguments,
+                kernel,
+                (programs,),
+                of_kernel(kernel, arguments),
                 num_warps=warps,
                 num_stages=stages,
-                flops=2 * b * n * heads * width * (products_each * length + (3 * num_pooled if queries else 0)),
-                bytes=num_bytes(qkv, grad, lse) + num_bytes(qkv) * (2 * keys + queries) // 3,
+                flops=2 * b * n * heads * width * (products * length + pooled_products * num_pooled),
+                bytes=num_bytes(qkv, grad, lse) + num_bytes(qkv) * parts // 3,
             )
         )
     return Gradients(d_qkv, d_rel_h, d_rel_w, None if with_pool else d_pooled), launches
+
+
+def of_kernel(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that are parameters of a kernel."""
+    return {p.name: arguments[p.name] for p in kernel.params}
 
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:

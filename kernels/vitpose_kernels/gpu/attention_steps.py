@@ -1,0 +1,281 @@
+"""Values that the Triton kernels of `attention` pass around, and the steps that forward and backward share.
+
+Rows of a head travel as a tuple of parts: one part where the head width is a power of two or below 16, otherwise two,
+so that a width of 80 is kept as 64 + 16 columns and does not cost what 128 costs. A step that returns parts writes both
+cases out: a tuple that grows in a loop works in Triton's interpreter and fails in its compiler.
+
+The values are built in the first lines of a kernel from the scalars that it is launched with (see `gpu/__init__.py`).
+Constants stay parameters, because a constant in a tuple that is assigned to a name becomes a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+HIDDEN = tl.constexpr(-1e30)  # logit of a key that is not seen; finite, so that a tile of hidden keys makes no NaN
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class Grid(NamedTuple):
+    """How the map is cut: rows and columns of tokens, of windows, and the shift of the windows in tokens."""
+
+    rows: tl.tensor
+    columns: tl.tensor
+    windows_y: tl.tensor
+    windows_x: tl.tensor
+    shift_y: tl.tensor
+    shift_x: tl.tensor
+
+
+class Place(NamedTuple):
+    """What a program works on: a tile of the slots of one window, for one head of one sample (int64)."""
+
+    sample: tl.tensor
+    window: tl.tensor
+    head: tl.tensor
+    tile: tl.tensor
+
+
+class Slots(NamedTuple):
+    """A tile of the slots [n] of a window.
+
+    Attributes:
+        token: number of the token in the map; y and x: its row and column there.
+        valid: whether the slot holds a token, not padding.
+        region: tokens of equal regions were neighbors before the shift.
+        row, column: of the slot in its window.
+    """
+
+    token: tl.tensor
+    y: tl.tensor
+    x: tl.tensor
+    valid: tl.tensor
+    region: tl.tensor
+    row: tl.tensor
+    column: tl.tensor
+
+
+class Rows(NamedTuple):
+    """Where the rows of one head lie in memory: row i starts at ptr + i * stride, its columns are stride_d apart."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    stride_d: tl.tensor
+
+
+class QKV(NamedTuple):
+    """`Rows` of the queries, keys and values of a head."""
+
+    q: Rows
+    k: Rows
+    v: Rows
+
+
+class Position(NamedTuple):
+    """Something for every query of a tile, [m, keys] each: per row of keys, and per column of keys."""
+
+    by_row: tl.tensor
+    by_column: tl.tensor
+
+
+@triton.constexpr_function
+def part_width(width, part):
+    """Columns of part 0 or 1 of a head, a power of two from 16 on, or 0: 64 is kept as (64, 0), 80 as (64, 16)."""
+    first = max(16, 1 << (width.bit_length() - 1))
+    rest = max(0, width - first)
+    return first if part == 0 else max(16, 1 << (rest - 1).bit_length()) if rest else 0
+
+
+@triton.constexpr_function
+def power_of_two(size):
+    """The smallest power of two from 16 on that holds `size`."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@triton.jit
+def dot(a, b, acc):
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def place_of_program(windows, num_heads, tiles):
+    """The tiles of a window are neighbors, then come the heads, the windows and the samples."""
+    program = tl.program_id(0)
+    sample = (program // (tiles * num_heads * windows)).to(tl.int64)
+    return Place(sample, (program // (tiles * num_heads)) % windows, (program // tiles) % num_heads, program % tiles)
+
+
+@triton.jit
+def rows_of(ptr, place, stride_b, stride_n, stride_h, stride_d):
+    """`Rows` of a head of a sample."""
+    return Rows(ptr + place.sample * stride_b + place.head * stride_h, stride_n, stride_d)
+
+
+@triton.jit
+def qkv_of(ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d):
+    """`QKV` of a head of a sample."""
+    q = rows_of(ptr, place, stride_b, stride_n, stride_h, stride_d)
+    return QKV(q, Rows(q.ptr + stride_3, stride_n, stride_d), Rows(q.ptr + 2 * stride_3, stride_n, stride_d))
+
+
+@triton.jit
+def slots_of(slot, window, grid, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
+    """`Slots` number `slot` [n] of a window."""
+    row = slot // WINDOW_W
+    column = slot % WINDOW_W
+    y = (window // grid.windows_x) * WINDOW_H + row + grid.shift_y
+    x = (window % grid.windows_x) * WINDOW_W + column + grid.shift_x
+    wrapped_y = y >= grid.windows_y * WINDOW_H
+    wrapped_x = x >= grid.windows_x * WINDOW_W
+    y = tl.where(wrapped_y, y - grid.windows_y * WINDOW_H, y)
+    x = tl.where(wrapped_x, x - grid.windows_x * WINDOW_W, x)
+    valid = (slot < WINDOW_H * WINDOW_W) & (y < grid.rows) & (x < grid.columns)
+    region = 2 * wrapped_y.to(tl.int32) + wrapped_x.to(tl.int32)
+    return Slots(y * grid.columns + x, y, x, valid, region, row, column)
+
+
+@triton.jit
+def tokens_in_window(window, grid, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
+    """Tokens in an unshifted window: those at the right and lower edge of the map may hold fewer."""
+    high = tl.minimum(grid.rows - (window // grid.windows_x) * WINDOW_H, WINDOW_H)
+    wide = tl.minimum(grid.columns - (window % grid.windows_x) * WINDOW_W, WINDOW_W)
+    return tl.maximum(high * wide, 1).to(tl.float32)  # a slot without a token may ask for a window off the map
+
+
+@triton.jit
+def load_rows(rows, index, valid, D: tl.constexpr):
+    """Rows `index` [n] of D columns, zeros where not valid."""
+    first = _load_part(rows, index, valid, D, 0, part_width(D, 0))
+    if part_width(D, 1) > 0:
+        return (first, _load_part(rows, index, valid, D, part_width(D, 0), part_width(D, 1)))
+    else:
+        return (first,)
+
+
+@triton.jit
+def _load_part(rows, index, valid, D: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr):
+    d = START + tl.arange(0, WIDTH)
+    mask = valid[:, None]
+    if D < START + WIDTH:
+        mask = mask & (d < D)[None, :]
+    return tl.load(rows.ptr + (index * rows.stride)[:, None] + d[None, :] * rows.stride_d, mask, 0.0)
+
+
+@triton.jit
+def store_rows(rows, index, parts, valid, D: tl.constexpr):
+    """The inverse of `load_rows`."""
+    for i in tl.static_range(len(parts)):
+        d = i * part_width(D, 0) + tl.arange(0, parts[i].shape[1])
+        place = rows.ptr + (index * rows.stride)[:, None] + d[None, :] * rows.stride_d
+        tl.store(place, parts[i].to(rows.ptr.dtype.element_ty), valid[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def zero_rows(ROWS: tl.constexpr, D: tl.constexpr):
+    first = tl.zeros([ROWS, part_width(D, 0)], tl.float32)
+    if part_width(D, 1) > 0:
+        return (first, tl.zeros([ROWS, part_width(D, 1)], tl.float32))
+    else:
+        return (first,)
+
+
+@triton.jit
+def rows_as(parts, dtype: tl.constexpr):
+    """Rows in another dtype."""
+    if len(parts) > 1:
+        return (parts[0].to(dtype), parts[1].to(dtype))
+    else:
+        return (parts[0].to(dtype),)
+
+
+@triton.jit
+def times(parts, factor):
+    """Rows [n, D] times one factor [n] each, or times a number."""
+    if len(parts) > 1:
+        return (parts[0] * factor, parts[1] * factor)
+    else:
+        return (parts[0] * factor,)
+
+
+@triton.jit
+def divided(parts, count):
+    """Rows [n, D] divided by one number [n] each."""
+    if len(parts) > 1:
+        return (parts[0] / count[:, None], parts[1] / count[:, None])
+    else:
+        return (parts[0] / count[:, None],)
+
+
+@triton.jit
+def products(a, b):
+    """Rows a [m, D] with rows b [n, D]: [m, n]."""
+    out = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
+    for i in tl.static_range(len(a)):
+        out = dot(a[i], tl.trans(b[i]), out)
+    return out
+
+
+@triton.jit
+def add_rows(p, b, acc):
+    """acc + p [m, n] times rows b [n, D]."""
+    first = dot(p, b[0], acc[0])
+    if len(b) > 1:
+        return (first, dot(p, b[1], acc[1]))
+    else:
+        return (first,)
+
+
+@triton.jit
+def load_table(ptr, SIZE: tl.constexpr, D: tl.constexpr, dtype: tl.constexpr):
+    """A table [2 SIZE - 1, D] of relative position, with rows of zeros up to a power of two."""
+    entry = tl.arange(0, power_of_two(2 * SIZE - 1))
+    return rows_as(load_rows(Rows(ptr, D, 1), entry, entry < 2 * SIZE - 1, D), dtype)
+
+
+@triton.jit
+def _position_terms(q, table_ptr, place, SIZE: tl.constexpr, D: tl.constexpr):
+    """[m, keys]: q . table[place - key + SIZE - 1] for every row (or column) of keys; place [m] is that of q."""
+    by_offset = products(q, load_table(table_ptr, SIZE, D, q[0].dtype))
+    offset = place[:, None] - tl.arange(0, power_of_two(SIZE))[None, :] + SIZE - 1
+    offset = tl.where((offset >= 0) & (offset < by_offset.shape[1]), offset, 0)  # such keys are not in the window
+    return tl.gather(by_offset, offset, 1).to(q[0].dtype)
+
+
+@triton.jit
+def position_terms(
+    q, query, rel_h_ptr, rel_w_ptr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """What relative position adds to the logits: a `Position`."""
+    by_row = _position_terms(q, rel_h_ptr, query.row, WINDOW_H, D)
+    return Position(by_row, _position_terms(q, rel_w_ptr, query.column, WINDOW_W, D))
+
+
+@triton.jit
+def one_hot(place, KEYS: tl.constexpr, dtype: tl.constexpr):
+    """[n, KEYS]: 1 at the row (or column) of each key."""
+    return (place[:, None] == tl.arange(0, KEYS)[None, :]).to(tl.float32).to(dtype)
+
+
+@triton.jit
+def window_logits(q, k, position, query, key, scale, SHIFTED: tl.constexpr, FULL: tl.constexpr):
+    """Logits of the keys of a window; position: their `Position` terms or None."""
+    logits = products(q, k) * scale
+    if position is not None:
+        rows = one_hot(key.row, position.by_row.shape[1], position.by_row.dtype)
+        logits = dot(position.by_row, tl.trans(rows), logits)
+        columns = one_hot(key.column, position.by_column.shape[1], position.by_column.dtype)
+        logits = dot(position.by_column, tl.trans(columns), logits)
+    if SHIFTED:
+        logits = tl.where(query.region[:, None] == key.region[None, :], logits, HIDDEN)
+    if not FULL:
+        logits = tl.where(key.valid[None, :], logits, HIDDEN)
+    return logits
+
+
+@triton.jit
+def pooled_logits(q, k, known, scale):
+    """Logits of pooled keys, which every query sees."""
+    return tl.where(known[None, :], products(q, k) * scale, HIDDEN)
