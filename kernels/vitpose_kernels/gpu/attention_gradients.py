@@ -52,10 +52,10 @@ class Queries(NamedTuple):
 
 
 @triton.jit
-def dense_rows_of(ptr, place, count, num_heads, D: tl.constexpr):
-    """`Rows` of a head of a sample in a contiguous tensor [B, count, H, D]."""
+def dense_rows_of(ptr, place, count, PARTS: tl.constexpr, num_heads, D: tl.constexpr):
+    """`Rows` of a head of a sample in a contiguous tensor [B, count, PARTS, H, D]."""
     stride = num_heads * D
-    return Rows(ptr + (place.sample * count * stride + place.head * D), stride, 1)
+    return Rows(ptr + (place.sample * count * PARTS * stride + place.head * D), stride, 1)
 
 
 @triton.jit
@@ -162,12 +162,17 @@ def add_pooled_shares(
     """dk and dv, and each token's share of the gradients of the mean key and value of its unshifted window."""
     home = (key.y // WINDOW_H) * grid.windows_x + key.x // WINDOW_W
     count = tokens_in_window(home, grid, WINDOW_H, WINDOW_W)
-    rows = dense_rows_of(d_pooled_ptr, place, 2 * grid.windows_y * grid.windows_x, num_heads, D)
+    d_mean = dense_rows_of(d_pooled_ptr, place, grid.windows_y * grid.windows_x, 2, num_heads, D)
+    dk = _add_pooled_shares(dk, d_mean, 2 * home, key.valid, count, num_shares, stride_share, D)
+    return dk, _add_pooled_shares(dv, d_mean, 2 * home + 1, key.valid, count, num_shares, stride_share, D)
+
+
+@triton.jit
+def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_share, D: tl.constexpr):
     for _ in tl.range(0, num_shares):
-        dk = sum_of(dk, divided(load_rows(rows, 2 * home, key.valid, D), count))
-        dv = sum_of(dv, divided(load_rows(rows, 2 * home + 1, key.valid, D), count))
-        rows = Rows(rows.ptr + stride_share, rows.stride, rows.stride_d)
-    return dk, dv
+        parts = sum_of(parts, divided(load_rows(d_mean, index, valid, D), count))
+        d_mean = Rows(d_mean.ptr + stride_share, d_mean.stride, d_mean.stride_d)
+    return parts
 
 
 @triton.jit
@@ -194,8 +199,7 @@ def window_backward(
     tokens = rows * columns
     lse_ptr += (place.sample * num_heads + place.head) * tokens
     qkv = qkv_of(qkv_ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d)
-    grad_rows = dense_rows_of(grad_ptr, place, tokens, num_heads, D)
-    d_rows = dense_rows_of(d_qkv_ptr, place, 3 * tokens, num_heads, D)
+    grad_rows = dense_rows_of(grad_ptr, place, tokens, 1, num_heads, D)
 
     slots = slots_of(tl.arange(0, BLOCK_M), place.window, grid, WINDOW_H, WINDOW_W)
     k = load_rows(qkv.k, slots.token, slots.valid, D)
@@ -211,10 +215,12 @@ def window_backward(
     logits = window_logits(queries.q, k, position, slots, slots, scale, SHIFTED, FULL)
     p, ds = shares(logits, queries, v, delta)
     dv = add_rows(tl.trans(p), queries.grad, zero_rows(BLOCK_M, D))
-    dk = times(add_rows(tl.trans(ds), queries.q, zero_rows(BLOCK_M, D)), scale)
+    dk = add_rows(tl.trans(ds), queries.q, zero_rows(BLOCK_M, D))
     dq = add_rows(ds, k, zero_rows(BLOCK_M, D))
     if rel_h_ptr is not None:
         sums = add_position(zero_position(BLOCK_M, WINDOW_H, WINDOW_W), ds, slots)
+    d_rows = dense_rows_of(d_qkv_ptr, place, tokens, 3, num_heads, D)
+    dk = times(dk, scale)
     if d_pooled_ptr is not None:
         dk, dv = add_pooled_shares(
             dk, dv, slots, grid, place, d_pooled_ptr, num_heads, num_shares, stride_share, WINDOW_H, WINDOW_W, D
@@ -249,8 +255,7 @@ def key_backward(
     lse_ptr += (place.sample * num_heads + place.head) * tokens
     delta_ptr += (place.sample * num_heads + place.head) * tokens
     qkv = qkv_of(qkv_ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d)
-    grad_rows = dense_rows_of(grad_ptr, place, tokens, num_heads, D)
-    d_rows = dense_rows_of(d_qkv_ptr, place, 3 * tokens, num_heads, D)
+    grad_rows = dense_rows_of(grad_ptr, place, tokens, 1, num_heads, D)
 
     key = slots_of(place.tile * BLOCK_M + tl.arange(0, BLOCK_M), place.window, grid, WINDOW_H, WINDOW_W)
     k = load_rows(qkv.k, key.token, key.valid, D)
@@ -268,6 +273,7 @@ def key_backward(
         p, ds = shares(logits, queries, v, delta)
         dv = add_rows(tl.trans(p), queries.grad, dv)
         dk = add_rows(tl.trans(ds), queries.q, dk)
+    d_rows = dense_rows_of(d_qkv_ptr, place, tokens, 3, num_heads, D)
     dk = times(dk, scale)
     if d_pooled_ptr is not None:
         dk, dv = add_pooled_shares(
@@ -293,8 +299,7 @@ def query_backward(
     lse_ptr += (place.sample * num_heads + place.head) * tokens
     delta_ptr += (place.sample * num_heads + place.head) * tokens
     qkv = qkv_of(qkv_ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d)
-    grad_rows = dense_rows_of(grad_ptr, place, tokens, num_heads, D)
-    d_rows = dense_rows_of(d_qkv_ptr, place, 3 * tokens, num_heads, D)
+    grad_rows = dense_rows_of(grad_ptr, place, tokens, 1, num_heads, D)
 
     query = slots_of(place.tile * BLOCK_M + tl.arange(0, BLOCK_M), place.window, grid, WINDOW_H, WINDOW_W)
     queries = load_queries(qkv.q, grad_rows, lse_ptr, query, D)
@@ -313,6 +318,7 @@ def query_backward(
         dq = add_rows(ds, k, dq)
         if rel_h_ptr is not None:
             sums = add_position(sums, ds, key)
+    d_rows = dense_rows_of(d_qkv_ptr, place, tokens, 3, num_heads, D)
     if pooled_ptr is not None:
         k_rows = rows_of(pooled_ptr, place, stride_pb, stride_pg, stride_ph, stride_pd)
         v_rows = rows_of(pooled_ptr + stride_p2, place, stride_pb, stride_pg, stride_ph, stride_pd)
@@ -339,8 +345,8 @@ def pooled_backward(
     lse_ptr += (place.sample * num_heads + place.head) * tokens
     delta_ptr += (place.sample * num_heads + place.head) * tokens
     q_rows = rows_of(qkv_ptr, place, stride_b, stride_n, stride_h, stride_d)
-    grad_rows = dense_rows_of(grad_ptr, place, tokens, num_heads, D)
-    out_rows = dense_rows_of(out_ptr, place, tokens, num_heads, D)
+    grad_rows = Rows(grad_ptr + (place.sample * tokens * num_heads + place.head) * D, num_heads * D, 1)
+    out_rows = Rows(out_ptr + (place.sample * tokens * num_heads + place.head) * D, num_heads * D, 1)
     g = place.window * BLOCK_G + tl.arange(0, BLOCK_G)
     known = g < num_pooled
     if pooled_ptr is not None:
@@ -367,6 +373,6 @@ def pooled_backward(
             dv = add_rows(tl.trans(p), grad, dv)
     if pooled_ptr is not None:
         own_ptr = d_pooled_ptr + share.to(tl.int64) * stride_share
-        d_rows = dense_rows_of(own_ptr, place, 2 * num_pooled, num_heads, D)
+        d_rows = dense_rows_of(own_ptr, place, num_pooled, 2, num_heads, D)
         store_rows(d_rows, 2 * g, times(dk, scale), known, D)
         store_rows(d_rows, 2 * g + 1, dv, known, D)
