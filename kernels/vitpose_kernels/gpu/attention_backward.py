@@ -123,7 +123,7 @@ def backward(
 
 def of_kernel(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `arguments` that are parameters of a kernel."""
-    return {p.name: arguments[p.name] for p in kernel.params}
+    return {name: arguments[name] for name in kernel.arg_names}
 
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:

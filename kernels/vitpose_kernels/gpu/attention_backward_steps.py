@@ -1,0 +1,167 @@
+"""Steps that the kernels of the backward pass of `attention` share; what both passes share is in `attention_steps`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from vitpose_kernels.gpu.attention_steps import (
+    LOG2_E,
+    Position,
+    Rows,
+    add_rows,
+    divided,
+    dot,
+    load_rows,
+    load_table,
+    one_hot,
+    pooled_logits,
+    power_of_two,
+    products,
+    rows_as,
+    store_rows,
+    tokens_in_window,
+    zero_rows,
+)
+
+
+class Queries(NamedTuple):
+    """A tile of queries: q and the gradient of the output as parts, and the log-sum-exp of their logits [m]."""
+
+    q: tl.tensor
+    grad: tl.tensor
+    lse: tl.tensor
+
+
+@triton.jit
+def dense_rows_of(ptr, place, count, PARTS: tl.constexpr, num_heads, D: tl.constexpr):
+    """`Rows` of a head of a sample in a contiguous tensor [B, count, PARTS, H, D]."""
+    stride = num_heads * D
+    return Rows(ptr + (place.sample * count * PARTS * stride + place.head * D), stride, 1)
+
+
+@triton.jit
+def load_queries(q_rows, grad_rows, lse_ptr, query, D: tl.constexpr):
+    """`Queries` of the slots `query`; lse_ptr: a number for every token of the head."""
+    q = load_rows(q_rows, query.token, query.valid, D)
+    grad = load_rows(grad_rows, query.token, query.valid, D)
+    lse = tl.load(lse_ptr + query.token, query.valid, float("inf"))  # a place without a token gets no probability
+    return Queries(q, grad, lse)
+
+
+@triton.jit
+def row_sums(a, b):
+    """Sum over the head width of a * b, rows [n, D]: [n]."""
+    out = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
+    for i in tl.static_range(1, len(a)):
+        out += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), 1)
+    return out
+
+
+@triton.jit
+def shares(logits, queries, v, delta):
+    """(probabilities, gradients of the logits) [queries, keys] in the dtype of the values.
+
+    delta: [queries], the sum of the output times its gradient. None where all keys of the queries are here: then it
+    comes without the rounding of the stored output.
+    """
+    p = tl.exp2((logits - queries.lse[:, None]) * LOG2_E)
+    dp = products(queries.grad, v)
+    if delta is None:
+        delta = tl.sum(p * dp, 1)
+    return p.to(v[0].dtype), (p * (dp - delta[:, None])).to(v[0].dtype)
+
+
+@triton.jit
+def add_pooled_keys(
+    dq, queries, delta, k_rows, v_rows, num_pooled, scale, D: tl.constexpr, BLOCK_G: tl.constexpr
+):  # fmt: skip
+    """dq and what the pooled keys add to it, before it is scaled."""
+    for start in tl.range(0, num_pooled, BLOCK_G):
+        g = start + tl.arange(0, BLOCK_G)
+        known = g < num_pooled
+        k = rows_as(load_rows(k_rows, g, known, D), queries.q[0].dtype)
+        v = rows_as(load_rows(v_rows, g, known, D), queries.q[0].dtype)
+        _, ds = shares(pooled_logits(queries.q, k, known, scale), queries, v, delta)
+        dq = add_rows(ds, k, dq)
+    return dq
+
+
+@triton.jit
+def zero_position(QUERIES: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
+    by_row = tl.zeros([QUERIES, power_of_two(WINDOW_H)], tl.float32)
+    return Position(by_row, tl.zeros([QUERIES, power_of_two(WINDOW_W)], tl.float32))
+
+
+@triton.jit
+def add_position(sums, ds, key):
+    """Sums of the gradients of the logits by row and column of the keys, and those of these keys."""
+    by_row = dot(ds, one_hot(key.row, sums.by_row.shape[1], ds.dtype), sums.by_row)
+    return Position(by_row, dot(ds, one_hot(key.column, sums.by_column.shape[1], ds.dtype), sums.by_column))
+
+
+@triton.jit
+def by_table_entry(sums, place, SIZE: tl.constexpr, dtype: tl.constexpr):
+    """Sums [m, keys] over the keys of a row (column) -> gradients [m, entries] of the products with the table."""
+    key = place[:, None] + SIZE - 1 - tl.arange(0, power_of_two(2 * SIZE - 1))[None, :]
+    known = (key >= 0) & (key < SIZE)
+    return tl.where(known, tl.gather(sums, tl.where(known, key, 0), 1), 0.0).to(dtype)
+
+
+@triton.jit
+def store_table(ptr, by_entry, q, SIZE: tl.constexpr, D: tl.constexpr):
+    """What a program's queries give to a position table, at its place in [programs, 2 SIZE - 1, D]."""
+    entry = tl.arange(0, power_of_two(2 * SIZE - 1))
+    d_table = add_rows(tl.trans(by_entry), q, zero_rows(power_of_two(2 * SIZE - 1), D))
+    own = ptr + tl.program_id(0).to(tl.int64) * ((2 * SIZE - 1) * D)
+    store_rows(Rows(own, D, 1), entry, d_table, entry < 2 * SIZE - 1, D)
+
+
+@triton.jit
+def position_backward(
+    dq, sums, q, query, rel_h_ptr, rel_w_ptr, d_rel_h_ptr, d_rel_w_ptr,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """dq and what relative position adds to it; the gradients of the tables are stored where they are wanted.
+
+    sums: `Position` of the gradients of the logits, summed over the keys of each row and of each column.
+    """
+    by_row = by_table_entry(sums.by_row, query.row, WINDOW_H, q[0].dtype)
+    by_column = by_table_entry(sums.by_column, query.column, WINDOW_W, q[0].dtype)
+    dq = add_rows(by_row, load_table(rel_h_ptr, WINDOW_H, D, q[0].dtype), dq)
+    dq = add_rows(by_column, load_table(rel_w_ptr, WINDOW_W, D, q[0].dtype), dq)
+    if d_rel_h_ptr is not None:
+        store_table(d_rel_h_ptr, by_row, q, WINDOW_H, D)
+        store_table(d_rel_w_ptr, by_column, q, WINDOW_W, D)
+    return dq
+
+
+@triton.jit
+def add_pooled_shares(
+    dk, dv, key, grid, place, d_pooled_ptr, num_heads, num_shares, stride_share,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """dk and dv, and each token's share of the gradients of the mean key and value of its unshifted window."""
+    home = (key.y // WINDOW_H) * grid.windows_x + key.x // WINDOW_W
+    count = tokens_in_window(home, grid, WINDOW_H, WINDOW_W)
+    d_mean = dense_rows_of(d_pooled_ptr, place, grid.windows_y * grid.windows_x, 2, num_heads, D)
+    dk = _add_pooled_shares(dk, d_mean, 2 * home, key.valid, count, num_shares, stride_share, D)
+    return dk, _add_pooled_shares(dv, d_mean, 2 * home + 1, key.valid, count, num_shares, stride_share, D)
+
+
+@triton.jit
+def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_share, D: tl.constexpr):
+    for _ in tl.range(0, num_shares):
+        parts = sum_of(parts, divided(load_rows(d_mean, index, valid, D), count))
+        d_mean = Rows(d_mean.ptr + stride_share, d_mean.stride, d_mean.stride_d)
+    return parts
+
+
+@triton.jit
+def sum_of(a, b):
+    if len(a) > 1:
+        return (a[0] + b[0], a[1] + b[1])
+    else:
+        return (a[0] + b[0],)
