@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,48 +17,55 @@ from vitpose_kernels.launch import Launch, block_size, num_bytes
 _PIXELS = 1024  # of a map, per step of the search for the maximum
 _EPSILON = tl.constexpr(EPSILON)
 
-# `maps` is (map_ptr, flipped_ptr, h, w, stride_y, stride_x, stride_fy, stride_fx): one map and, or None, the one of the
-# mirrored image that belongs to it.
+
+class Maps(NamedTuple):
+    """One map [h, w] and, or None, the one of the mirrored image that belongs to it."""
+
+    ptr: tl.tensor
+    flipped_ptr: tl.tensor
+    h: tl.tensor
+    w: tl.tensor
+    stride_y: tl.tensor
+    stride_x: tl.tensor
+    stride_fy: tl.tensor
+    stride_fx: tl.tensor
 
 
 @triton.jit
 def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
     """Pixels (y, x), which stand at `offset`, averaged with those of the mirrored map; 0 where not `inside`."""
-    map_ptr, flipped_ptr, _, w, _, _, stride_fy, stride_fx = maps
-    value = tl.load(map_ptr + offset, inside, 0.0).to(tl.float32)
-    if flipped_ptr is not None:
-        mirrored = w - 1 - (tl.maximum(x - 1, 0) if SHIFT else x)
-        offset = y.to(tl.int64) * stride_fy + mirrored.to(tl.int64) * stride_fx
-        value = (value + tl.load(flipped_ptr + offset, inside, 0.0).to(tl.float32)) * 0.5
+    value = tl.load(maps.ptr + offset, inside, 0.0).to(tl.float32)
+    if maps.flipped_ptr is not None:
+        mirrored = maps.w - 1 - (tl.maximum(x - 1, 0) if SHIFT else x)
+        offset = y.to(tl.int64) * maps.stride_fy + mirrored.to(tl.int64) * maps.stride_fx
+        value = (value + tl.load(maps.flipped_ptr + offset, inside, 0.0).to(tl.float32)) * 0.5
     return value
 
 
 @triton.jit
 def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
     """The same by coordinates, those outside of the map moved to its border."""
-    _, _, h, w, stride_y, stride_x, _, _ = maps
-    y = tl.minimum(tl.maximum(y, 0), h - 1)
-    x = tl.minimum(tl.maximum(x, 0), w - 1)
-    return _load(maps, y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x, y, x, inside, SHIFT)
+    y = tl.minimum(tl.maximum(y, 0), maps.h - 1)
+    x = tl.minimum(tl.maximum(x, 0), maps.w - 1)
+    return _load(maps, y.to(tl.int64) * maps.stride_y + x.to(tl.int64) * maps.stride_x, y, x, inside, SHIFT)
 
 
 @triton.jit
 def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """(maximum, first pixel that has it, whether there is a NaN) of one map."""
-    _, _, h, w, stride_y, stride_x, _, _ = maps
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     where = lane
-    for start in tl.range(0, h * w, BLOCK):
+    for start in tl.range(0, maps.h * maps.w, BLOCK):
         pixel = start + lane
-        inside = pixel < h * w
-        offset = pixel_offset(pixel, w, stride_y, stride_x, DENSE)
-        value = _load(maps, offset, pixel // w, pixel % w, inside, SHIFT)
+        inside = pixel < maps.h * maps.w
+        offset = pixel_offset(pixel, maps.w, maps.stride_y, maps.stride_x, DENSE)
+        value = _load(maps, offset, pixel // maps.w, pixel % maps.w, inside, SHIFT)
         better = inside & ((value > best) | (value != value))  # a NaN stays: nothing is greater
         best = tl.where(better, value, best)
         where = tl.where(better, pixel, where)
     maximum = tl.max(best, 0)
-    first = tl.min(tl.where(best == maximum, where, h * w - 1), 0)
+    first = tl.min(tl.where(best == maximum, where, maps.h * maps.w - 1), 0)
     return maximum, first, tl.max((best != best).to(tl.int32), 0) > 0
 
 
@@ -76,19 +84,18 @@ def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK
     Every pixel is blurred by the same sums in the same order, so that a flat map gives exact zeros; differences to the
     centre come first, because those of nearly equal numbers are exact.
     """
-    _, _, h, w, _, _, _, _ = maps
     place = tl.arange(0, 8)  # the centre, then right, left, below, above, lower right, upper left, and an idle lane
     step_x = tl.where((place == 1) | (place == 5), 1, tl.where((place == 2) | (place == 6), -1, 0))
     step_y = tl.where((place == 3) | (place == 5), 1, tl.where((place == 4) | (place == 6), -1, 0))
-    x = tl.minimum(tl.maximum(x + step_x, 0), w - 1)  # the border of the log map is replicated
-    y = tl.minimum(tl.maximum(y + step_y, 0), h - 1)
+    x = tl.minimum(tl.maximum(x + step_x, 0), maps.w - 1)  # the border of the log map is replicated
+    y = tl.minimum(tl.maximum(y + step_y, 0), maps.h - 1)
     tap = tl.arange(0, TAPS_BLOCK)
     inside = (place < 7)[:, None] & (tap < len(TAPS))[None, :]
-    column = _reflect101(x[:, None] + (tap - len(TAPS) // 2)[None, :], w)
+    column = _reflect101(x[:, None] + (tap - len(TAPS) // 2)[None, :], maps.w)
     weight = tl.zeros([TAPS_BLOCK], tl.float32)
     strip = tl.zeros([8, TAPS_BLOCK], tl.float32)  # blurred down the columns
     for i in tl.static_range(len(TAPS)):
-        row = _reflect101(y + (i - len(TAPS) // 2), h)
+        row = _reflect101(y + (i - len(TAPS) // 2), maps.h)
         strip += TAPS[i] * _load_near(maps, row[:, None], column, inside, SHIFT)
         weight = tl.where(tap == i, TAPS[i], weight)
     blurred = tl.sum(strip * weight[None, :], 1)
@@ -139,7 +146,7 @@ def heatmap_decode_kernel(
                 twin = tl.where(k == i, FLIP[i], twin)
         flipped_ptr += b * stride_fb + twin * stride_fk
     map_ptr = heatmaps_ptr + b * stride_hb + k * stride_hk
-    maps = (map_ptr, flipped_ptr, h, w, stride_hy, stride_hx, stride_fy, stride_fx)
+    maps = Maps(map_ptr, flipped_ptr, h, w, stride_hy, stride_hx, stride_fy, stride_fx)
     score, pixel, broken = _arg_max(maps, DENSE, SHIFT, BLOCK)
     y = pixel // w
     x = pixel % w

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitpose_kernels.gpu.heatmap_target import pixel_offset, render, stride_arguments, target_arguments
+from vitpose_kernels.gpu.heatmap_target import Keypoints, pixel_offset, render, stride_arguments, target_arguments
 from vitpose_kernels.launch import Launch, cdiv, num_bytes
 
 _PIXELS = 1024  # of a map, per program
 
 
+class Maps(NamedTuple):
+    """Where heatmaps [B, K, h, w] lie."""
+
+    ptr: tl.tensor
+    stride_b: tl.tensor
+    stride_k: tl.tensor
+    stride_y: tl.tensor
+    stride_x: tl.tensor
+
+
 @triton.jit
 def _compare(
-    heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
-    stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
+    maps, mask_ptr, keypoints, one_map, pixel, count, h,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr,
 ):  # fmt: skip
     """(P - G, w^2 mask / count) at the pixels of one map."""
-    b = (one_map // num_keypoints).to(tl.int64)
-    k = (one_map % num_keypoints).to(tl.int64)
-    target, weight = render(
-        keypoints_ptr, visible_ptr, b, k, pixel, num_people, num_keypoints, stride_x, stride_y, factor, h, W,
-        UDP, RADIUS,
-    )  # fmt: skip
+    b = (one_map // keypoints.num_keypoints).to(tl.int64)
+    k = (one_map % keypoints.num_keypoints).to(tl.int64)
+    target, weight = render(keypoints, b, k, pixel, h, W, UDP, RADIUS)
     inside = pixel < h * W
-    offset = pixel_offset(pixel, W, stride_hy, stride_hx, DENSE)
-    heat = tl.load(heatmaps_ptr + b * stride_hb + k * stride_hk + offset, inside, 0.0).to(tl.float32)
+    offset = pixel_offset(pixel, W, maps.stride_y, maps.stride_x, DENSE)
+    heat = tl.load(maps.ptr + b * maps.stride_b + k * maps.stride_k + offset, inside, 0.0).to(tl.float32)
     weighting = tl.math.div_rn(weight * weight, 1.0 * count)
     if mask_ptr is not None:
         weighting *= tl.load(mask_ptr + b * (h * W) + pixel, inside, 0.0)
@@ -44,10 +52,9 @@ def heatmap_loss_kernel(
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
-    difference, weighting = _compare(
-        heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
-        stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx, W, DENSE, UDP, RADIUS,
-    )  # fmt: skip
+    maps = Maps(heatmaps_ptr, stride_hb, stride_hk, stride_hy, stride_hx)
+    keypoints = Keypoints(keypoints_ptr, visible_ptr, num_people, num_keypoints, stride_x, stride_y, factor)
+    difference, weighting = _compare(maps, mask_ptr, keypoints, one_map, pixel, count, h, W, DENSE, UDP, RADIUS)
     loss = tl.where(pixel < h * W, difference * difference * weighting, 0.0)
     tl.store(partials_ptr + tl.program_id(0), tl.sum(loss, 0))
 
@@ -61,10 +68,9 @@ def heatmap_loss_backward_kernel(
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
-    difference, weighting = _compare(
-        heatmaps_ptr, mask_ptr, keypoints_ptr, visible_ptr, one_map, pixel, num_people, num_keypoints,
-        stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx, W, DENSE, UDP, RADIUS,
-    )  # fmt: skip
+    maps = Maps(heatmaps_ptr, stride_hb, stride_hk, stride_hy, stride_hx)
+    keypoints = Keypoints(keypoints_ptr, visible_ptr, num_people, num_keypoints, stride_x, stride_y, factor)
+    difference, weighting = _compare(maps, mask_ptr, keypoints, one_map, pixel, count, h, W, DENSE, UDP, RADIUS)
     gradient = 2 * tl.load(grad_ptr) * difference * weighting
     tl.store(d_heatmaps_ptr + one_map.to(tl.int64) * (h * W) + pixel, gradient, pixel < h * W)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,16 +13,43 @@ from vitpose_kernels.launch import Launch, cdiv, num_bytes
 _PIXELS = 1024  # of a map, per program
 
 
+class Keypoints(NamedTuple):
+    """The keypoints [B, P, K, 2] and visibility [B, P, K] of all samples, and how they come onto the heatmaps.
+
+    Attributes:
+        stride_x, stride_y: pixels of the image per pixel of a heatmap.
+        factor: -log2(e) / (2 sigma^2).
+    """
+
+    ptr: tl.tensor
+    visible_ptr: tl.tensor
+    num_people: tl.tensor
+    num_keypoints: tl.tensor
+    stride_x: tl.tensor
+    stride_y: tl.tensor
+    factor: tl.tensor
+
+
+class Keypoint(NamedTuple):
+    """A keypoint in heatmap pixels: the center of its Gaussian, the nearest pixel, and its weight."""
+
+    x: tl.tensor
+    y: tl.tensor
+    near_x: tl.tensor
+    near_y: tl.tensor
+    weight: tl.tensor
+
+
 @triton.jit
-def load_keypoint(keypoints_ptr, visible_ptr, index, stride_x, stride_y, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
-    """(centre x, centre y, nearest x, nearest y, weight) of keypoint `index`, in heatmap pixels."""
-    x = tl.load(keypoints_ptr + 2 * index)
-    y = tl.load(keypoints_ptr + 2 * index + 1)
-    weight = tl.load(visible_ptr + index)
+def load_keypoint(keypoints, index, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
+    """`Keypoint` number `index`; its weight is 0 where nothing of it would be drawn."""
+    x = tl.load(keypoints.ptr + 2 * index)
+    y = tl.load(keypoints.ptr + 2 * index + 1)
+    weight = tl.load(keypoints.visible_ptr + index)
     weight = tl.where(weight > 1.0, 1.0, tl.where(weight < 0.0, 0.0, weight))
     finite = (tl.abs(x) <= 3.4028234e38) & (tl.abs(y) <= 3.4028234e38)
-    x = tl.math.div_rn(tl.where(finite, x, 0.0), stride_x)
-    y = tl.math.div_rn(tl.where(finite, y, 0.0), stride_y)
+    x = tl.math.div_rn(tl.where(finite, x, 0.0), keypoints.stride_x)
+    y = tl.math.div_rn(tl.where(finite, y, 0.0), keypoints.stride_y)
     near_x = _truncate(x + 0.5)
     near_y = _truncate(y + 0.5)
     on_map = (near_x - RADIUS < w) & (near_x + RADIUS + 1 >= 0) & (near_y - RADIUS < h) & (near_y + RADIUS + 1 >= 0)
@@ -28,7 +57,7 @@ def load_keypoint(keypoints_ptr, visible_ptr, index, stride_x, stride_y, h, w, U
     if not UDP:
         x = near_x
         y = near_y
-    return x, y, near_x, near_y, weight
+    return Keypoint(x, y, near_x, near_y, weight)
 
 
 @triton.jit
@@ -37,31 +66,28 @@ def _truncate(x):
 
 
 @triton.jit
-def gaussian(px, py, x, y, near_x, near_y, weight, factor, RADIUS: tl.constexpr):
-    """Value at pixels (px, py) of the Gaussian of one keypoint; factor = -log2(e) / (2 sigma^2)."""
-    inside = (tl.abs(px - near_x) <= RADIUS) & (tl.abs(py - near_y) <= RADIUS)
-    drawn = tl.where(weight > 0.5, 1.0, 0.0)
-    return tl.where(inside, drawn * tl.exp2(((px - x) * (px - x) + (py - y) * (py - y)) * factor), 0.0)
+def gaussian(px, py, keypoint, factor, RADIUS: tl.constexpr):
+    """Value at pixels (px, py) of the Gaussian of one `Keypoint`; factor = -log2(e) / (2 sigma^2)."""
+    inside = (tl.abs(px - keypoint.near_x) <= RADIUS) & (tl.abs(py - keypoint.near_y) <= RADIUS)
+    drawn = tl.where(keypoint.weight > 0.5, 1.0, 0.0)
+    dx = px - keypoint.x
+    dy = py - keypoint.y
+    return tl.where(inside, drawn * tl.exp2((dx * dx + dy * dy) * factor), 0.0)
 
 
 @triton.jit
-def render(
-    keypoints_ptr, visible_ptr, b, k, pixel, num_people, num_keypoints, stride_x, stride_y, factor, h, w,
-    UDP: tl.constexpr, RADIUS: tl.constexpr,
-):  # fmt: skip
+def render(keypoints, b, k, pixel, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
     """(target at `pixel` [n], weight) of keypoint k of sample b: the maximum over its people."""
     row = pixel // w
     px = (pixel - row * w).to(tl.float32)
     py = row.to(tl.float32)
     target = px * 0.0
     weight = b * 0.0
-    for person in tl.range(0, num_people):
-        index = (b * num_people + person) * num_keypoints + k
-        x, y, near_x, near_y, own = load_keypoint(
-            keypoints_ptr, visible_ptr, index, stride_x, stride_y, h, w, UDP, RADIUS
-        )
-        target = tl.maximum(target, gaussian(px, py, x, y, near_x, near_y, own, factor, RADIUS))
-        weight = tl.maximum(weight, own, propagate_nan=tl.PropagateNan.ALL)
+    for person in tl.range(0, keypoints.num_people):
+        index = (b * keypoints.num_people + person) * keypoints.num_keypoints + k
+        keypoint = load_keypoint(keypoints, index, h, w, UDP, RADIUS)
+        target = tl.maximum(target, gaussian(px, py, keypoint, keypoints.factor, RADIUS))
+        weight = tl.maximum(weight, keypoint.weight, propagate_nan=tl.PropagateNan.ALL)
     return target, weight
 
 
@@ -83,10 +109,9 @@ def heatmap_target_kernel(
     one_map = (tl.program_id(0) // pieces).to(tl.int64)
     piece = tl.program_id(0) % pieces
     pixel = piece * BLOCK + tl.arange(0, BLOCK)
-    target, weight = render(
-        keypoints_ptr, visible_ptr, one_map // num_keypoints, one_map % num_keypoints, pixel,
-        num_people, num_keypoints, stride_x, stride_y, factor, h, W, UDP, RADIUS,
-    )  # fmt: skip
+    keypoints = Keypoints(keypoints_ptr, visible_ptr, num_people, num_keypoints, stride_x, stride_y, factor)
+    b = one_map // num_keypoints
+    target, weight = render(keypoints, b, one_map % num_keypoints, pixel, h, W, UDP, RADIUS)
     tl.store(heatmaps_ptr + one_map * (h * W) + pixel, target, pixel < h * W)
     if piece == 0:
         tl.store(weights_ptr + one_map, weight)

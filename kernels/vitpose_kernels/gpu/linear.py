@@ -68,28 +68,45 @@ def load(block, inside, EVEN: tl.constexpr):
         return tl.load(block, inside, 0.0)
 
 
+class Epilogue(NamedTuple):
+    """What follows a product before its one write; a pointer is None where there is nothing to do.
+
+    Attributes:
+        mean_ptr, rstd_ptr, weight_sums_ptr: of the folded LayerNorm, all or none.
+        residual_ptr, stride_residual: rows added at the end.
+        before_ptr: where to write what the GELU is applied to.
+        out_ptr: where to write the result.
+    """
+
+    mean_ptr: tl.tensor
+    rstd_ptr: tl.tensor
+    weight_sums_ptr: tl.tensor
+    residual_ptr: tl.tensor
+    before_ptr: tl.tensor
+    out_ptr: tl.tensor
+    stride_residual: tl.tensor
+
+
 @triton.jit
-def finish_tile(
-    acc, bias, r, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr,
-    out_ptr, stride_residual, GELU: tl.constexpr,
-):  # fmt: skip
+def finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU: tl.constexpr):
     """Epilogue of a product's rows `row + r` (valid: r < left): folded LayerNorm, bias, GELU, residual, store."""
     keep = (r < left)[:, None] & (column < num_columns)[None, :]
-    if mean_ptr is not None:
-        mean = tl.load(mean_ptr + row + r, r < left, 0.0)
-        rstd = tl.load(rstd_ptr + row + r, r < left, 0.0)
-        sums = tl.load(weight_sums_ptr + column, column < num_columns, 0.0)
+    if epilogue.mean_ptr is not None:
+        mean = tl.load(epilogue.mean_ptr + row + r, r < left, 0.0)
+        rstd = tl.load(epilogue.rstd_ptr + row + r, r < left, 0.0)
+        sums = tl.load(epilogue.weight_sums_ptr + column, column < num_columns, 0.0)
         acc = rstd[:, None] * (acc - mean[:, None] * sums[None, :])
     acc += bias[None, :]
     place = row * num_columns + (r[:, None] * num_columns + column[None, :])
-    if before_ptr is not None:
-        tl.store(before_ptr + place, acc.to(before_ptr.dtype.element_ty), keep)
+    if epilogue.before_ptr is not None:
+        tl.store(epilogue.before_ptr + place, acc.to(epilogue.before_ptr.dtype.element_ty), keep)
     if GELU:
         acc = gelu(acc)
-    if residual_ptr is not None:
-        residual = residual_ptr + row * stride_residual + (r[:, None] * stride_residual + column[None, :])
+    if epilogue.residual_ptr is not None:
+        stride = epilogue.stride_residual
+        residual = epilogue.residual_ptr + row * stride + (r[:, None] * stride + column[None, :])
         acc += tl.load(residual, keep, 0.0).to(tl.float32)
-    tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), keep)
+    tl.store(epilogue.out_ptr + place, acc.to(epilogue.out_ptr.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -150,15 +167,10 @@ def linear_kernel(
         mine = (column >= num_columns - part) & (column < num_columns)
         bias += tl.load(expert_bias_ptr + expert + column, mine, 0.0).to(tl.float32)
         bias += tl.where(mine, poison, 0.0)  # an unknown task has read the first expert: NaN, not a wrong number
-    finish_tile(
-        acc, bias, r, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr,
-        out_ptr, stride_residual, GELU,
-    )  # fmt: skip
+    epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
+    finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU)
     if TAIL:
-        finish_tile(
-            acc_tail, bias, tail, row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr,
-            before_ptr, out_ptr, stride_residual, GELU,
-        )  # fmt: skip
+        finish_tile(acc_tail, bias, epilogue, tail, row, left, column, num_columns, GELU)
 
 
 @triton.jit
@@ -167,6 +179,7 @@ def linear_descriptor_kernel(
     before_ptr, out_ptr, num_rows, num_columns, num_inputs, num_programs, stride_residual,
     GELU: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     blocks_m = tl.cdiv(num_rows, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_columns, BLOCK_N)
     # One loop over all products of this program's tiles: the epilogue of a tile runs while the next one is loaded.
@@ -186,15 +199,10 @@ def linear_descriptor_kernel(
             bias += tl.load(bias_ptr + column, column < num_columns, 0.0).to(tl.float32)
         row = first.to(tl.int64)
         left = num_rows - first
-        finish_tile(
-            acc, bias, tl.arange(0, BLOCK_M), row, left, column, num_columns, mean_ptr, rstd_ptr, weight_sums_ptr,
-            residual_ptr, before_ptr, out_ptr, stride_residual, GELU,
-        )  # fmt: skip
+        finish_tile(acc, bias, epilogue, tl.arange(0, BLOCK_M), row, left, column, num_columns, GELU)
         if TAIL:
-            finish_tile(
-                acc_tail, bias, BLOCK_M + tl.arange(0, TAIL), row, left, column, num_columns, mean_ptr, rstd_ptr,
-                weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual, GELU,
-            )  # fmt: skip
+            r = BLOCK_M + tl.arange(0, TAIL)
+            finish_tile(acc_tail, bias, epilogue, r, row, left, column, num_columns, GELU)
 
 
 class Tiles(NamedTuple):
