@@ -12,6 +12,7 @@ from benchmarks.contenders import TOLERANCE
 from benchmarks.harness import Case, Contender, close, declared
 from benchmarks.models import randn
 from benchmarks.tiles import LAYERS, TILES, library, ours, with_tiles
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import HAS_TRITON, architecture
 from vitpose_kernels.sizes import MODELS
 
@@ -45,7 +46,7 @@ def test_linear_tiles(compare, machine, quick, dtype, on, size, batch, layer):
     theirs = "cuBLAS" if machine.cuda else "torch"
     contenders = [contender("ours", ours, "default", None), contender(theirs, library, "library", None)]
     if machine.cuda and HAS_TRITON and dtype != torch.float32:
-        has_descriptors = architecture(torch.empty(0, device=on)) in (90, 100)
+        has_descriptors = usual_chip(architecture(torch.empty(0, device=on))).has_descriptors
         for way in ("descriptors", "pointers") if has_descriptors else ("pointers",):
             for tiles in TILES:
                 m, tail, n, *_ = tiles

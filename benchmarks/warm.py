@@ -35,7 +35,7 @@ from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.runtime import FrozenViTPose
 from vitpose_kernels.calls import OPS, Draw
-from vitpose_kernels.chips import ARCHITECTURES
+from vitpose_kernels.chips import ARCHITECTURES, usual_chip
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
 from vitpose_kernels.sizes import MODELS, PAPER
@@ -67,7 +67,7 @@ def tile_launches(arch: int) -> Iterator[Launch]:
             x, weight, bias = draw.normal(batch, 192, inputs), draw.normal(columns, inputs), draw.normal(columns)
             tensors = (x, weight, bias, draw.normal(batch, 192, columns), weight.float().sum(1), norm, gelu)
             for tiles in TILES:
-                for descriptors in (True, False) if arch in (90, 100) else (False,):
+                for descriptors in (True, False) if usual_chip(arch).has_descriptors else (False,):
                     with recording(arch) as recorded:
                         with_tiles(ours, tiles, descriptors)(*tensors)
                     yield from recorded.launches

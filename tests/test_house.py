@@ -95,6 +95,18 @@ def test_kernels_need_torch_and_triton_only(root):
                 assert inside_gpu or "vitpose_kernels.gpu" not in name, f"{path.name} imports {name} before it launches"
 
 
+def test_functions_inside_kernels_take_values_and_not_loose_scalars(root):
+    """A launch takes scalars (see `vitpose_kernels/gpu/__init__.py`); what a kernel calls takes twelve at most."""
+    texts = [p.read_text(encoding="utf-8") for p in (root / "kernels" / "vitpose_kernels" / "gpu").glob("*.py")]
+    functions = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    jitted = [f for f in functions if any("jit" in ast.dump(decorator) for decorator in f.decorator_list)]
+    called = [f for f in jitted if any(re.search(rf"(?<!def )\b{f.name}\(", text) for text in texts)]
+    assert len(called) > 30 and len(jitted) > len(called)
+    for function in called:
+        loose = [a.arg for a in function.args.args if a.annotation is None]  # constants are annotated
+        assert len(loose) <= 12, f"{function.name} takes {len(loose)}: {', '.join(loose)}"
+
+
 def test_a_machine_without_triton_uses_the_references():
     done = python(
         """

@@ -33,11 +33,11 @@ _TENSOR_CORES = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync
 # (kernel, chip, constants, bytes, why): spills that we know and keep.
 KNOWN_SPILLS: tuple[tuple[str, int, dict[str, Any], int, str], ...] = (
     (
-        "attention_backward_kernel",
+        "window_backward",
         80,
-        {"D1": 64, "D2": 0, "KEYS": True, "QUERIES": True, "RELATIVE": True, "SHIFTED": True, "POOL": True},
-        16,
-        "2 registers (4 with triton 3.6), against reading q, k, v and the gradient twice in a kernel bound by memory",
+        {"D": 64, "WINDOW_H": 8, "WINDOW_W": 8, "SHIFTED": True, "FULL": True},
+        8,
+        "2 registers, against reading q, k, v and the gradient twice in a kernel bound by memory",
     ),
 )
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.gpu.attention_steps import (
     HIDDEN,
     LOG2_E,
@@ -226,11 +227,12 @@ def forward(
 
 def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> tuple[int, int, int, int]:
     """(queries, keys, warps, stages) of a program for windows of `length` tokens; spill-free for 16-bit types."""
+    chip = usual_chip(arch)
     if element_size == 4:
-        queries = 32 if relative or arch not in (90, 100) else 64
+        queries = 32 if relative or chip.tensor_cores == "mma" else 64
         return min(queries, block_size(length)), min(32, block_size(length)), 4, 1
     if length <= 64:
         return block_size(length), block_size(length), 4, 1
-    if arch in (90, 100):
-        return (128, 64, 8, 2) if length > 256 else (64, 64, 4, 2 if arch == 90 else 1)
-    return 64, 64, 4, 3 if arch == 80 else 2
+    if chip.tensor_cores != "mma":
+        return (128, 64, 8, 2) if length > 256 else (64, 64, 4, 2 if chip.tensor_cores == "wgmma" else 1)
+    return 64, 64, 4, 3 if chip.has_large_shared_memory else 2

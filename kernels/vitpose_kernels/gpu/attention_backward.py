@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.gpu.attention import extra_arguments, is_full, pool, shape_arguments
 from vitpose_kernels.gpu.attention_gradients import key_backward, pooled_backward, query_backward, window_backward
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
@@ -79,7 +80,7 @@ def backward(
                 pooled_backward,
                 (programs * num_shares,),
                 of_kernel(pooled_backward, arguments),
-                num_stages=3 if arch == 100 else 2,  # where two spill, three do not
+                num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # where two spill, three do not
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
                 bytes=num_bytes(grad, out, delta) + (num_bytes(qkv) // 3 + num_bytes(d_pooled) if pooling else 0),
             )
@@ -128,7 +129,7 @@ def of_kernel(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:
     """Whether one program takes a whole window, as keys and as queries at once, without spilling registers."""
-    if element_size == 4 or (relative and (arch == 120 or (arch not in (90, 100) and width > 64))):
+    if element_size == 4 or (relative and (arch == 120 or (usual_chip(arch).tensor_cores == "mma" and width > 64))):
         return length <= 32
     return length <= 64
 
@@ -141,7 +142,7 @@ def backward_tile(
         return block_size(length), block_size(length), 8 if relative and length > 32 else 4, 1
     if element_size == 4:
         return 32, 32, 4, 1
-    if arch in (90, 100):
+    if usual_chip(arch).tensor_cores != "mma":
         return 64, 64, 4, 1
     own = 16 if arch == 120 and relative and width > 64 else 32
     return (own, 32 if relative or width > 64 else 64, 4, 1)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
 _FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
@@ -91,9 +92,10 @@ def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: i
         return (32, full, 32, 8, 3) if predictor else (64, min(full, 128), 32, 8, 3)
     if 4 * cdiv(rows, 128) * cdiv(channels, full) < _FEW_PROGRAMS:
         return (32, full, 64, 8, 3) if predictor else (64, min(full, 64), 64, 4, 4)
-    if arch in (90, 100):
+    chip = usual_chip(arch)
+    if chip.tensor_cores != "mma":
         return 128, full, 64, 8, 4
-    return 128, full, 32, 8, 4 if arch == 80 else 3
+    return 128, full, 32, 8, 4 if chip.has_large_shared_memory else 3
 
 
 def forward(

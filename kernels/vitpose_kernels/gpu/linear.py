@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 
@@ -238,8 +239,9 @@ def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arc
     num_warps = 4 if (m, n) == (64, 64) else 8
     if dtype == torch.float32:
         return Tiles(m, tail, n, 32, num_warps, 3)
-    stages = 3 if arch == 100 and (m, n) == (64, 64) else 4  # four spill there
-    return Tiles(m, tail, n, 64 if arch in (80, 90, 100) else 32, num_warps, stages)
+    chip = usual_chip(arch)
+    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # four spill there
+    return Tiles(m, tail, n, 64 if chip.has_large_shared_memory else 32, num_warps, stages)
 
 
 def has_address(x: Tensor) -> bool:
@@ -264,7 +266,7 @@ def takes_descriptors(x: Tensor, weight: Tensor, arch: int) -> bool:
     They exist on Hopper and Blackwell, for rows that start at multiples of 16 bytes, and hold an address: a tensor that
     is only traced has none (nor does PyTorch record descriptors then), so compiled models take the pointers.
     """
-    if arch not in (90, 100) or x.element_size() != 2 or not x.numel() or not weight.numel():
+    if not usual_chip(arch).has_descriptors or x.element_size() != 2 or not x.numel() or not weight.numel():
         return False
     return all(has_address(t) and (t.data_ptr() | t.stride(0) * 2) % 16 == 0 for t in (x, weight))
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
 _FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
@@ -69,7 +70,8 @@ def tiles(rows: int, channels: int, dtype: torch.dtype, arch: int) -> tuple[int,
         return 64, block_size(channels, high=128), 32, 8, 3
     if cdiv(rows, 128) * cdiv(channels, 128) < _FEW_PROGRAMS:
         return 64, block_size(channels, high=64), 64, 4, 4
-    return 128, block_size(channels, high=128), *((64, 8, 3) if arch in (80, 90, 100) else (32, 8, 4))
+    rest = (64, 8, 3) if usual_chip(arch).has_large_shared_memory else (32, 8, 4)
+    return 128, block_size(channels, high=128), *rest
 
 
 def forward(
