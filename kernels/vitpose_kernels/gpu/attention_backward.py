@@ -82,7 +82,8 @@ def backward(
                 of_kernel(pooled_backward, arguments),
                 num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # where two spill, three do not
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
-                bytes=num_bytes(grad, out, delta) + (num_bytes(qkv) // 3 + num_bytes(d_pooled) if pooling else 0),
+                bytes=num_bytes(grad, out, delta)
+                + (num_bytes(qkv) // 3 + num_bytes(lse, pooled, d_pooled) if pooling else 0),
             )
         )
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -104,10 +105,15 @@ def backward(
         BLOCK_N=other,
         FULL=is_full(windows, max(one, other)),
     )
-    # (kernel, its products with the keys of a window and with the pooled keys, how many of q, k and v it gives)
-    for kernel, products, pooled_products, parts in (
-        ((window_backward, 5, 3, 3),) if both else ((key_backward, 4, 0, 2), (query_backward, 3, 3, 1))
-    ):
+    read = num_bytes(qkv, grad, lse, delta, rel_h, rel_w)
+    key_bytes = num_bytes(d_pooled if with_pool else None) + num_bytes(qkv) * 2 // 3
+    query_bytes = num_bytes(pooled, d_rel_h, d_rel_w) + num_bytes(qkv) // 3
+    # (kernel, its products with the keys of a window and with the pooled keys, bytes)
+    if both:
+        work = [(window_backward, 5, 3, read + key_bytes + query_bytes)]
+    else:  # logits and their gradients are computed twice
+        work = [(key_backward, 4, 0, read + key_bytes), (query_backward, 3, 3, read + query_bytes)]
+    for kernel, products, pooled_products, moved in work:
         launches.append(
             Launch(
                 kernel,
@@ -116,7 +122,7 @@ def backward(
                 num_warps=warps,
                 num_stages=stages,
                 flops=2 * b * n * heads * width * (products * length + pooled_products * num_pooled),
-                bytes=num_bytes(qkv, grad, lse) + num_bytes(qkv) * parts // 3,
+                bytes=moved,
             )
         )
     return Gradients(d_qkv, d_rel_h, d_rel_w, None if with_pool else d_pooled), launches

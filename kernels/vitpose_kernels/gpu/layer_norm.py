@@ -165,7 +165,7 @@ def backward(
         BLOCK_R=block_r,
         BLOCK_C=block_c,
     )
-    moved = num_bytes(grad_y, grad_s, s, weight, mean, rstd, grad, partial)
+    moved = num_bytes(grad_y, grad_s if need_input else None, s, weight, mean, rstd, grad, partial)
     return (grad, partial), [
         Launch(layer_norm_backward_kernel, (programs,), arguments, num_warps=num_warps, bytes=moved)
     ]

@@ -217,6 +217,31 @@ def test_gradients_nobody_asks_for_are_not_computed(device, monkeypatch):
     assert tensors[1].grad is not None and tensors[2].grad is None and torch.equal(tensors[0].grad, frozen)
 
 
+@pytest.mark.parametrize(("window", "kernels"), [((8, 8), ["window"]), ((16, 12), ["key", "query"])])
+def test_backward_launches_declare_their_work(window, kernels):
+    """5 products of queries and keys, 7 where logits are computed twice; every operand and result moved once."""
+    from vitpose_kernels.gpu import attention_backward as gpu
+
+    b, n, heads, width, keys = 2, 32 * 24, 3, 64, window[0] * window[1]
+    windows = Windows((32, 24), window, (0, 0))
+    qkv = torch.empty(b, n, 3, heads, width, device="meta", dtype=torch.bfloat16)
+    out, lse = (
+        torch.empty(b, n, heads * width, device="meta", dtype=torch.bfloat16),
+        torch.empty(b, heads, n).to("meta"),
+    )
+    tables = [torch.empty(2 * size - 1, width, device="meta", dtype=torch.bfloat16) for size in window]
+    arguments = (out, out, lse, qkv, windows, False, *tables, 0.125, None, True, False, 90)
+    grads, launches = gpu.backward(*arguments)
+    main = [launch for launch in launches if launch.kernel.__name__ != "pooled_backward"]
+    assert [launch.kernel.__name__ for launch in main] == [f"{name}_backward" for name in kernels]
+    products = 5 if len(main) == 1 else 7
+    assert sum(launch.flops for launch in main) == products * 2 * b * n * heads * width * keys
+    size = sum(t.numel() * t.element_size() for t in (qkv, out, lse, *tables))
+    deltas = 0 if len(main) == 1 else lse.numel() * 4  # the sum of out times its gradient, stored once, read by both
+    written = sum(t.numel() * t.element_size() for t in (grads.qkv, grads.rel_h, grads.rel_w))
+    assert sum(launch.bytes for launch in main) == len(main) * (size + deltas) + written
+
+
 def test_reruns_are_equal_bit_for_bit(device):
     tensors, options = make(CASES["shift, pool, position, padding"], batch=2)
     weight = torch.randn(2, 35, 32, generator=torch.Generator().manual_seed(1))
