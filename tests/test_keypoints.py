@@ -1,4 +1,4 @@
-"""The keypoint tables against SPEC 7.2, the laws every keypoint set obeys, and the files users write."""
+"""The published keypoint tables (docs/numerics.md 7.2), properties of every keypoint set, and users' JSON files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vitpose_fast.keypoints import (
     load_keypoint_set,
 )
 
-# SPEC 7.2, by index as it stands there: on purpose the other way of writing the tables than the module's.
-SPEC: dict[str, dict[str, str]] = {
+# The tables of docs/numerics.md 7.2 by index, as written there; the module under test writes them by name.
+TABLES: dict[str, dict[str, str]] = {
     "coco": {
         "names": """
             nose, left_eye, right_eye, left_ear, right_ear, left_shoulder, right_shoulder, left_elbow, right_elbow,
@@ -120,7 +120,7 @@ SPEC: dict[str, dict[str, str]] = {
             0.026 0.017 0.021 0.021 0.032 0.02 0.019 0.022 0.031""",
     },
 }
-SPEC["ochuman"], SPEC["apt36k"] = SPEC["coco"], SPEC["ap10k"]
+TABLES["ochuman"], TABLES["apt36k"] = TABLES["coco"], TABLES["ap10k"]
 ALL = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody", "crowdpose", "ochuman", "interhand")
 COUNTS = {"coco": 17, "aic": 14, "mpii": 16, "ap10k": 17, "apt36k": 17, "wholebody": 133, "crowdpose": 14}
 COUNTS |= {"ochuman": 17, "interhand": 21}
@@ -147,18 +147,18 @@ def test_the_registry_holds_the_nine_sets_and_is_read_only() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_tables_equal_the_specification(name: str) -> None:
-    keypoints, spec = KEYPOINT_SETS[name], SPEC[name]
+def test_sets_equal_the_published_tables(name: str) -> None:
+    keypoints, table = KEYPOINT_SETS[name], TABLES[name]
     assert keypoints.num_keypoints == len(keypoints.names) == COUNTS[name]
-    assert keypoints.flip_pairs == pairs(spec["flip_pairs"])
-    assert keypoints.skeleton == pairs(spec["skeleton"])
-    assert keypoints.upper_body == tuple(int(i) for i in spec["upper_body"].split())
-    assert keypoints.sigmas == (tuple(float(sigma) for sigma in spec["sigmas"].split()) or None)
-    if "names" in spec:  # for whole-body the specification gives ranges, tested below
-        assert keypoints.names == tuple(" ".join(part.split()) for part in spec["names"].split(","))
+    assert keypoints.flip_pairs == pairs(table["flip_pairs"])
+    assert keypoints.skeleton == pairs(table["skeleton"])
+    assert keypoints.upper_body == tuple(int(i) for i in table["upper_body"].split())
+    assert keypoints.sigmas == (tuple(float(sigma) for sigma in table["sigmas"].split()) or None)
+    if "names" in table:  # whole-body names are published as ranges, which the next test checks
+        assert keypoints.names == tuple(" ".join(part.split()) for part in table["names"].split(","))
 
 
-def test_whole_body_channels_follow_the_ranges_of_the_specification() -> None:
+def test_whole_body_channels_follow_the_published_ranges() -> None:
     names = KEYPOINT_SETS["wholebody"].names
     assert names[:17] == KEYPOINT_SETS["coco"].names
     assert names[17:20] == ("left_big_toe", "left_small_toe", "left_heel")
@@ -172,7 +172,7 @@ def test_whole_body_channels_follow_the_ranges_of_the_specification() -> None:
 
 def test_codecs_follow_the_data_sets() -> None:
     udp = {name for name in ALL if KEYPOINT_SETS[name].codec == "udp"}
-    assert udp == {"coco", "mpii"}  # SPEC 6.3
+    assert udp == {"coco", "mpii"}  # docs/numerics.md 6.3
     assert all(KEYPOINT_SETS[name].codec == "msra" for name in set(ALL) - udp)
 
 
@@ -183,7 +183,7 @@ def test_aliases_differ_in_name_and_codec_only(alias: str, original: str) -> Non
 
 
 def test_mirroring_swaps_sides_by_name() -> None:
-    """Independent of the pair tables: the mirrored left_x is right_x, in every set that writes sides in its names."""
+    """The mirrored left_x is right_x in every set with sides in its names; this does not depend on the tables above."""
     sides = {"left_": "right_", "right_": "left_", "L_": "R_", "R_": "L_"}
     for keypoints in KEYPOINT_SETS.values():
         for i, name in enumerate(keypoints.names):
@@ -194,7 +194,7 @@ def test_mirroring_swaps_sides_by_name() -> None:
             assert keypoints.names[keypoints.flip_permutation[i]] == expected
 
 
-# --- laws -----------------------------------------------------------------------------------------------------------
+# --- properties of every set ----------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -257,16 +257,16 @@ def test_index_lists_the_valid_names() -> None:
 
 
 @pytest.mark.parametrize("field", ["flip_pairs", "skeleton", "upper_body"])
-@pytest.mark.parametrize("channel", [-1, 2])  # -1 is a valid index of a tuple: it must not count from the end
+@pytest.mark.parametrize("channel", [-1, 2])  # -1 would be a valid tuple index, so it must be checked
 def test_the_constructor_refuses_channels_that_do_not_exist(field: str, channel: int) -> None:
     keypoints = custom_keypoint_set(2)
     value = (channel,) if field == "upper_body" else ((0, channel),)
-    with pytest.raises(ValueError, match=rf"channel {channel} is given, expected 0 to 1") as error:
+    with pytest.raises(ValueError, match=rf"got channel {channel}, expected 0 to 1") as error:
         dataclasses.replace(keypoints, **{field: value})  # type: ignore[arg-type]
     assert one_line(error)
 
 
-# --- a user's own file ----------------------------------------------------------------------------------------------
+# --- users' JSON files ----------------------------------------------------------------------------------------------
 
 PEN: dict[str, Any] = {"name": "pen", "names": ["tip", "cap", "clip"]}
 
@@ -278,8 +278,8 @@ def written(folder: Path, content: object) -> Path:
 
 
 def test_one_keypoint_is_enough(tmp_path: Path) -> None:
-    keypoints = load_keypoint_set(written(tmp_path, {"name": "ball", "names": ["centre"]}))
-    assert keypoints == KeypointSet("ball", ("centre",), (), (), (0.05,), (), "udp")
+    keypoints = load_keypoint_set(written(tmp_path, {"name": "ball", "names": ["center"]}))
+    assert keypoints == KeypointSet("ball", ("center",), (), (), (0.05,), (), "udp")
     assert keypoints.flip_permutation == (0,)
 
 
@@ -288,7 +288,7 @@ def test_every_field_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, PEN | fields | {"sigmas": [0.1, 1, 0.2], "codec": "msra"})
     expected = KeypointSet("pen", ("tip", "cap", "clip"), ((1, 0),), ((2, 0), (0, 1)), (0.1, 1.0, 0.2), (2,), "msra")
     assert load_keypoint_set(path) == expected
-    assert [type(sigma) for sigma in load_keypoint_set(path).sigmas or ()] == [float] * 3  # 1 == 1.0, but prints apart
+    assert [type(sigma) for sigma in load_keypoint_set(path).sigmas or ()] == [float] * 3  # 1 == 1.0
     assert load_keypoint_set(str(path)) == expected
     assert expected.flip_permutation == (1, 0, 2)
 
@@ -298,7 +298,7 @@ def test_sigmas_null_means_none_and_sigmas_left_out_means_the_default(tmp_path: 
     assert load_keypoint_set(written(tmp_path, PEN)).sigmas == (0.05, 0.05, 0.05)
 
 
-def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "windows.json"
     path.write_text(json.dumps(PEN), encoding="utf-8-sig")
     assert load_keypoint_set(path).names == ("tip", "cap", "clip")
@@ -312,47 +312,53 @@ def test_a_built_in_set_written_to_a_file_is_no_clash(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"Expecting value: line 1 .*, expected a keypoint set in JSON: correct the file"),
-        ("{'name': 'pen'}", r"Expecting property name .*, expected a keypoint set in JSON: correct the file"),
-        ("[" * 200_000, r"recursion.*, expected a keypoint set in JSON: correct the file"),
-        (["tip", "cap"], r"\['tip', 'cap'\] is given, expected an object with name and names"),
-        ({"name": "pen"}, r"the field 'names' is missing, expected at least name and names: add it"),
-        ({"names": ["tip"]}, r"the field 'name' is missing, expected at least name and names: add it"),
-        (PEN | {"names": []}, r"names is empty, expected at least one keypoint: list them"),
-        (PEN | {"names": "tip"}, r"names is 'tip', expected a list: put it in \[ \]"),
+        ("", r"Expecting value: line 1 .*, expected a keypoint set in JSON; correct the file"),
+        ("{'name': 'pen'}", r"Expecting property name .*, expected a keypoint set in JSON; correct the file"),
+        ("[" * 200_000, r"recursion.*, expected a keypoint set in JSON; correct the file"),
+        (["tip", "cap"], r"got \['tip', 'cap'\], expected an object with name and names"),
+        ({"name": "pen"}, r"the field 'names' is missing, expected at least name and names; add it"),
+        ({"names": ["tip"]}, r"the field 'name' is missing, expected at least name and names; add it"),
+        (PEN | {"names": []}, r"names is empty, expected at least one keypoint; list them"),
+        (PEN | {"names": "tip"}, r"names is 'tip', expected a list; put it in \[ \]"),
         (PEN | {"names": ["tip", 3]}, r"3 is used as a name, expected a non-empty string"),
         (PEN | {"names": ["tip", ["cap"]]}, r"\['cap'\] is used as a name, expected a non-empty string"),
         (PEN | {"name": ""}, r"'' is used as a name, expected a non-empty string"),
-        (PEN | {"names": ["tip", "cap", "tip"]}, r"names holds 'tip' twice, expected different names: rename"),
-        (PEN | {"names": ["a\nb", "a\nb"]}, r"names holds 'a\\nb' twice"),
-        (PEN | {"skeleton": [["tip", "nib"]]}, r"skeleton holds 'nib', expected one of \('tip', 'cap', 'clip'\): corr"),
-        (PEN | {"flip_pairs": [["nib", "tip"]]}, r"flip_pairs holds 'nib', expected one of \('tip', 'cap', 'clip'\)"),
-        (PEN | {"upper_body": ["nib"]}, r"upper_body holds 'nib', expected one of \('tip', 'cap', 'clip'\)"),
-        (PEN | {"skeleton": [[0, 1]]}, r"skeleton holds 0, expected one of \('tip', 'cap', 'clip'\)"),
-        (PEN | {"skeleton": [["tip"]]}, r"skeleton holds \['tip'\], expected pairs of names: write \[name, name\]"),
-        (PEN | {"skeleton": ["tip cap"]}, r"skeleton holds 'tip cap', expected pairs of names"),
+        (PEN | {"names": ["tip", "cap", "tip"]}, r"names contains 'tip' twice, expected different names; rename"),
+        (PEN | {"names": ["a\nb", "a\nb"]}, r"names contains 'a\\nb' twice"),
+        (
+            PEN | {"skeleton": [["tip", "nib"]]},
+            r"skeleton contains 'nib', expected one of \('tip', 'cap', 'clip'\); corr",
+        ),
+        (
+            PEN | {"flip_pairs": [["nib", "tip"]]},
+            r"flip_pairs contains 'nib', expected one of \('tip', 'cap', 'clip'\)",
+        ),
+        (PEN | {"upper_body": ["nib"]}, r"upper_body contains 'nib', expected one of \('tip', 'cap', 'clip'\)"),
+        (PEN | {"skeleton": [[0, 1]]}, r"skeleton contains 0, expected one of \('tip', 'cap', 'clip'\)"),
+        (PEN | {"skeleton": [["tip"]]}, r"skeleton contains \['tip'\], expected pairs of names; write \[name, name\]"),
+        (PEN | {"skeleton": ["tip cap"]}, r"skeleton contains 'tip cap', expected pairs of names"),
         (PEN | {"skeleton": None}, r"skeleton is None, expected a list"),
-        (PEN | {"flip_pairs": [["tip", "tip"]]}, r"'tip' is paired with itself, expected two keypoints: remove it"),
-        (PEN | {"skeleton": [["cap", "cap"]]}, r"'cap' is paired with itself, expected two keypoints: remove it"),
+        (PEN | {"flip_pairs": [["tip", "tip"]]}, r"'tip' is paired with itself, expected two keypoints; remove it"),
+        (PEN | {"skeleton": [["cap", "cap"]]}, r"'cap' is paired with itself, expected two keypoints; remove it"),
         (
             PEN | {"flip_pairs": [["tip", "cap"], ["clip", "tip"]]},
-            r"flip_pairs holds 'tip' twice, expected at most once",
+            r"flip_pairs contains 'tip' twice, expected at most once",
         ),
-        (PEN | {"upper_body": ["cap", "cap"]}, r"upper_body holds 'cap' twice, expected at most once: remove"),
-        (PEN | {"sigmas": [0.1, 0.1]}, r"sigmas holds 2 numbers, expected 3, one per keypoint: complete the list"),
-        (PEN | {"sigmas": []}, r"sigmas holds 0 numbers, expected 3, one per keypoint: complete the list"),
-        (PEN | {"sigmas": 0.1}, r"sigmas is 0\.1, expected a list: put it in \[ \]"),
-        (PEN | {"sigmas": [0.1, 0, 0.1]}, r"the sigma of 'cap' is 0, expected a positive finite number: use"),
+        (PEN | {"upper_body": ["cap", "cap"]}, r"upper_body contains 'cap' twice, expected at most once; remove"),
+        (PEN | {"sigmas": [0.1, 0.1]}, r"sigmas has 2 numbers, expected 3, one per keypoint; complete the list"),
+        (PEN | {"sigmas": []}, r"sigmas has 0 numbers, expected 3, one per keypoint; complete the list"),
+        (PEN | {"sigmas": 0.1}, r"sigmas is 0\.1, expected a list; put it in \[ \]"),
+        (PEN | {"sigmas": [0.1, 0, 0.1]}, r"the sigma of 'cap' is 0, expected a positive finite number; use"),
         (PEN | {"sigmas": [0.1, 0.1, -1.0]}, r"the sigma of 'clip' is -1\.0, expected a positive finite number"),
         (PEN | {"sigmas": [float("nan"), 0.1, 0.1]}, r"the sigma of 'tip' is nan, expected a positive finite number"),
         (PEN | {"sigmas": [float("inf"), 0.1, 0.1]}, r"the sigma of 'tip' is inf, expected a positive finite number"),
         (PEN | {"sigmas": [10**400, 0.1, 0.1]}, r"the sigma of 'tip' is 10+, expected a positive finite number"),
         (PEN | {"sigmas": [True, 0.1, 0.1]}, r"the sigma of 'tip' is True, expected a positive finite number"),
         (PEN | {"sigmas": ["0.1", 0.1, 0.1]}, r"the sigma of 'tip' is '0\.1', expected a positive finite number"),
-        (PEN | {"codec": "dark"}, r"codec is 'dark', expected 'udp' or 'msra': choose one"),
+        (PEN | {"codec": "dark"}, r"codec is 'dark', expected 'udp' or 'msra' \(docs/numerics.md 6.3\); choose one"),
         (PEN | {"codec": None}, r"codec is None, expected 'udp' or 'msra'"),
-        (PEN | {"colour": "red"}, r"unknown field 'colour', expected only name, names, flip_pairs, skeleton, sigmas, "),
-        (PEN | {"name": "coco"}, r"'coco' is a built-in keypoint set with other content, expected a name of its own"),
+        (PEN | {"color": "red"}, r"unknown field 'color', expected only name, names, flip_pairs, skeleton, sigmas, "),
+        (PEN | {"name": "coco"}, r"'coco' is a built-in keypoint set with different contents, expected another name"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, content: object, message: str) -> None:
@@ -366,7 +372,7 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(tmp_path: Path, content
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(
-        FileNotFoundError, match="no such file, expected a keypoint set in JSON: check the path"
+        FileNotFoundError, match="no such file, expected a keypoint set in JSON; check the path"
     ) as error:
         load_keypoint_set(path)
     assert str(error.value).startswith(repr(str(path)))
@@ -376,12 +382,12 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_folder_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00\x80")
     for path in (tmp_path, tmp_path / "bytes.json"):
-        with pytest.raises(ValueError, match="expected a keypoint set in JSON: correct the file") as error:
+        with pytest.raises(ValueError, match="expected a keypoint set in JSON; correct the file") as error:
             load_keypoint_set(path)
         assert one_line(error)
 
 
-# --- what a caller may hand in --------------------------------------------------------------------------------------
+# --- what callers may pass ------------------------------------------------------------------------------------------
 
 
 def test_keypoint_set_takes_a_name_a_path_or_a_set(tmp_path: Path) -> None:
@@ -395,7 +401,7 @@ def test_keypoint_set_takes_a_name_a_path_or_a_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["", "COCO", "pen", "two\nlines", 17, None])
-def test_an_unknown_name_is_answered_with_the_valid_ones(spec: Any) -> None:
+def test_an_unknown_name_raises_an_error_that_lists_the_valid_ones(spec: Any) -> None:
     with pytest.raises(
         ValueError, match=rf"unknown keypoint set {re.escape(repr(spec))}, expected coco, aic, "
     ) as error:
@@ -404,7 +410,7 @@ def test_an_unknown_name_is_answered_with_the_valid_ones(spec: Any) -> None:
     assert all(name in str(error.value) for name in ALL)
 
 
-def test_the_message_stays_one_line_whatever_was_handed_in() -> None:
+def test_the_message_is_one_line_for_any_argument() -> None:
     class Tensor:
         def __repr__(self) -> str:
             return "tensor([1,\n        2])"
@@ -415,7 +421,7 @@ def test_the_message_stays_one_line_whatever_was_handed_in() -> None:
 
 
 @given(st.integers(1, 200))
-def test_a_custom_set_has_as_many_nameless_keypoints_as_asked(count: int) -> None:
+def test_a_custom_set_has_the_given_number_of_keypoints(count: int) -> None:
     keypoints = custom_keypoint_set(count)
     assert (keypoints.name, keypoints.codec) == ("custom", "udp")
     assert keypoints.names == tuple(f"keypoint_{i}" for i in range(count))
