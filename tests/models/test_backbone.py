@@ -1,4 +1,4 @@
-"""The backbone: official names, position embedding, drop path, the freezing switches."""
+"""The backbone: official parameter names, position embedding, drop path, and the freezing options."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_class_slot_is_added_to_every_token(scramble):
     backbone.pos_embed[:, :1] = 0
     torch.testing.assert_close(backbone(images), expected, atol=1e-5, rtol=1e-5)
     backbone.pos_embed[:, 1:] -= slot
-    assert (backbone(images) - expected).abs().max() > 0.1  # the slot mattered
+    assert (backbone(images) - expected).abs().max() > 0.1  # without the slot the features differ
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_patches_start_two_pixels_outside(scramble):
 
 
 def test_tokens_are_row_major(scramble):
-    """A change of the image at the right edge of the second row of patches reaches that place first."""
+    """Changing the last patch of the second row changes only the token at row 1, column 2."""
     backbone = small(depth=1).backbone
     for name, parameter in backbone.blocks.named_parameters():
         if "proj" in name or "fc2" in name:
@@ -125,8 +125,8 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert DropPath(0.0).train()(x) is x
 
 
-def test_drop_path_by_numbers_that_are_handed_in():
-    """A sample's branches depend on its own numbers alone: the same in any batch."""
+def test_drop_path_uses_the_numbers_passed_in():
+    """What is dropped depends only on a sample's own numbers, so the result is the same in any batch."""
     model = small(drop_path=0.5, depth=4).train()
     images, uniform = torch.randn(3, 3, 64, 48), torch.rand(4, 2, 3)
     together = model.backbone(images, None, uniform)
@@ -135,7 +135,7 @@ def test_drop_path_by_numbers_that_are_handed_in():
         alone = model.backbone(images[i : i + 1], None, uniform[..., i : i + 1])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
     kept = model.backbone(images, None, torch.ones(4, 2, 3))
-    dropped = model.backbone(images, None, torch.zeros(4, 2, 3))  # a draw below the rate
+    dropped = model.backbone(images, None, torch.zeros(4, 2, 3))  # numbers below the rate
     assert not torch.allclose(kept, dropped)
     tokens = model.backbone.patch_embed(images, model.backbone.pos_embed[0, 1:] + model.backbone.pos_embed[0, :1])
     only_first = model.backbone.blocks[0](tokens, None)  # rate 0: nothing to drop
@@ -143,7 +143,7 @@ def test_drop_path_by_numbers_that_are_handed_in():
     torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_drop_path_rises_linearly_and_both_branches_draw_alone():
+def test_drop_path_rises_linearly_and_branches_are_dropped_independently():
     model = vp.create_model("vitpose-s", image_size=(64, 48))
     rates = [b.drop_path.rate for b in model.backbone.blocks]
     assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
@@ -179,12 +179,12 @@ def parts(model, *prefixes: str) -> set[str]:
         (dict(freeze_attn=True), lambda m: parts(m, "attn", "norm1")),
         (dict(freeze_ffn=True), lambda m: parts(m, "mlp", "norm2") | EMBEDDING | {"pos_embed"}),
         (dict(frozen_stages=0), lambda m: EMBEDDING),
-        (dict(frozen_stages=2), lambda m: EMBEDDING | parts(m, "blocks.1", "blocks.2")),  # block 0 never
+        (dict(frozen_stages=2), lambda m: EMBEDDING | parts(m, "blocks.1", "blocks.2")),  # never block 0
     ],
 )
-def test_freezing_is_the_official_one(name, options, frozen):
+def test_freezing_matches_the_official_code(name, options, frozen):
     model = small(name, drop_path=0.1, **options)
-    for _ in range(2):  # applied again by every train()
+    for _ in range(2):  # every train() applies it again
         assert model.train() is model
         assert model.backbone.train() is model.backbone
         expected = frozen(model)
@@ -213,7 +213,7 @@ def test_images_of_another_size_are_refused(shape):
 
 def test_several_experts_need_ids_and_one_does_not(scramble):
     images = torch.randn(2, 3, 64, 48)
-    with pytest.raises(ValueError, match=r"2 experts: hand in task ids \(0 coco, 1 aic\)"):
+    with pytest.raises(ValueError, match=r"2 experts: pass task ids \(0 coco, 1 aic\)"):
         small("vitpose++-tiny", tasks=("coco", "aic")).backbone(images)
     with pytest.raises(ValueError, match="task"):
         small("vitpose++-tiny", tasks=("coco", "aic")).backbone(images, torch.tensor([0, 2]))

@@ -1,4 +1,4 @@
-"""ModelConfig: presets, the schedule of Table 7, and options that contradict each other."""
+"""ModelConfig: presets, the attention variants of Table 7, and contradicting options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEN = KeypointSet.from_dict({"name": "pen", "names": ["tip", "cap"], "skeleton":
         ("h", 1280, 32, 16, 0.55, 320),
     ],
 )
-def test_presets_are_those_of_the_table(size, width, depth, heads, rate, part):
+def test_presets_match_the_table_of_sizes(size, width, depth, heads, rate, part):
     plain, plus = preset(f"vitpose-{size}"), preset(f"vitpose++-{size}")
     for config in (plain, plus):
         assert (config.width, config.depth, config.num_heads, config.drop_path) == (width, depth, heads, rate)
@@ -33,7 +33,7 @@ def blocks(attention: str, depth: int = 12) -> list[tuple]:
     return [tuple(config.block_attention(i).values()) for i in range(depth)]
 
 
-def test_schedule_of_table_7():
+def test_attention_of_each_block_in_table_7():
     full, window, shifted = (None, (0, 0), False), ((8, 6), (0, 0), False), ((8, 6), (4, 3), False)
     assert blocks("full") == [full] * 12
     assert blocks("window") == [window] * 12
@@ -61,11 +61,11 @@ def test_grid_padding_and_heatmap_size():
 def test_options_override_what_the_preset_says():
     config = preset("vitpose++-s", drop_path=0.0, depth=6, width=240, num_heads=4, decoder_width=32)
     assert (config.drop_path, config.depth, config.width, config.decoder_width) == (0.0, 6, 240, 32)
-    assert config.part_features == 60  # a quarter of the width that was asked for
+    assert config.part_features == 60  # a quarter of the overridden width
     assert preset("vitpose++-s", part_features=192).part_features == 192
 
 
-def test_lists_do_for_tuples():
+def test_lists_are_accepted_for_tuples():
     config = preset("vitpose-tiny", ("coco", "aic"), image_size=[128, 96], window=[4, 3], head_tasks=["aic"])
     assert hash(config) == hash(
         preset("vitpose-tiny", ("coco", "aic"), image_size=(128, 96), window=(4, 3), head_tasks=("aic",))
@@ -83,7 +83,7 @@ def test_dict_round_trip_with_the_users_own_keypoints():
     "options, words",
     [
         (dict(name="vitpose-xl"), ["'vitpose-xl'", *PRESETS]),
-        (dict(colour=3), ["colour", "patch_stride", "drop_path"]),
+        (dict(color=3), ["color", "patch_stride", "drop_path"]),
         (dict(tasks=("cocoa",)), ["'cocoa'", "coco", "wholebody"]),
         (dict(tasks=("coco", "coco")), ["twice"]),
         (dict(tasks=()), ["at least one task"]),
@@ -112,5 +112,5 @@ def test_contradictions_are_refused_in_one_line(options, words):
 
 
 def test_a_field_of_a_newer_version_is_refused():
-    with pytest.raises(ValueError, match="unknown fields flavour; was it written by a newer version"):
-        ModelConfig.from_dict({**preset("vitpose-tiny").to_dict(), "flavour": 1})
+    with pytest.raises(ValueError, match="unknown fields flavor; was it written by a newer version"):
+        ModelConfig.from_dict({**preset("vitpose-tiny").to_dict(), "flavor": 1})

@@ -1,4 +1,4 @@
-"""Whole FFNs per task (Table 11): I-FFN and IS-FFN route by sample, merge into plain models, start from dense ones."""
+"""Whole FFNs per task (ViTPose++ paper, Table 11): I-FFN and IS-FFN route samples, merge, and load dense weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def images():
 @torch.no_grad()
 @pytest.mark.parametrize("experts", ["instead", "added"])
 def test_each_sample_runs_through_the_ffn_of_its_task(experts, scramble, images):
-    """In words of the paper: I-FFN is FFN_t(x); IS-FFN is FFN(x) + FFN_t(x)."""
+    """In the notation of the paper, I-FFN is FFN_t(x) and IS-FFN is FFN(x) + FFN_t(x)."""
     mlp = scramble(make(experts)).backbone.blocks[0].mlp
     x, task = torch.randn(4, 12, 192), torch.tensor([2, 0, 0, 1])
     out, residual = mlp(x, task), torch.randn(4, 12, 192)
@@ -40,7 +40,7 @@ def test_each_sample_runs_through_the_ffn_of_its_task(experts, scramble, images)
 
 @torch.no_grad()
 @pytest.mark.parametrize("experts", ["instead", "added"])
-def test_one_task_of_it_is_a_plain_model(experts, scramble, images, tmp_path):
+def test_for_task_merges_experts_into_a_plain_model(experts, scramble, images, tmp_path):
     model = scramble(make(experts)).eval()
     plain = model.for_task("aic")
     assert (plain.config.experts, plain.config.ffn_ratio) == ("none", 8 if experts == "added" else 4)
@@ -57,7 +57,7 @@ def test_one_task_of_it_is_a_plain_model(experts, scramble, images, tmp_path):
 
 
 def test_table_11_counts(images):
-    """Parameters of one task at inference: 86 M for I-FFN, the paper says 143 M for IS-FFN."""
+    """Parameters of one task at inference: 86 M for I-FFN, and 142 M for IS-FFN, for which the paper says 143 M."""
     with torch.device("meta"):
         models = {kind: vp.create_model("vitpose-b", TASKS, experts=kind) for kind in ("instead", "added")}
         counts = {
@@ -78,8 +78,8 @@ def test_a_task_without_samples_gets_zero_gradients(images):
 
 @torch.no_grad()
 @pytest.mark.parametrize("experts", ["instead", "added"])
-def test_pretraining_makes_all_experts_alike(experts, scramble, images, tmp_path):
-    """I-FFN: every expert is the dense FFN. IS-FFN: the shared one is, and the experts add nothing yet (SPEC 1.4)."""
+def test_load_pretrained_makes_all_experts_equal(experts, scramble, images, tmp_path):
+    """I-FFN: every expert is the dense FFN. IS-FFN: the shared FFN is, and experts output 0 (docs/numerics.md 1.4)."""
     dense = scramble(vp.create_model("vitpose-tiny", **SMALL)).eval()
     vp.save_model(dense, tmp_path / "dense")
     model = make(experts).eval()

@@ -1,4 +1,4 @@
-"""The decoders against their formulas (SPEC 1.3), and their official names."""
+"""The heads against their formulas (docs/numerics.md 1.3), and their official parameter names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_simple_is_relu_then_bilinear_then_3x3(scramble, stride):
     torch.testing.assert_close(module(x), expected)
     wrong = nnF.interpolate(x, scale_factor=stride / 4, mode="bilinear", align_corners=False).relu()
     wrong = nnF.conv2d(wrong, module.final_layer.weight, module.final_layer.bias, padding=1)
-    assert (wrong - expected).abs().max() > 0.01  # the order of the paper's sentence is another function
+    assert (wrong - expected).abs().max() > 0.01  # the order in the paper's text gives other heatmaps
 
 
 @pytest.mark.parametrize("stride", [16, 8])

@@ -1,4 +1,4 @@
-"""Models on the Triton kernels: the same losses as on the references, and every attention variant trains."""
+"""Training with the Triton kernels gives the losses of the PyTorch references, for every attention variant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def deterministic(monkeypatch):
-    """cuDNN's fastest gradients of convolutions differ from run to run, and twenty steps of Adam amplify that."""
+    """Use deterministic cuDNN kernels: twenty Adam steps would amplify the differences between runs."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
@@ -28,7 +28,7 @@ def small(name="vitpose++-tiny", tasks=("coco", "mpii"), **options):
 
 
 def losses(model, impl, steps, device):
-    """Loss of every step of Adam on one batch of two samples."""
+    """Return the loss of each Adam step on one batch of two samples."""
     vp.use_impl(model.to(device), impl)
     draw = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 64, 48, generator=draw).to(device)
@@ -50,7 +50,7 @@ def losses(model, impl, steps, device):
 
 
 def test_twenty_steps_give_the_losses_of_the_reference(device):
-    """ViTPose++ with two tasks in a batch: attention, split FFN, LayerNorm and loss, forward and backward."""
+    """Train ViTPose++ with two tasks in a batch: forward and backward of attention, split FFN, LayerNorm and loss."""
     ours = losses(small(attention="window+shift+pool", window=(2, 3)), "triton", 20, device)
     plain = losses(small(attention="window+shift+pool", window=(2, 3)), "reference", 20, device)
     assert plain[-1] < 0.9 * plain[0]

@@ -1,4 +1,4 @@
-"""Equal heatmaps with Hugging Face's VitPose: same random weights, through the files of either side."""
+"""Our model and Hugging Face's VitPose give equal heatmaps for the same random weights, saved by either of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole model: sizes, shapes, tasks, merged experts, new keypoints, one training step."""
+"""The whole model: parameter counts, shapes, tasks, merged experts, new keypoint sets, and one training step."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def test_relative_position_is_used(scramble):
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_a_training_step_reaches_every_weight_but_idle_experts(scramble, attention):
+def test_a_training_step_gives_gradients_to_all_weights_except_unused_experts(scramble, attention):
     model = small("vitpose++-tiny", tasks=("coco", "aic", PEN), attention=attention, window=(2, 2), depth=4)
     scramble(model).train()
     out = model(torch.randn(3, 3, 64, 48), task=["coco", "pen", "coco"])
     sum(heatmaps.square().sum() for _, heatmaps in out.values()).backward()
-    idle = {n for n, p in model.named_parameters() if p.grad is None}
-    assert idle == {n for n, _ in model.named_parameters() if n.startswith("heads.aic.")}
+    unused = {n for n, p in model.named_parameters() if p.grad is None}
+    assert unused == {n for n, _ in model.named_parameters() if n.startswith("heads.aic.")}
     for name, parameter in model.named_parameters():
-        if name in idle:
+        if name in unused:
             continue
         if "expert_" in name:
             used = parameter.grad.flatten(1).abs().sum(1) > 0
@@ -130,7 +130,7 @@ def test_for_task_is_a_plain_model_with_the_same_outputs(scramble, name):
         assert (plain.tasks, list(plain.heads), plain.training) == ((task,), [task], False)
         assert not [k for k in plain.state_dict() if "expert" in k]
         assert plain.config.part_features == 0 and plain.config.attention == "window"
-    with pytest.raises(ValueError, match="say which with task="):
+    with pytest.raises(ValueError, match="choose one with task="):
         model.for_task()
     plain.backbone.pos_embed += 1
     assert (model.backbone.pos_embed - plain.backbone.pos_embed).abs().max() > 0.5  # a copy
@@ -153,7 +153,7 @@ def test_with_keypoints_keeps_channels_of_equal_names(scramble, decoder, target,
             torch.testing.assert_close(new_maps[:, i], old_maps[:, old_names.index(name)], atol=1e-5, rtol=1e-5)
             same += 1
         else:
-            assert new_maps[:, i].abs().max() < 0.2  # a fresh channel: small random weights, no bias
+            assert new_maps[:, i].abs().max() < 0.2  # a new channel: small random weights, bias 0
             assert new_maps[:, i].std() > 0
     assert same == (shared if isinstance(shared, int) else len(shared))
     assert (new.tasks, list(new.heads), new.config.part_features) == ((new.tasks[0],), [new.tasks[0]], 0)
@@ -163,7 +163,7 @@ def test_with_keypoints_keeps_channels_of_equal_names(scramble, decoder, target,
 
 
 def test_a_single_keypoint_trains():
-    one = KeypointSet.from_dict({"name": "ball", "names": ["centre"]})
+    one = KeypointSet.from_dict({"name": "ball", "names": ["center"]})
     for model in (small().with_keypoints(one), small(tasks=(one,)), small(tasks=one)):
         heatmaps = model.train()(torch.randn(2, 3, 64, 48))
         assert heatmaps.shape == (2, 1, 16, 12)
@@ -178,6 +178,7 @@ def test_keypoints_from_a_file(tmp_path):
 
 
 def refused(call) -> str:
+    """Return the message of the ValueError that `call` raises, which must be one line."""
     with pytest.raises(ValueError) as error:
         call()
     assert "\n" not in str(error.value)
@@ -186,7 +187,7 @@ def refused(call) -> str:
 
 def test_wrong_calls_are_refused_in_one_line():
     assert "vitpose++-h" in refused(lambda: vp.create_model("vitpose-huge"))
-    assert "colour" in refused(lambda: small(colour=1))
+    assert "color" in refused(lambda: small(color=1))
     model = small(tasks=("coco", "aic"), head_tasks=("coco",))
     images = torch.zeros(2, 3, 64, 48)
     assert refused(lambda: model(images, task="mpii")) == "unknown task 'mpii'; heads: coco"
@@ -195,7 +196,7 @@ def test_wrong_calls_are_refused_in_one_line():
     assert "got 3 task names for 2 images" in refused(lambda: model(images, task=["coco"] * 3))
     assert "[2, 3, 48, 64]" in refused(lambda: model(images.mT))
     several = small(tasks=("coco", "aic"))
-    assert refused(lambda: several(images)) == "this model has heads for coco, aic: say which with task="
+    assert refused(lambda: several(images)) == "this model has heads for coco, aic; choose one with task="
     assert "unknown keypoint set 'pen'" in refused(lambda: small().with_keypoints("pen"))
 
 
@@ -216,7 +217,7 @@ def test_names_that_modules_cannot_have_are_refused(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["full", "window+shift+pool"])
-def test_a_model_without_memory_gives_shapes(attention):
+def test_a_model_on_the_meta_device_gives_shapes(attention):
     with torch.device("meta"):
         options = dict(attention=attention, patch_stride=8, image_size=(64, 64))
         model = vp.create_model("vitpose++-tiny", ("coco", "mpii"), **options).eval()

@@ -1,1 +1,1 @@
-"""ViTPose and ViTPose++ models: `config` (frozen options), `backbone`, `heads`, `vitpose` (the whole)."""
+"""ViTPose and ViTPose++ models: the options (`config`), `backbone`, `heads`, and the whole model (`vitpose`)."""

@@ -1,4 +1,7 @@
-"""The ViT backbone, plain and ++, with the official parameter names (SPEC 1.2, 1.4, 1.5)."""
+"""The ViT backbone of ViTPose and ViTPose++, with the parameter names of the official code.
+
+Source: docs/numerics.md 1.2, 1.4, 1.5.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,18 @@ from vitpose_fast.modules import FFN, LayerNorm, PatchEmbed, SplitFFN, TaskFFN, 
 
 
 class DropPath(nn.Module):
-    """Drops whole samples of a residual branch while training and scales the kept ones by 1 / (1 - rate)."""
+    """Stochastic depth: in training, zero a residual branch for whole samples and scale the rest by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
-        """x [B, N, C]; a sample stays where its number in `draws` [B], uniform in [0, 1), reaches the rate."""
+        """Apply drop path to a branch x [B, N, C]; in eval mode or with rate 0, return x itself.
+
+        `draws` [B] holds one number per sample, uniform in [0, 1): a sample is kept if its number is at least the rate.
+        By default the numbers are drawn here.
+        """
         if not self.training or self.rate == 0:
             return x
         draws = torch.rand(x.shape[0], device=x.device) if draws is None else draws
@@ -28,7 +35,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + ffn(norm2(x))."""
+    """A pre-norm transformer block: x + attention(norm1(x)), then x + ffn(norm2(x))."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -43,6 +50,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor, task: Tensor | None, draws: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map tokens [B, N, C] to [B, N, C]; `draws` are the drop path numbers of attention and FFN, [B] each."""
         first, second = draws or (None, None)
         branch = self.drop_path(self.attn(self.norm1(x)), first)
         x, normed = self.norm2(branch.to(x.dtype), residual=x)
@@ -67,17 +75,17 @@ def _call(block: nn.Module, *args: Any) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Images to features at 1/16 (or 1/8) of the resolution."""
+    """Vision transformer that maps images to features at 1/16 (or, with patch stride 8, 1/8) of the resolution."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config.width, config.patch_stride, config.patch_padding)
-        # Slot 0 belonged to the class token of the pretraining; it is added to every token, not appended (SPEC 1.2).
+        # Slot 0 belonged to the class token in pretraining. It is added to every token (docs/numerics.md 1.2).
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid[0] * config.grid[1], config.width))
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.last_norm = LayerNorm(config.width, config.layer_norm_eps)
-        self.call_block: Callable[..., Tensor] = _call  # training replaces it where activations are recomputed
+        self.call_block: Callable[..., Tensor] = _call  # replaced by training with activation checkpointing
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -86,31 +94,32 @@ class Backbone(nn.Module):
         self._freeze()
 
     def forward(self, images: Tensor, task: Tensor | None = None, draws: Tensor | None = None) -> Tensor:
-        """Features of normalised images.
+        """Compute the features of normalized images.
 
         Args:
-            images: [B, 3, H, W] of the size in the config.
-            task: int64 [B], ids in the order of `config.tasks`; may be None for a plain model or a single task.
-            draws: [depth, 2, B] uniform in [0, 1), which decide on drop path while training (attention, then FFN of
-                each block); None: drawn here.
+            images: [B, 3, H, W], of the image size in the config.
+            task: task ids int64 [B], which index `config.tasks`. May be None if the model has no experts or one task.
+            draws: [depth, 2, B], uniform in [0, 1): the numbers that decide on drop path in training, for the
+                attention and the FFN of each block (see `DropPath`). Default: drawn in each block.
 
         Returns:
             [B, C, rows, columns].
 
         Raises:
-            ValueError: images of another shape, or no task ids for a ++ model of several tasks.
+            ValueError: If the images have another shape, or task ids are missing in a model with experts and several
+                tasks.
         """
         config = self.config
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, *config.image_size):
             height, width = config.image_size
             raise ValueError(
                 f"images have shape {list(images.shape)}, expected [B, 3, {height}, {width}], the size this model was "
-                f"built for; load_model(..., image_size=(H, W)) builds it for another"
+                f"built for; use load_model(..., image_size=(H, W)) to build it for another size"
             )
         if config.has_experts and task is None:
             if len(config.tasks) > 1:
                 names = ", ".join(f"{i} {t.name}" for i, t in enumerate(config.tasks))
-                raise ValueError(f"this ViTPose++ backbone has {len(config.tasks)} experts: hand in task ids ({names})")
+                raise ValueError(f"this ViTPose++ backbone has {len(config.tasks)} experts: pass task ids ({names})")
             task = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         x = self.patch_embed(images, self.pos_embed[0, 1:] + self.pos_embed[0, :1])
         for i, block in enumerate(self.blocks):
@@ -119,7 +128,7 @@ class Backbone(nn.Module):
         return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)
 
     def _freeze(self) -> None:
-        """Apply the freezing switches of the config (SPEC 1.5); frozen modules stay in eval mode."""
+        """Freeze what the config asks for (docs/numerics.md 1.5): no gradients, and eval mode even in training."""
         frozen: list[nn.Module] = []
         blocks = [b for b in self.blocks if isinstance(b, Block)]
         if self.config.freeze_attn:

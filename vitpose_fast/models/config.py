@@ -1,4 +1,7 @@
-"""ModelConfig: everything that defines a ViTPose model, frozen, with its presets (SPEC 1.1)."""
+"""The options that define a ViTPose model (`ModelConfig`), and the presets of the published sizes.
+
+Source: docs/numerics.md 1.1.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,50 @@ from vitpose_kernels.sizes import SIZES, part_features
 DECODERS = ("classic", "classic-fp", "simple", "minimal")
 EXPERTS = ("none", "instead", "added")
 ATTENTION = ("full", "window", "window+shift", "window+pool", "window+shift+pool", "window+full")
-PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # expert order of the released ++ files (SPEC 1.4)
+# Tasks of the released ViTPose++ checkpoints, in the order of their experts.
+PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # docs/numerics.md 1.4
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Options of one model.
+    """All options of one model, checked and immutable.
 
-    Sizes in pixels are (height, width); `tasks` are the experts' order, `head_tasks` those that have a head.
+    Sizes in pixels are (height, width). `tasks` are the keypoint sets the backbone knows, in the order of the task ids
+    (and of the experts); `head_tasks` are the names of the tasks that have a head.
 
     Raises:
-        ValueError: options that contradict each other, in one line.
+        ValueError: If an option is out of range or two options contradict each other; one line.
     """
 
-    width: int = 192  # C, channels of a token
-    depth: int = 4
-    num_heads: int = 3  # of attention
-    part_features: int = 0  # channels of each task's expert in a split FFN (ViTPose++), 0: no split
-    experts: str = "none"  # whole FFNs per task (Table 11): "instead" of the shared one (I-FFN), "added" to it (IS-FFN)
-    ffn_ratio: int = 4  # hidden channels of a dense FFN per channel; 8 in an IS-FFN whose two FFNs were merged
-    decoder: str = "classic"
+    width: int = 192  # C, the channels of a token
+    depth: int = 4  # number of blocks
+    num_heads: int = 3  # attention heads
+    part_features: int = 0  # output channels of each expert in the split FFN of ViTPose++; 0 means a dense FFN
+    # A whole FFN per task (ViTPose++ paper, Table 11): "instead" of the shared FFN (I-FFN) or "added" to it (IS-FFN).
+    experts: str = "none"
+    ffn_ratio: int = 4  # hidden channels / width of a dense FFN; 8 after merging the two FFNs of an IS-FFN
+    decoder: str = "classic"  # one of DECODERS
     decoder_width: int = 256  # channels of the deconvolutions
     image_size: tuple[int, int] = (256, 192)
-    patch_stride: int = 16  # 16, or 8 for features at 1/8 (heatmaps stay at 1/4)
+    patch_stride: int = 16  # 16, or 8 for features at 1/8 of the resolution (heatmaps stay at 1/4)
     tasks: tuple[KeypointSet, ...] = ()
-    head_tasks: tuple[str, ...] = ()  # empty: all tasks
-    drop_path: float = 0.0  # rate of the last block, rising linearly from 0
-    attention: str = "full"  # one of ATTENTION; the variants of Table 7
-    window: tuple[int, int] = (8, 8)  # tokens, unused by "full"
-    rel_pos: bool | None = None  # decomposed relative position; None: with windows only, as in the paper
+    head_tasks: tuple[str, ...] = ()  # empty means all tasks
+    drop_path: float = 0.0  # rate of the last block; rates rise linearly from 0 in the first
+    attention: str = "full"  # one of ATTENTION, the variants of the ViTPose++ paper, Table 7
+    window: tuple[int, int] = (8, 8)  # (rows, columns) in tokens; unused by "full"
+    rel_pos: bool | None = None  # decomposed relative position; None means with windows only, as in the paper
     layer_norm_eps: float = 1e-6
-    freeze_attn: bool = False  # attention and norm1 of every block
-    freeze_ffn: bool = False  # position and patch embedding, FFN and norm2 of every block
-    frozen_stages: int = -1  # s >= 0: patch embedding and blocks 1..s (block 0 never: official numbering, SPEC 1.5)
+    freeze_attn: bool = False  # freeze attention and norm1 of every block
+    freeze_ffn: bool = False  # freeze position and patch embedding, and FFN and norm2 of every block
+    # s >= 0 freezes the patch embedding and blocks 1 to s, but not block 0, as officially (docs/numerics.md 1.5).
+    frozen_stages: int = -1
 
     def __post_init__(self) -> None:
         if not self.head_tasks:
             object.__setattr__(self, "head_tasks", tuple(t.name for t in self.tasks))
         names = [t.name for t in self.tasks]
         self._check(bool(names), "needs at least one task")
-        self._check(len(set(names)) == len(names), f"tasks {names} name one task twice")
+        self._check(len(set(names)) == len(names), f"tasks {names} contain one task twice")
         self._check(set(self.head_tasks) <= set(names), f"head_tasks {self.head_tasks} are not all in tasks {names}")
         self._check(self.decoder in DECODERS, f"decoder {self.decoder!r}, expected one of {', '.join(DECODERS)}")
         self._check(
@@ -63,7 +70,7 @@ class ModelConfig:
         )
         self._check(0 <= self.drop_path < 1, f"drop_path {self.drop_path}, expected 0 <= rate < 1")
         self._check(
-            0 <= self.part_features < self.width, f"part_features {self.part_features} must lie in 0..{self.width - 1}"
+            0 <= self.part_features < self.width, f"part_features {self.part_features}, expected 0..{self.width - 1}"
         )
         self._check(self.experts in EXPERTS, f"experts {self.experts!r}, expected one of {', '.join(EXPERTS)}")
         self._check(
@@ -83,7 +90,7 @@ class ModelConfig:
             fits = all(1 <= w <= g for w, g in zip(self.window, self.grid, strict=True))
             self._check(fits, f"window {self.window} does not fit the {self.grid[0]}x{self.grid[1]} grid of tokens")
         if self.attention == "window+full":
-            self._check(self.depth % 4 == 0, f"attention 'window+full' needs a depth that 4 divides, got {self.depth}")
+            self._check(self.depth % 4 == 0, f"attention 'window+full' needs a depth divisible by 4, got {self.depth}")
 
     @staticmethod
     def _check(condition: bool, message: str) -> None:
@@ -92,7 +99,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens: what the padded patch convolution gives (SPEC 1.2)."""
+        """(rows, columns) of the grid of tokens, the output size of the patch convolution (docs/numerics.md 1.2)."""
         rows, columns = ((s + 2 * self.patch_padding - 16) // self.patch_stride + 1 for s in self.image_size)
         return rows, columns
 
@@ -104,35 +111,37 @@ class ModelConfig:
 
     @property
     def patch_padding(self) -> int:
-        """Zero padding of the 16x16 patch convolution: 2 at stride 16 (not 0; SPEC 1.2), 4 at stride 8."""
+        """Zero padding of the 16x16 patch convolution: 2 (not 0) at stride 16, 4 at stride 8 (docs/numerics.md 1.2)."""
         ratio = 16 // self.patch_stride
         return 4 + 2 * (ratio // 2 - 1)
 
     @property
     def has_experts(self) -> bool:
-        """Whether the backbone computes differently for each task."""
+        """Whether the backbone has weights per task, so that its features depend on the task id."""
         return bool(self.part_features) or self.experts != "none"
 
     @property
     def has_rel_pos(self) -> bool:
+        """Whether attention has a relative position, with the default of `rel_pos` resolved."""
         return self.attention != "full" if self.rel_pos is None else self.rel_pos
 
     def block_attention(self, block: int) -> dict[str, Any]:
-        """Arguments `window`, `shift`, `pool` of the attention in one block (paper Table 7)."""
-        everything = self.attention == "full" or (
-            self.attention == "window+full" and (block + 1) % (self.depth // 4) == 0
-        )
-        if everything:
+        """Return the arguments `window`, `shift` and `pool` of the attention in one block.
+
+        Source: ViTPose++ paper, Table 7.
+        """
+        full = self.attention == "full" or (self.attention == "window+full" and (block + 1) % (self.depth // 4) == 0)
+        if full:
             return {"window": None, "shift": (0, 0), "pool": False}
         shifted = "shift" in self.attention and block % 2 == 1
         shift = (self.window[0] // 2, self.window[1] // 2) if shifted else (0, 0)
         return {"window": self.window, "shift": shift, "pool": "pool" in self.attention}
 
     def task(self, name: str) -> KeypointSet:
-        """Keypoint set of one of the tasks.
+        """Return the keypoint set of the task called `name`.
 
         Raises:
-            ValueError: no such task (lists the valid ones).
+            ValueError: If there is no such task; lists the valid ones.
         """
         for candidate in self.tasks:
             if candidate.name == name:
@@ -140,17 +149,17 @@ class ModelConfig:
         raise ValueError(f"task {name!r} is not in this model; it has {', '.join(t.name for t in self.tasks)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """A json-able dict; keypoint sets by name and, for a user's own, in full."""
+        """Return the options as a dict that JSON can hold; keypoint sets are written out in full."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         out["tasks"] = [t.to_dict() for t in self.tasks]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`.
+        """Build a config from the result of `to_dict`, also after a round trip through JSON.
 
         Raises:
-            ValueError: a field that this version does not know.
+            ValueError: If a field is unknown in this version, or as in the constructor.
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
@@ -164,10 +173,18 @@ PRESETS = (*(f"vitpose-{size}" for size in SIZES), *(f"vitpose++-{size}" for siz
 
 
 def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overrides: Any) -> ModelConfig:
-    """The config of a preset name for some tasks; ++ presets give every task a quarter of the FFN's output channels.
+    """Return the config of a preset for the given tasks.
+
+    In "vitpose++-*" presets each task has an expert with a quarter of the FFN's output channels.
+
+    Args:
+        name: one of `PRESETS`.
+        tasks: keypoint sets, by name, file or value.
+        overrides: other fields of `ModelConfig`, which replace the values of the preset.
 
     Raises:
-        ValueError: unknown preset (lists the valid ones), unknown task, unknown or contradicting overrides.
+        ValueError: If the preset, a task or an override is unknown (lists the valid ones), or if options contradict
+            each other.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; valid: {', '.join(PRESETS)}")
@@ -177,7 +194,7 @@ def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overri
         valid = ", ".join(f.name for f in fields(ModelConfig))
         raise ValueError(f"unknown model option {', '.join(unknown)}; valid: {valid}")
     values: dict[str, Any] = SIZES[size]._asdict()
-    del values["layer_decay"]  # of a training
+    del values["layer_decay"]  # an option of the optimizer, not of the model
     values |= {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     if family == "vitpose++":
         values.setdefault("part_features", part_features(values["width"]))

@@ -1,4 +1,7 @@
-"""Heads: features [B, C, rows, columns] to heatmaps [B, K, h, w], with the official parameter names (SPEC 1.3)."""
+"""Heads, which map features [B, C, rows, columns] to heatmaps [B, K, h, w], with the official parameter names.
+
+Source: docs/numerics.md 1.3.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from vitpose_fast.models.config import ModelConfig
 
 
 class ClassicHead(nn.Module):
-    """Deconvolution k4 s2 + BatchNorm + ReLU, once or twice, then a 1x1 convolution to heatmaps (SPEC 1.3).
+    """Deconvolutions (kernel 4, stride 2), each with BatchNorm and ReLU, then a 1x1 convolution to heatmaps.
 
     Args:
-        width: channels of the features. num_keypoints: K. decoder_width: channels after each deconvolution.
-        num_deconvs: 2 for features at 1/16, 1 for 1/8.
+        width: channels C of the features.
+        num_keypoints: K.
+        decoder_width: channels after each deconvolution.
+        num_deconvs: 2 for features at 1/16 of the resolution, 1 for features at 1/8.
     """
 
     def __init__(self, width: int, num_keypoints: int, decoder_width: int = 256, num_deconvs: int = 2) -> None:
@@ -27,12 +32,15 @@ class ClassicHead(nn.Module):
         _init_predictor(self.final_layer)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, rows, columns] -> [B, K, h, w]."""
+        """Map features [B, C, rows, columns] to heatmaps [B, K, h, w]."""
         return self.final_layer(self.deconv_layers(features))
 
 
 class SimpleHead(nn.Module):
-    """ReLU, bilinear up-sampling to 1/4, then a 3x3 convolution (ReLU first, as in code and equation)."""
+    """ReLU, bilinear upsampling to 1/4 of the image, then a 3x3 convolution to heatmaps.
+
+    The ReLU comes before the upsampling, as in the official code and the equation of the paper.
+    """
 
     def __init__(self, config: ModelConfig, num_keypoints: int) -> None:
         super().__init__()
@@ -46,7 +54,7 @@ class SimpleHead(nn.Module):
 
 
 class MinimalHead(nn.Module):
-    """One 1x1 convolution to K * r * r channels, then depth to space (torch's PixelShuffle order)."""
+    """One 1x1 convolution to K * r * r channels, then depth to space by r (the channel order of `nn.PixelShuffle`)."""
 
     def __init__(self, config: ModelConfig, num_keypoints: int) -> None:
         super().__init__()
@@ -59,20 +67,20 @@ class MinimalHead(nn.Module):
 
 
 def _init_predictor(layer: nn.Conv2d) -> None:
-    """Start a convolution to heatmaps as the official code does: weights of 0.001, no bias."""
+    """Initialize the convolution to heatmaps like the official code: weights N(0, 0.001), bias 0."""
     nn.init.normal_(layer.weight, std=0.001)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 
 def make_head(config: ModelConfig, num_keypoints: int) -> nn.Module:
-    """The head that `config.decoder` names, for K keypoints."""
+    """Build the head that `config.decoder` names, for `num_keypoints` keypoints."""
     if config.decoder == "simple":
         return SimpleHead(config, num_keypoints)
     if config.decoder == "minimal":
         return MinimalHead(config, num_keypoints)
     num_deconvs = 2 if config.patch_stride == 16 else 1
     head = ClassicHead(config.width, num_keypoints, config.decoder_width, num_deconvs)
-    if config.decoder == "classic-fp":  # paper 4.2: a fixed random predictor
+    if config.decoder == "classic-fp":  # ViTPose++ paper, section 4.2: a fixed random predictor
         head.final_layer.requires_grad_(False)
     return head

@@ -1,4 +1,4 @@
-"""ViTPose: a backbone and one head per task."""
+"""ViTPose and ViTPose++ models: a backbone and one head per task."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vitpose_fast.modules import SplitFFN, TaskFFN
 
 
 class PoseModel(nn.Module):
-    """A backbone, one head per task, and the way of a batch through them: what `ViTPose` and `FrozenViTPose` share.
+    """Base class of `ViTPose` and `FrozenViTPose`: a backbone, one head per task, and the forward pass through them.
 
     Attributes:
-        config: the frozen options.
-        backbone: images (and task ids) to features [B, C, rows, columns].
-        heads: task name -> features to heatmaps [B, K, h, w].
+        config: the options of the model.
+        backbone: maps images (and task ids) to features [B, C, rows, columns].
+        heads: one head per task name; each maps features to heatmaps [B, K, h, w].
     """
 
     config: ModelConfig
@@ -38,24 +38,28 @@ class PoseModel(nn.Module):
         return next(self.backbone.parameters()).dtype
 
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs); frozen models on a GPU replay it from a graph of that name, see `FrozenViTPose.run`."""
+        """Return function(*inputs).
+
+        On a GPU a frozen model replays the CUDA graph it keeps under `name` instead; see `FrozenViTPose.run`.
+        """
         return function(*inputs)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Task names in the order of the task ids."""
+        """Names of the tasks in the order of the task ids, with or without a head."""
         return tuple(t.name for t in self.config.tasks)
 
     def resolve_task(self, task: str | None) -> str:
-        """A task that has a head; None stands for the only one.
+        """Return the name of a task that has a head; None means the only one.
 
         Raises:
-            ValueError: no such head, or None with several (lists the valid ones).
+            ValueError: If the task has no head in this model, or if `task` is None and there are several heads. Lists
+                the valid names.
         """
         valid = ", ".join(self.heads)
         if task is None:
             if len(self.heads) != 1:
-                raise ValueError(f"this model has heads for {valid}: say which with task=")
+                raise ValueError(f"this model has heads for {valid}; choose one with task=")
             return next(iter(self.heads))
         if task not in self.heads:
             known = (
@@ -69,18 +73,19 @@ class PoseModel(nn.Module):
     def forward(
         self, images: Tensor, task: str | Sequence[str] | None = None
     ) -> Tensor | dict[str, tuple[Tensor, Tensor]]:
-        """Heatmaps of normalised images.
+        """Compute the heatmaps of normalized images.
 
         Args:
             images: [B, 3, H, W].
-            task: a task for the whole batch (None: the only one), or one name per sample.
+            task: the task of the whole batch, or a sequence with one task name per sample. None means the only head.
 
         Returns:
-            [B, K, h, w]; for one name per sample a dict task -> (sample indices int64 [n], heatmaps [n, K, h, w]), with
-            the tasks in model order. BatchNorm in training sees the samples of its own task only.
+            For one task, heatmaps [B, K, h, w]. For a task per sample, a dict from task to (sample indices int64 [n],
+            heatmaps [n, K, h, w]), in the order of the heads; each head runs only on the samples of its task, so
+            BatchNorm statistics in training are also those of one task.
 
         Raises:
-            ValueError: unknown task, or a list that does not have one name per sample.
+            ValueError: If a task is unknown, or a sequence does not have one name per sample.
         """
         if task is None or isinstance(task, str):
             name = self.resolve_task(task)
@@ -92,9 +97,9 @@ class PoseModel(nn.Module):
             return self.run(f"heatmaps of {name}", heatmaps, images)
         names = [self.resolve_task(t) for t in task]
         if len(names) != images.shape[0]:
-            raise ValueError(f"got {len(names)} task names for {images.shape[0]} images, expected one each")
+            raise ValueError(f"got {len(names)} task names for {images.shape[0]} images, expected one per image")
         ids = torch.tensor([self.tasks.index(n) for n in names], dtype=torch.int64, device=images.device)
-        # Between backbone and heads as tokens [B, N, C], as they lie in memory: picking samples then copies rows.
+        # Samples are selected from tokens [B, N, C], the contiguous layout of the features: this copies whole rows.
         tokens = self.run("features", lambda *inputs: self.backbone(*inputs).flatten(2).transpose(1, 2), images, ids)
         out = {}
         for name in self.heads:
@@ -104,15 +109,15 @@ class PoseModel(nn.Module):
         return out
 
     def _head(self, name: str) -> Callable[[Tensor], Tensor]:
-        """Heatmaps [B, K, h, w] of tokens [B, N, C]."""
+        """Return a function that maps tokens [B, N, C] to the heatmaps [B, K, h, w] of one head."""
         return lambda tokens: self.heads[name](tokens.transpose(1, 2).unflatten(2, self.config.grid))
 
 
 class ViTPose(PoseModel):
-    """A ViTPose or ViTPose++ model.
+    """A trainable ViTPose or ViTPose++ model.
 
-    Attributes, besides those of `PoseModel`:
-        load_report: what `load_model` found in the file, None for a model made here.
+    Attributes:
+        load_report: the `LoadReport` of the checkpoint, if `load_model` made the model; otherwise None.
     """
 
     backbone: Backbone
@@ -124,19 +129,23 @@ class ViTPose(PoseModel):
         reserved = [t for t in config.head_tasks if hasattr(nn.ModuleDict(), t) or not t.isidentifier()]
         if reserved:
             raise ValueError(
-                f"{reserved[0]!r} cannot be the name of a keypoint set in a model: use letters, digits and _"
+                f"{reserved[0]!r} cannot be the name of a keypoint set in a model; choose another name of letters, "
+                f"digits and _"
             )
         self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
         self.load_report: Any = None
 
     def for_task(self, task: str | None = None) -> ViTPose:
-        """A plain single-task copy with the same outputs: experts merged, other heads left out."""
+        """Return a copy for one task, without experts and other heads, that gives the same heatmaps.
+
+        Experts are merged into dense FFNs. `task` is resolved by `resolve_task`, which also raises its errors.
+        """
         name = self.resolve_task(task)
         index = self.tasks.index(name)
         ratio = 8 if self.config.experts == "added" else self.config.ffn_ratio
         own = (self.config.task(name),)
         config = replace(self.config, part_features=0, experts="none", ffn_ratio=ratio, tasks=own, head_tasks=(name,))
-        with torch.device("meta"):  # nothing to initialise: every tensor is loaded
+        with torch.device("meta"):  # skip the initialization, since every tensor is loaded
             plain = ViTPose(config)
         plain = plain.to_empty(device=self.device).to(self.dtype)
         state = {k: v for k, v in self.state_dict().items() if k in plain.state_dict()}
@@ -148,15 +157,16 @@ class ViTPose(PoseModel):
         return plain.train(self.training)
 
     def with_keypoints(self, spec: str | KeypointSet, source: str | None = None, **options: Any) -> ViTPose:
-        """A plain copy for another keypoint set, to fine-tune: a new predictor, started from channels of equal names.
+        """Return a single-task copy for another keypoint set, to fine-tune on it.
 
         Args:
-            spec: the new keypoint set, a registry name, or a path to a user's own.
-            source: the task whose expert and head are copied; None: the only one.
+            spec: the new keypoint set: a value, a key of `KEYPOINT_SETS`, or the path of a JSON file.
+            source: the task whose expert and head are copied. None means the only head.
             options: training options of `ModelConfig` to change: drop_path, freeze_attn, freeze_ffn, frozen_stages.
 
         Returns:
-            A single-task model with this one's backbone, deconvolutions and equally named keypoints (case ignored).
+            A model without experts. Backbone and deconvolutions are copied. In the new predictor, keypoints whose name
+            (ignoring case) occurs in the old keypoint set start from the old weights, the others from random ones.
         """
         target = keypoint_set(spec)
         old = self.for_task(source)
@@ -169,7 +179,7 @@ class ViTPose(PoseModel):
             if not key.startswith("final_layer"):
                 state[key] = value
                 continue
-            rows = state[key].unflatten(0, (target.num_keypoints, -1))  # the minimal decoder has 16 channels a keypoint
+            rows = state[key].unflatten(0, (target.num_keypoints, -1))  # minimal: r * r channels per keypoint
             for i, name in enumerate(target.names):
                 if name.lower() in known:
                     rows[i] = value.unflatten(0, (len(known), -1))[known.index(name.lower())]
@@ -184,17 +194,18 @@ def create_model(
     image_size: tuple[int, int] = (256, 192),
     **options: Any,
 ) -> ViTPose:
-    """A freshly initialised model of a preset: "vitpose-b", "vitpose++-s", ... (`PRESETS`).
+    """Build a randomly initialized model from a preset such as "vitpose-b" or "vitpose++-s".
 
     Args:
-        name: preset.
-        tasks: keypoint sets by name, file or value; one head each, and one expert each in ++ presets.
-        decoder: "classic" | "classic-fp" | "simple" | "minimal".
-        image_size: (H, W) of the network input.
+        name: one of `PRESETS`.
+        tasks: keypoint sets, by name, file or value. Each gets a head, and in "vitpose++-*" presets an expert.
+        decoder: "classic", "classic-fp", "simple" or "minimal".
+        image_size: (H, W) of the network input in pixels.
         options: any other field of `ModelConfig`, e.g. patch_stride=8, attention="window+shift+pool".
 
     Raises:
-        ValueError: unknown preset, task or option (lists the valid ones), contradicting options.
+        ValueError: If the preset, a task or an option is unknown (lists the valid ones), or if options contradict each
+            other.
     """
     tasks = (tasks,) if isinstance(tasks, (str, KeypointSet)) else tuple(tasks)
     return ViTPose(preset(name, tasks, decoder=decoder, image_size=image_size, **options))
