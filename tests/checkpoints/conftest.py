@@ -1,4 +1,4 @@
-"""Other people's files, fabricated: every layout of SPEC 2 written out by hand, not by the code under test."""
+"""Make checkpoints in the formats of docs/numerics.md 2 by hand, independently of the code under test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = dict(image_size=(64, 48), depth=4)  # 4 x 3 tokens
 
 @pytest.fixture
 def make(scramble):
-    """make(name, seed, **options): a small random model in eval mode."""
+    """make(name, seed, **options): return a small random model in eval mode."""
     return lambda name="vitpose-tiny", seed=0, **options: scramble(
         vp.create_model(name, **SMALL | options), seed
     ).eval()
@@ -22,7 +22,7 @@ def make(scramble):
 
 @pytest.fixture
 def official():
-    """official(model): its tensors as the official code names them."""
+    """official(model): return the tensors of a model under the names of the official code."""
 
     def rename(model):
         out = {}
@@ -44,7 +44,7 @@ def images():
 
 @pytest.fixture
 def check_refusal():
-    """check_refusal(call, *words, error=ValueError): the message, one line that holds all the words."""
+    """check_refusal(call, *words, error=ValueError): return the error message, a line that must contain all words."""
 
     def check(call, *words, error=ValueError):
         with pytest.raises(error) as caught:
@@ -59,7 +59,7 @@ def check_refusal():
 
 @pytest.fixture
 def check_same():
-    """check_same(loaded, model, images, ...): both give the same heatmaps."""
+    """check_same(loaded, model, images, ...): check that both give the same heatmaps; return the load report."""
 
     def check(loaded, model, images, task="coco", source_task=None):
         expected = model(images, task=source_task or task)
@@ -73,11 +73,11 @@ def check_same():
 
 @pytest.fixture
 def store():
-    """store(path, state, **beside) -> path: a file of tensors as other people write it."""
+    """store(path, state, **extra): save tensors in the layout of a training checkpoint; return the path."""
 
-    def save(path, state, **beside):
+    def save(path, state, **extra):
         torch.save(
-            {"meta": {"epoch": 210, "note": "text"}, "state_dict": state, "optimizer": {"lr": 1e-4}, **beside}, path
+            {"meta": {"epoch": 210, "note": "text"}, "state_dict": state, "optimizer": {"lr": 1e-4}, **extra}, path
         )
         return path
 

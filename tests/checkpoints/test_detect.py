@@ -1,4 +1,4 @@
-"""What the tensors of a file tell about its model, and what is done where they cannot."""
+"""What is inferred about a model from the tensors of a file, and what happens if they do not determine it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_part_features_come_from_the_tensors(part, make, official, images, tmp_p
 
 
 def test_leftovers_of_model_split(make, official, images, tmp_path, check_same, store):
-    """The official splitting tool merges fc2 and forgets to remove the experts, and the other heads of coco.pth."""
+    """The official splitting tool merges fc2 but leaves the experts, and in coco.pth also the other heads."""
     plus = make("vitpose++-tiny", tasks=PLUS_TASKS)
     state = official(plus)
     for i in range(4):
@@ -69,7 +69,7 @@ def test_a_head_with_unexpected_keypoints_among_several(make, official, images, 
     loaded = vp.load_model(store(tmp_path / "m.pth", official(model)))
     assert loaded.tasks == ("coco", "custom1")
     check_same(loaded, model, images, "custom1", "pen")
-    assert "head 1 has 2 keypoints, not those of aic: named custom1" in loaded.load_report.guesses
+    assert "head 1 has 2 keypoints, unlike aic, and is named custom1" in loaded.load_report.guesses
 
 
 def test_an_unknown_number_of_keypoints_is_custom(make, official, images, tmp_path, check_same, store):
@@ -92,7 +92,7 @@ def test_an_unknown_number_of_keypoints_is_custom(make, official, images, tmp_pa
         ("apt36k.pth", "ap10k", "apt36k", "the name apt36k.pth"),
         ("crowdpose.pth", "aic", "crowdpose", "the name crowdpose.pth"),
         ("coco-wholebody.pth", "wholebody", "wholebody", "the name coco-wholebody.pth"),
-        ("coco.pth", "aic", "aic", "14 keypoints"),  # a name that the tensors contradict
+        ("coco.pth", "aic", "aic", "14 keypoints"),  # the tensors contradict the name
         ("ap10k/best.pth", "ap10k", "ap10k", "the name ap10k"),
     ],
 )
@@ -131,10 +131,10 @@ def test_the_task_argument_wins(make, official, tmp_path, check_refusal, store):
     check_refusal(lambda: vp.load_model(several, task="mpii"), "'mpii'", "coco, aic")
 
 
-def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_path, check_refusal, check_same, store):
+def test_num_heads_is_needed_for_an_unknown_width(make, official, images, tmp_path, check_refusal, check_same, store):
     model = make(width=160, num_heads=5)
     path = store(tmp_path / "m.pth", official(model))
-    check_refusal(lambda: vp.load_model(path), path, "width of 160", "num_heads=")
+    check_refusal(lambda: vp.load_model(path), path, "width 160", "num_heads=")
     check_same(vp.load_model(path, num_heads=5), model, images)
     tiny = make(num_heads=6)
     path = store(tmp_path / "tiny.pth", official(tiny))
@@ -144,10 +144,10 @@ def test_num_heads_where_the_width_does_not_tell(make, official, images, tmp_pat
     assert vp.load_model(tmp_path / "ours", num_heads=6).config.num_heads == 6
 
 
-def test_image_size_tells_the_aspect(make, official, tmp_path, check_refusal, check_same, store):
-    model = make(image_size=(48, 80))  # 3 x 5 places
+def test_image_size_determines_the_aspect(make, official, tmp_path, check_refusal, check_same, store):
+    model = make(image_size=(48, 80))  # 3 x 5 tokens
     path = store(tmp_path / "m.pth", official(model))
-    check_refusal(lambda: vp.load_model(path), path, "15 places", "image_size=(H, W)")
+    check_refusal(lambda: vp.load_model(path), path, "15 tokens", "image_size=(H, W)")
     loaded = vp.load_model(path, image_size=(48, 80))
     check_same(loaded, model, torch.randn(1, 3, 48, 80))
     assert loaded.load_report.reshaped == []

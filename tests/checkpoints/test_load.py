@@ -1,4 +1,4 @@
-"""Every family of SPEC 2 loads and gives the heatmaps of the model it came from."""
+"""A file in each format of docs/numerics.md 2 loads and gives the heatmaps of the model it was made from."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_wrappings(wrap, make, official, images, tmp_path, check_same):
 
 
 def to_mmpose(state):
-    """The naming of mmpose 1.x, whose position embedding has no class slot."""
+    """Rename official tensors to mmpose 1.x, whose position embedding has no class slot."""
     out = {}
     for key, value in state.items():
         for ours, theirs in (
@@ -84,7 +84,10 @@ def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path, check_s
 
 
 def mae(model, patch=14, side=4):
-    """A pretraining file for the backbone of a model: class token, square grid, decoder, its own last norm."""
+    """Return MAE pretraining tensors for a model, and those of them that the model does not use.
+
+    They have a class token, a square grid, a decoder and MAE's final norm.
+    """
     state = {k.removeprefix("backbone."): v for k, v in model.backbone.state_dict().items() if "last_norm" not in k}
     state["patch_embed.proj.weight"] = torch.randn(192, 3, patch, patch) / 24
     state["pos_embed"] = 0.2 * torch.randn(1, 1 + side * side, 192)
@@ -99,14 +102,14 @@ def mae(model, patch=14, side=4):
 
 
 def expected_from_mae(model, state, grid):
-    """What SPEC 1.6 makes of it, in the tensors of a model."""
+    """Return the backbone tensors that docs/numerics.md 1.6 derives from MAE tensors."""
     pos = state["pos_embed"]
     side = int((pos.shape[1] - 1) ** 0.5)
     square = pos[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    places = nnF.interpolate(square, size=grid, mode="bicubic", align_corners=False).flatten(2).mT
+    tokens = nnF.interpolate(square, size=grid, mode="bicubic", align_corners=False).flatten(2).mT
     border = (16 - state["patch_embed.proj.weight"].shape[-1]) // 2
     out = {k: state[k] for k in state if k.startswith("blocks.")}
-    out["pos_embed"] = torch.cat([pos[:, :1], places], 1)
+    out["pos_embed"] = torch.cat([pos[:, :1], tokens], 1)
     out["patch_embed.proj.weight"] = nnF.pad(state["patch_embed.proj.weight"], (border,) * 4)
     out["patch_embed.proj.bias"] = state["patch_embed.proj.bias"]
     return out | {"last_norm.weight": torch.ones(192), "last_norm.bias": torch.zeros(192)}
@@ -134,8 +137,8 @@ def test_mae_as_a_model(make, tmp_path, patch, prefix):
     assert report.reshaped == ["backbone.pos_embed resized from 4x4 to 16x12"]
 
 
-def test_mae_is_square_whatever_the_image(make, tmp_path):
-    state, _ = mae(make(), side=6)  # 36 places: also those of a 12 x 3 grid
+def test_mae_is_square_for_any_image_size(make, tmp_path):
+    state, _ = mae(make(), side=6)  # 36 tokens, as many as a 12 x 3 grid has
     torch.save({"model": state}, tmp_path / "mae.pth")
     loaded = vp.load_model(tmp_path / "mae.pth", image_size=(192, 48))
     want = expected_from_mae(loaded, state, (12, 3))["pos_embed"]
@@ -154,7 +157,7 @@ def test_load_pretrained_from_mae(name, make, tmp_path):
     got = model.backbone.state_dict()
     for key, value in expected_from_mae(model, state, (4, 3)).items():
         if "last_norm" in key:
-            assert torch.equal(got[key], norm[key.removeprefix("last_norm.")])  # left as it was
+            assert torch.equal(got[key], norm[key.removeprefix("last_norm.")])  # unchanged
         elif "mlp.fc2" in key and "++" in name:
             assert torch.equal(got[key], value[:144])
             for t in range(3):
@@ -191,23 +194,23 @@ def test_load_pretrained_names_a_misfit(make, official, tmp_path, check_refusal,
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_another_image_size_resizes_places_and_keeps_the_class_slot(ours, make, official, tmp_path, store):
+def test_another_image_size_resizes_the_grid_and_keeps_the_class_slot(ours, make, official, tmp_path, store):
     model = make(image_size=(64, 64))
     path = tmp_path / "ours" if ours else store(tmp_path / "m.pth", official(model))
     if ours:
         vp.save_model(model, path)
     loaded = vp.load_model(path, image_size=(96, 48))
     position, want = loaded.backbone.pos_embed.detach(), model.backbone.pos_embed.detach()
-    places = want[:, 1:].reshape(1, 4, 4, 192).permute(0, 3, 1, 2)
-    places = nnF.interpolate(places, size=(6, 3), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(position[:, 1:], places.flatten(2).mT)
+    tokens = want[:, 1:].reshape(1, 4, 4, 192).permute(0, 3, 1, 2)
+    tokens = nnF.interpolate(tokens, size=(6, 3), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(position[:, 1:], tokens.flatten(2).mT)
     assert torch.equal(position[:, :1], want[:, :1])
     assert loaded(torch.randn(1, 3, 96, 48)).shape == (1, 17, 24, 12)
     assert loaded.load_report.reshaped == ["backbone.pos_embed resized from 4x4 to 6x3"]
 
 
-def test_ours_with_places_as_many_but_another_shape(make, tmp_path):
-    """3 x 4 places are as many as 4 x 3: the shape of the tensor does not show that it must be resized."""
+def test_our_files_are_resized_to_another_grid_of_as_many_tokens(make, tmp_path):
+    """Grids of 3 x 4 and 4 x 3 have tensors of the same shape, which does not show that a resize is needed."""
     model = make()
     vp.save_model(model, tmp_path / "m")
     loaded = vp.load_model(tmp_path / "m", image_size=(48, 64))
@@ -241,7 +244,7 @@ def test_half_precision_files_give_a_full_precision_model(make, official, tmp_pa
     assert loaded.backbone.pos_embed.dtype == torch.float32
 
 
-def test_a_size_with_as_many_tokens_is_resized_not_reinterpreted(make, official, tmp_path):
+def test_official_files_are_resized_to_another_grid_of_as_many_tokens(make, official, tmp_path):
     path = tmp_path / "m.pth"
     torch.save(official(make(image_size=(64, 48))), path)
     model = vp.load_model(path, image_size=(48, 64))

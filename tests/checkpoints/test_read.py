@@ -1,4 +1,4 @@
-"""Files that are not, or not quite, checkpoints: refused in one line that names the file, and nothing is ever run."""
+"""Files that are no valid checkpoints are refused with one line that names the file, and their code is never run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_code_is_not_run_but_named(how, wrap, make, official, tmp_path, check_re
         vp.load_pretrained(make(depth=1), path)
     assert not target.exists()
     torch.load(path, weights_only=False) if how != "bare pickle" else pickle.loads(path.read_bytes())
-    assert target.exists()  # it was a real one
+    assert target.exists()  # the payload works when it is run
 
 
 def test_whole_modules_are_refused(make, tmp_path, check_refusal):
@@ -58,7 +58,7 @@ def test_plain_values_beside_the_weights_are_read(zipped, make, official, tmp_pa
     data = {"meta": meta, "args": args, "model": official(make(depth=1)), "optimizer": {"state": {0: torch.ones(1)}}}
     torch.save(data, tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
     assert vp.load_model(tmp_path / "m.pth").tasks == ("coco",)
-    data["unknown"] = np.random.RandomState  # allowed things are not accused beside it
+    data["unknown"] = np.random.RandomState  # the message must not name the allowed types as well
     torch.save(data, tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError) as error:
         vp.load_model(tmp_path / "m.pth")
@@ -80,7 +80,7 @@ def test_plain_values_beside_the_weights_are_read(zipped, make, official, tmp_pa
 def test_other_files_are_refused(name, content, tmp_path, check_refusal):
     (tmp_path / name).write_bytes(content)
     text = check_refusal(lambda: vp.load_model(tmp_path / name), tmp_path / name)
-    assert "not a readable checkpoint" in text or "holds no tensors" in text
+    assert "not a readable checkpoint" in text or "contains no tensors" in text
     assert ": refused," not in text
 
 
@@ -94,7 +94,7 @@ def test_truncated_files_are_refused(suffix, keep, make, official, tmp_path, che
     check_refusal(lambda: vp.load_model(path), path, "not a readable checkpoint", "download it again")
 
 
-def test_what_holds_no_vitpose_is_refused(make, official, tmp_path, check_refusal):
+def test_files_without_a_vitpose_model_are_refused(make, official, tmp_path, check_refusal):
     path = tmp_path / "m.pth"
 
     def refused(data, *words):
@@ -102,9 +102,9 @@ def test_what_holds_no_vitpose_is_refused(make, official, tmp_path, check_refusa
         check_refusal(lambda: vp.load_model(path), path, *words)
         check_refusal(lambda: vp.load_pretrained(make(depth=1), path), path)
 
-    refused({}, "holds no tensors")
-    refused({"state_dict": {}}, "holds no tensors")
-    refused({"state_dict": {"epoch": 3}}, "holds no tensors")
+    refused({}, "contains no tensors")
+    refused({"state_dict": {}}, "contains no tensors")
+    refused({"state_dict": {"epoch": 3}}, "contains no tensors")
     refused([torch.ones(2)], "list")
     refused(torch.ones(2), "Tensor")
     resnet = {"conv1.weight": torch.ones(64, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(64, 64, 3, 3)}
@@ -166,13 +166,13 @@ def test_a_flipped_byte_is_noticed(make, tmp_path, check_refusal):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sha256": 3}', ""])
-def test_a_strange_manifest_or_config_is_no_crash(text, make, official, tmp_path):
+def test_an_invalid_manifest_or_config_does_not_crash(text, make, official, tmp_path):
     torch.save(official(make(depth=1)), tmp_path / "m.pth")
     for name in ("manifest.json", "config.json"):
         (tmp_path / name).write_text(text)
         try:
             vp.load_model(tmp_path / "m.pth")
-            assert json.loads(text) == {"sha256": 3}  # somebody else's file
+            assert json.loads(text) == {"sha256": 3}  # valid JSON, written by another program
         except ValueError as error:
             assert name in str(error) and "\n" not in str(error)
         (tmp_path / name).unlink()
@@ -186,7 +186,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize(("name", "content"), WEIGHTS)
-def test_weights_that_are_none_are_refused(tmp_path, name, content):
+def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises((ValueError, OSError)) as error:
@@ -194,5 +194,5 @@ def test_weights_that_are_none_are_refused(tmp_path, name, content):
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_files_that_are_no_weights_differ():
+def test_the_list_of_bad_weights_has_no_duplicates():
     assert len(set(WEIGHTS)) == len(WEIGHTS)

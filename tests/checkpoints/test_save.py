@@ -1,4 +1,4 @@
-"""What is written: bit exact round trips, all or nothing, and what a layout cannot hold is refused."""
+"""Saving: bit-exact round trips, atomic writes, and models that a layout cannot hold are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_ours_to_hugging_face_to_ours_is_bit_exact(name, decoder, make, tmp_path
 
 
 def test_a_single_expert_is_merged_for_hugging_face(make, images, tmp_path):
-    """One expert means none in that layout."""
+    """transformers builds a model without experts for num_experts = 1."""
     model = make("vitpose++-tiny", decoder="simple")
     save_hf(model, tmp_path / "hf")
     loaded = vp.load_model(tmp_path / "hf")
@@ -117,7 +117,7 @@ def test_our_own_format_keeps_everything(options, make, tmp_path):
     vp.save_model(model, tmp_path / "deep" / "m")
     loaded = vp.load_model(tmp_path / "deep" / "m")
     equal(loaded.state_dict(), model.state_dict())
-    assert loaded.config == model.config  # the user's own keypoint set with it
+    assert loaded.config == model.config  # including a user's keypoint set
     assert str(loaded.load_report).endswith("ours checkpoint")
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["m"]
 
@@ -134,7 +134,7 @@ def test_the_weights_file_alone_is_enough(make, tmp_path, check_refusal):
     check_refusal(lambda: vp.load_model(tmp_path / "pen.safetensors", task="nonsense"), "'nonsense'")
 
 
-def test_nothing_is_overwritten_unasked(make, tmp_path, check_refusal):
+def test_nothing_is_overwritten_by_default(make, tmp_path, check_refusal):
     a, b = make(), make(seed=1)
     vp.save_model(a, tmp_path / "m")
     for write in (vp.save_model, save_hf):
@@ -191,7 +191,7 @@ def test_saving_does_not_disturb_the_model(make, tmp_path):
         dict(drop_path=0.25),
     ],
 )
-def test_our_official_files_remember_what_tensors_cannot_tell(options, make, tmp_path):
+def test_our_official_files_keep_the_config(options, make, tmp_path):
     model = make(**options)
     save_official(model, tmp_path / "m.pth")
     back = vp.load_model(tmp_path / "m.pth")

@@ -1,6 +1,7 @@
-"""Checkpoints: any format of SPEC 2 in, ours, the official and the Hugging Face one out.
+"""Load and save checkpoints: read every format of docs/numerics.md 2; write ours, the official and Hugging Face's.
 
-Rooms: `read` (files to tensors, nothing executed), `formats` (names), `detect` (tensors to a config), `load`, `save`.
+Modules: `read` (files to tensors, without running code), `formats` (parameter names), `detect` (tensors to a config),
+`load` and `save`.
 """
 
 from vitpose_fast.checkpoints.load import LoadReport, load_model, load_pretrained

@@ -1,7 +1,7 @@
-"""Names of other people's checkpoints: each known layout to the canonical one and back (SPEC 2).
+"""Parameter names of the known checkpoint formats: translate them to canonical names, and those to Hugging Face's.
 
-Canonical names are the official ones, `backbone.*`, `keypoint_head.*`, `associate_keypoint_heads.<i>.*`, with the heads
-of our own files as `heads.<task>.*`.
+Canonical names are the names of the official code: `backbone.*`, `keypoint_head.*`, `associate_keypoint_heads.<i>.*`.
+In our own files the heads are named `heads.<task>.*`, which is left unchanged. Source: docs/numerics.md 2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MMPOSE = (  # mmpose 1.x
 
 
 def family_of(state: State) -> str | None:
-    """ "hf" | "mmpose" | "ours" | "official" | "mae", or None for anything else."""
+    """Return the format of a checkpoint: "hf", "mmpose", "ours", "official" or "mae"; None if it is none of them."""
     keys = state.keys()
     if any(k.startswith("backbone.encoder.layer.") for k in keys):
         return "hf"
@@ -55,7 +55,7 @@ def family_of(state: State) -> str | None:
 
 
 def to_canonical(state: State, family: str) -> tuple[State, list[str]]:
-    """(tensors under canonical names, names that belong to the format but not to the model)."""
+    """Return (tensors under canonical names, names of the tensors left out because the model does not need them)."""
     if family == "hf":
         return _from_hf(state), []
     if family == "mmpose":
@@ -89,7 +89,7 @@ def _from_hf(state: State) -> State:
 
 
 def to_hf(state: State) -> State:
-    """Canonical names with one head `keypoint_head.*` to those of Hugging Face."""
+    """Translate canonical names to Hugging Face's; the only head must be `keypoint_head.*`."""
     out: State = {}
     top = {ours: theirs for theirs, ours in _HF_TOP.items()}
     block = {ours: theirs for theirs, ours in _HF_BLOCK.items()}
@@ -118,7 +118,7 @@ def _from_mmpose(state: State) -> State:
             key = re.sub(pattern, name, key)
         out[key] = value
     position = out.get("backbone.pos_embed")
-    if position is not None:  # no class slot there; an added zero changes nothing
+    if position is not None:  # mmpose has no class slot; prepend one of zeros, which adds nothing
         out["backbone.pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], 1)
     return out
 
@@ -126,11 +126,11 @@ def _from_mmpose(state: State) -> State:
 def _from_mae(state: State) -> tuple[State, list[str]]:
     if any(k.startswith("encoder.") for k in state):
         state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    # The final norm of the pretraining is left out on purpose: the official loader does not match it either (SPEC 1.6).
+    # The final norm of MAE is left out on purpose, since the official loader does not load it (docs/numerics.md 1.6).
     foreign = ("cls_token", "mask_token", "decoder_", "head.", "norm.", "fc_norm.")
     ignored = [k for k in state if k.startswith(foreign)]
     out = {f"backbone.{k}": v for k, v in state.items() if not k.startswith(foreign)}
     kernel = out.get("backbone.patch_embed.proj.weight")
-    if kernel is not None and kernel.shape[-1] == 14:  # zero padding to the 16x16 patches of ViTPose
+    if kernel is not None and kernel.shape[-1] == 14:  # zero-pad to the 16x16 patches of ViTPose
         out["backbone.patch_embed.proj.weight"] = torch.nn.functional.pad(kernel, (1, 1, 1, 1))
     return out, ignored

@@ -1,4 +1,4 @@
-"""Any checkpoint to a model, and pretrained backbones into one."""
+"""Build a model from a checkpoint of any format, and load pretrained backbones into a model."""
 
 from __future__ import annotations
 
@@ -30,26 +30,32 @@ def load_model(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> ViTPose:
-    """A model from any checkpoint of SPEC 2: ours, official plain and ++, easy_ViTPose, Hugging Face, mmpose 1.x, MAE.
+    """Load a model from a checkpoint in any of the supported formats.
 
-    Kind, size, decoder, keypoints and experts are read off the tensors; the file is never executed. All heads and
-    experts are kept. Unmatched keys and guesses are logged and stay in `model.load_report`.
+    Supported are our own files, official ViTPose and ViTPose++ files, easy_ViTPose, Hugging Face, mmpose 1.x and MAE
+    pretraining (docs/numerics.md 2). Format, size, decoder, keypoints and experts are inferred from the tensors. All
+    heads and experts are kept. No code in the file is ever executed. Unmatched keys and guesses are logged and kept in
+    `model.load_report`.
 
     Args:
         source: a file, a folder, or a hub id `owner/name`.
-        task: keypoint set of a single head (name, file or value); None: config.json, the file name or the keypoint
-            count decide.
-        num_heads: attention heads, where neither config.json nor the width tells.
-        image_size: (H, W) to build the model for; the position embedding is resized.
+        task: the keypoint set of a file with one head, by name, file or value. Default: inferred from config.json, the
+            name of the file or its folder, or the number of keypoints.
+        num_heads: number of attention heads, needed if neither config.json nor the width determines it.
+        image_size: (H, W) to build the model for. The position embedding is resized. Default: the size in the file.
+
+    Returns:
+        The model, in eval mode.
 
     Raises:
-        FileNotFoundError, ValueError: one line with what was found and what was expected; a missing or misshapen
-            weight is named with both shapes.
+        FileNotFoundError: If there is no such file, or no single weights file in the folder.
+        ValueError: If the file cannot be loaded: one line with what was found and what was expected. A missing weight
+            is named, and a weight of the wrong shape is named with both shapes.
     """
     path = find_checkpoint(source)
     try:
         model, report = _load(path, task, num_heads, image_size)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # shapes or types nobody writes
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # malformed shapes or types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: damaged, or not a ViTPose checkpoint ({type(error).__name__}: {reason})") from None
     model.load_report = report
@@ -64,7 +70,7 @@ def _load(
     state, written, report = _open(path, "a ViTPose checkpoint")
     family = report.family
     if family == "ours" and "vitpose_fast" not in written:
-        raise ValueError(f"{path}: our weights without a config (a training state?); load the folder model/ or best/")
+        raise ValueError(f"{path}: our weights, but no config (a training state?); load the folder model/ or best/")
     if "vitpose_fast" in written:
         try:
             config = ModelConfig.from_dict(written["vitpose_fast"])
@@ -72,7 +78,7 @@ def _load(
             raise ValueError(f"{path}: its config cannot be used ({error})") from None
         config = replace(config, num_heads=num_heads or config.num_heads)
     else:
-        pretraining = family == "mae"  # always square, whatever size the model is for
+        pretraining = family == "mae"  # its grid is always square, so image_size must not decide it
         state, config = detect_config(
             state, path, written, task, num_heads, None if pretraining else image_size, report
         )
@@ -89,24 +95,31 @@ def _load(
 
 
 def _open(path: Path, what: str) -> tuple[State, dict[str, Any], LoadReport]:
-    """(tensors under canonical names, what is written about their model, a report begun), of a file that is `what`."""
+    """Return (tensors under canonical names, the config stored with them or {}, a new report) of a file.
+
+    `what` describes the expected contents in the error for an unknown format.
+    """
     state, written = read_checkpoint(path)
     family = formats.family_of(state)
     if family is None:
-        raise ValueError(f"{path}: not {what}; its keys begin with {', '.join(list(state)[:4])}")
+        raise ValueError(f"{path}: not {what}; its first keys are {', '.join(list(state)[:4])}")
     report = LoadReport(str(path), family)
     state, report.ignored = formats.to_canonical(state, family)
     return state, written, report
 
 
 def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
-    """Start the backbone of `model` from a checkpoint of any format, MAE pretraining above all (SPEC 1.6).
+    """Initialize the backbone of `model` in place from a checkpoint of any format, usually MAE pretraining.
 
-    Position embeddings are resized (bicubic), 14-pixel patches padded to 16, and a dense FFN becomes the shared part
-    and equal experts. Heads are left as they are.
+    Position embeddings are resized (bicubic), 14-pixel patches are zero-padded to 16, and in a model with experts a
+    dense FFN is split into the shared part and equal experts. Heads are not changed. Source: docs/numerics.md 1.6.
+
+    Returns:
+        What was loaded, ignored and reshaped.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`; a backbone weight that is missing or misshapen is named.
+        FileNotFoundError, ValueError: As in `load_model`; a backbone weight that is missing or has the wrong shape is
+            named.
     """
     state, written, report = _open(find_checkpoint(source), "a ViT backbone")
     report.ignored += [k for k in state if not k.startswith("backbone.")]
@@ -123,9 +136,9 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
 
 
 def _match_experts(state: State, config: ModelConfig, tasks: Sequence[str], report: LoadReport) -> None:
-    """Experts of a split FFN by the names of their tasks: those of the file stand in the order of `tasks`.
+    """Reorder the experts of a split FFN in place, from the file's order `tasks` to the order of the model's tasks.
 
-    A task that the file does not know starts from the file's first expert.
+    A task that is not in the file starts from the file's first expert.
     """
     pattern = re.compile(r"(backbone\.blocks\.\d+\.mlp\.experts)\.(\d+)\.(weight|bias)")
     found = {(m[1], int(m[2]), m[3]): state.pop(k) for k in list(state) if (m := pattern.fullmatch(k))}
@@ -138,14 +151,15 @@ def _match_experts(state: State, config: ModelConfig, tasks: Sequence[str], repo
                 state[f"{stem}.{i}.{kind}"] = value
     new = [name for name in source if name not in tasks]
     if new:
-        report.reshaped.append(f"experts of {', '.join(new)} start from that of {tasks[0]}")
+        report.reshaped.append(f"experts of {', '.join(new)} start from the expert of {tasks[0]}")
 
 
 def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
-    """A dense FFN to one with experts, all alike (SPEC 1.4).
+    """Turn the dense FFNs of a state into FFNs with experts, in place; all experts start equal (docs/numerics.md 1.4).
 
-    Split FFN: the first rows of fc2 are shared, the last ones each expert's. I-FFN: each expert is the dense FFN.
-    IS-FFN: the shared one is; the experts keep their zeros.
+    Split FFN: the first rows of fc2 become the shared part, the last `part_features` rows a copy for each expert.
+    I-FFN: each expert is a copy of the dense FFN. IS-FFN: the dense FFN becomes the shared FFN, and the experts keep
+    their initial weights, which output zero.
     """
     for i in range(config.depth):
         if config.experts != "none":
@@ -158,7 +172,7 @@ def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
                 else:
                     state[f"{mlp}.{name.replace('.', '_')}"] = value.repeat(len(config.tasks), *[1] * value.dim())
             report.reshaped.append(
-                f"{mlp} given to {'the shared FFN' if config.experts == 'added' else 'every expert'}"
+                f"{mlp} copied to {'the shared FFN' if config.experts == 'added' else 'every expert'}"
             )
             continue
         for kind in ("weight", "bias"):
@@ -174,10 +188,14 @@ def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
 def _fill(
     model: ViTPose, state: State, file_grid: tuple[int, int] | None, report: LoadReport, backbone_only: bool
 ) -> None:
-    """Load canonical tensors into the model, strictly but for what the report names.
+    """Load canonical tensors into the model; missing and unexpected ones go to the report.
 
-    `file_grid`: places of the file's position embedding, None: square or 4:3. `backbone_only`: heads and the last norm
-    may be missing.
+    Args:
+        file_grid: (rows, columns) of the file's position embedding. None means square or 4:3 (see `grid_of`).
+        backbone_only: allow heads and the last norm to be missing.
+
+    Raises:
+        ValueError: If a weight that the model cannot do without is missing, or one has the wrong shape.
     """
     expected = model.state_dict()
     position = state.get("backbone.pos_embed")
@@ -188,7 +206,7 @@ def _fill(
     report.missing = [k for k in expected if k not in state]
     report.unexpected = [k for k in state if k not in expected]
     optional: tuple[str, ...] = ("num_batches_tracked", "rel_pos_h", "rel_pos_w")
-    if backbone_only and model.config.experts == "added":  # zeros, whatever the dense model was
+    if backbone_only and model.config.experts == "added":  # experts keep their initial weights
         optional += tuple(f"mlp.fc{n}_{kind}" for n in (1, 2) for kind in ("weight", "bias"))
     needed = [k for k in report.missing if not k.endswith(optional)]
     if backbone_only:
@@ -207,7 +225,10 @@ def _fill(
 def _resize_position(
     position: Tensor, file_grid: tuple[int, int] | None, grid: tuple[int, int], report: LoadReport
 ) -> Tensor:
-    """[1, 1 + n, C] to the grid of the model: bicubic over the places, class slot kept (SPEC 1.6)."""
+    """Resize a position embedding [1, 1 + n, C] to the model's grid by bicubic interpolation, keeping the class slot.
+
+    Source: docs/numerics.md 1.6.
+    """
     count = position.shape[1] - 1 if position.dim() == 3 else 0
     rows, columns = file_grid or grid_of(count, grid, report.source)
     if rows * columns != count:
@@ -217,14 +238,14 @@ def _resize_position(
         )
     if (rows, columns) == grid:
         return position
-    places = position[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
-    places = torch.nn.functional.interpolate(places, size=grid, mode="bicubic", align_corners=False)
+    image = position[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
+    image = torch.nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     report.reshaped.append(f"backbone.pos_embed resized from {rows}x{columns} to {grid[0]}x{grid[1]}")
-    return torch.cat([position[:, :1], places.flatten(2).transpose(1, 2).to(position.dtype)], 1)
+    return torch.cat([position[:, :1], image.flatten(2).transpose(1, 2).to(position.dtype)], 1)
 
 
 def _name_heads(state: State, config: ModelConfig) -> State:
-    """Official head names to `heads.<task>.`, in task order."""
+    """Rename the heads from the official names to `heads.<task>.*`, in the order of `config.head_tasks`."""
     out = {}
     for key, value in state.items():
         match = re.match(r"(?:keypoint_head|associate_keypoint_heads\.(\d+))\.(.+)", key)

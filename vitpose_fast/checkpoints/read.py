@@ -1,4 +1,4 @@
-"""Weights files to tensors, without running any code that a file may carry."""
+"""Find weights files and read their tensors, without running code that a file may contain."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from vitpose_fast.files import sha256
 
 
 def find_checkpoint(source: str | os.PathLike) -> Path:
-    """The weights file behind a file, a folder or a hub id `owner/name`.
+    """Return the path of the weights file that `source` means: a file, a folder, or a hub id `owner/name` (downloaded).
+
+    In a folder `model.safetensors` is preferred; without it, the folder must hold exactly one weights file.
 
     Raises:
-        FileNotFoundError: nothing of that name, or a folder without weights.
+        FileNotFoundError: If there is no such file, folder or hub repository, or the folder has no or several weights
+            files.
     """
     path = Path(source)
     if path.is_file():
@@ -56,11 +59,15 @@ def _download(repo: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
-    """All tensors of a weights file by name, and what is written about their model: in the file itself (ours), else in
-    config.json, else {}. No code that the file may carry is run.
+    """Read a weights file without running any code that it may contain.
+
+    Returns:
+        All tensors by name, and the description of their model: the one in the file itself (our files), else the
+        contents of config.json in the same folder, else {}.
 
     Raises:
-        ValueError: damaged, not a checkpoint, holding code (named), or not as its manifest says.
+        ValueError: If the file is damaged, is not a checkpoint, contains code (which is named), or does not match the
+            sha256 in manifest.json.
     """
     _check_manifest(path)
     try:
@@ -73,8 +80,8 @@ def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path}: not a readable checkpoint ({_first_line(error)}); expected a .safetensors or .pth file of "
-            f"weights, copy or download it again"
+            f"{path}: not a readable checkpoint ({_first_line(error)}), expected a .safetensors or .pth file of "
+            f"weights; copy or download it again"
         ) from None
     written = read_config(path)
     meta = data.get("meta") if isinstance(data, dict) else None
@@ -85,15 +92,18 @@ def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
             data = data[name]
             break
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__}, expected a dict of tensors")
+        raise ValueError(f"{path}: contains a {type(data).__name__}, expected a dict of tensors")
     state = {str(k).removeprefix("module."): v for k, v in data.items() if isinstance(v, Tensor)}
     if not state:
-        raise ValueError(f"{path}: holds no tensors")
+        raise ValueError(f"{path}: contains no tensors")
     return state, written
 
 
 def _harmless() -> list[Any]:
-    """Plain values that training loops store beside the weights: numbers and arrays of numpy, arguments, paths."""
+    """Return the harmless types that training loops store with the weights: NumPy numbers and arrays, arguments, paths.
+
+    The result is the allow-list of `torch.serialization.safe_globals`.
+    """
     builders = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     named = [(f, f"numpy.{core}.multiarray.{n}") for n, f in builders.items() for core in ("core", "_core")]
     dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefdU"}
@@ -109,13 +119,16 @@ def _read_pickle(path: Path) -> Any:
             if not names:
                 raise
             raise ValueError(
-                f"{path}: refused, it would run or build {', '.join(names)}; only tensors and plain values are read. "
-                f"Ask for a .safetensors file of the weights"
+                f"{path}: refused, loading would run or build {', '.join(names)}, expected only tensors and plain "
+                f"values; get the weights as a .safetensors file"
             ) from None
 
 
 def _unsafe_names(path: Path, reason: str) -> list[str]:
-    """What a refused pickle asks for, by name; read without running it. Empty for a file that is no pickle."""
+    """Return the names of the functions and classes that a refused pickle needs, without running it.
+
+    The list is empty for a file that is not a pickle.
+    """
     if zipfile.is_zipfile(path):
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     names = set(re.findall(r"GLOBAL ([\w.]+)", reason))
@@ -145,11 +158,11 @@ def _check_manifest(path: Path) -> None:
     digests = _read_json(manifest).get("sha256")
     expected = digests.get(path.name) if isinstance(digests, dict) else None
     if expected is not None and expected != sha256(path):
-        raise ValueError(f"{path}: damaged, its sha256 is not the one in manifest.json; copy or download it again")
+        raise ValueError(f"{path}: damaged, its sha256 differs from manifest.json; copy or download it again")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What the metadata of a .safetensors file say about its model (ours), else what config.json says, else {}."""
+    """Return the description of the model in the metadata of a .safetensors file (ours), else config.json, else {}."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -165,5 +178,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable as JSON ({_first_line(error)})") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
+        raise ValueError(f"{path}: contains a JSON {type(data).__name__}, expected an object")
     return data

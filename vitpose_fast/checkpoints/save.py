@@ -1,4 +1,4 @@
-"""A model to our format, the official layout, or the Hugging Face layout; every write is all or nothing."""
+"""Save a model in our format, the official layout or the Hugging Face layout; all writes are atomic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitpose_fast.models.vitpose import ViTPose
 
 
 def official_state(model: ViTPose) -> State:
-    """Our tensors under official names: the first head is `keypoint_head`, others `associate_keypoint_heads.<i>`."""
+    """Return the tensors under official names: heads are `keypoint_head`, then `associate_keypoint_heads.<i>`."""
     names = list(model.heads)
     prefixes = {n: "keypoint_head" if i == 0 else f"associate_keypoint_heads.{i - 1}" for i, n in enumerate(names)}
     out = {}
@@ -31,7 +31,7 @@ def official_state(model: ViTPose) -> State:
 
 
 def _not_official(model: ViTPose) -> dict[str, bool]:
-    """Why the official layout, and with it that of Hugging Face, cannot hold a model: reason -> whether it applies."""
+    """Return why the official layout (and so Hugging Face's) cannot hold a model: reason -> whether it applies."""
     c = model.config
     return {
         f"it has no {c.decoder} decoder": c.decoder == "minimal",
@@ -45,7 +45,7 @@ def _not_official(model: ViTPose) -> dict[str, bool]:
 def _refuse(layout: str, reasons: dict[str, bool]) -> None:
     refused = [reason for reason, applies in reasons.items() if applies]
     if refused:
-        raise ValueError(f"cannot write the {layout} layout: {'; '.join(refused)}; save_model keeps everything")
+        raise ValueError(f"cannot write the {layout} layout: {'; '.join(refused)}; use save_model instead")
 
 
 def _tensors(model: ViTPose) -> State:
@@ -53,15 +53,18 @@ def _tensors(model: ViTPose) -> State:
 
 
 def save_model(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
-    """Write our format: `model.safetensors`, `config.json` and `manifest.json` (sha256), all or nothing.
+    """Save a model in our format: a folder with `model.safetensors`, `config.json` and `manifest.json` (sha256).
+
+    The folder appears complete or not at all.
 
     Raises:
-        FileExistsError: the folder exists and `overwrite` is False.
+        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files that would be lost.
+        OSError: If the folder cannot be written.
     """
 
     def write(temporary: Path) -> None:
         described = model.config.to_dict()
-        metadata = {"format": "pt", "vitpose_fast": json.dumps(described)}  # the file alone is enough to load it
+        metadata = {"format": "pt", "vitpose_fast": json.dumps(described)}  # so that the file loads without its folder
         save_file(_tensors(model), temporary / "model.safetensors", metadata)
         config = {"model_type": "vitpose_fast", "vitpose_fast": described}
         (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -71,31 +74,39 @@ def save_model(model: ViTPose, folder: str | os.PathLike, overwrite: bool = Fals
 
 
 def save_official(model: ViTPose, path: str | os.PathLike) -> None:
-    """Write the official layout, a .pth with all heads and experts, all or nothing.
+    """Save a model in the official layout: one .pth file with all heads and experts.
+
+    The file appears complete or not at all, and replaces an older one.
 
     Raises:
-        ValueError: a model that this layout cannot hold (windows, relative position, the minimal decoder), or a name
-            that does not end in .pth.
+        ValueError: If the layout cannot hold the model (windows, relative position, whole FFNs per task, the minimal
+            decoder, heads of tasks other than the first ones), or the name does not end in .pth or .pt.
+        OSError: If the file cannot be written.
     """
     _refuse("official", _not_official(model))
     if Path(path).suffix not in (".pth", ".pt"):
-        raise ValueError(f"{path}: the official layout is a .pth file; choose such a name")
-    meta = {"vitpose_fast": json.dumps(model.config.to_dict())}  # what tensors cannot tell, for our own reader
+        raise ValueError(f"{path}: the official layout is a .pth file; choose a name that ends in .pth")
+    meta = {"vitpose_fast": json.dumps(model.config.to_dict())}  # what our loader cannot infer from tensors
     write_atomic(path, lambda p: torch.save({"meta": meta, "state_dict": official_state(model)}, p))
 
 
 def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
-    """Write the Hugging Face layout: `model.safetensors`, `config.json`, `preprocessor_config.json`, `manifest.json`.
+    """Save a model in the Hugging Face layout, for transformers' `VitPoseForPoseEstimation`.
+
+    The folder holds `model.safetensors`, `config.json`, `preprocessor_config.json` and `manifest.json`, and appears
+    complete or not at all. A single expert is merged into a plain model first.
 
     Raises:
-        ValueError: a model that this layout cannot hold (several heads, other decoders, windows, 1/8 features).
-        FileExistsError: the folder exists and `overwrite` is False.
+        ValueError: If the layout cannot hold the model: several heads, a classic decoder that is not 256 wide, features
+            at 1/8, an image size that is no multiple of 16, or anything the official layout cannot hold.
+        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files that would be lost.
+        OSError: If the folder cannot be written.
     """
     if model.config.part_features and len(model.tasks) == 1:
-        model = model.for_task()  # one expert there means none
+        model = model.for_task()  # transformers builds no experts for num_experts = 1
     c = model.config
     reasons = _not_official(model) | {
-        f"it holds one head, the model has {len(model.heads)}: choose one with --task": len(model.heads) != 1,
+        f"it holds one head, the model has {len(model.heads)} (choose one with --task)": len(model.heads) != 1,
         "its classic decoder is 256 wide": c.decoder.startswith("classic") and c.decoder_width != 256,
         "its patch stride is 16": c.patch_stride != 16,
         "its image sizes are multiples of 16": any(s % 16 for s in c.image_size),
@@ -112,6 +123,7 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
 
 
 def hf_config(model: ViTPose) -> dict[str, Any]:
+    """Return the contents of Hugging Face's config.json for a model."""
     c = model.config
     keypoints = c.task(next(iter(model.heads)))
     return {
