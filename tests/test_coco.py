@@ -1,4 +1,4 @@
-"""COCO files: every damaged row is named and left out, a useless file is one line, nothing is a traceback."""
+"""COCO files: every damaged row is reported and skipped, and an unusable file raises a ValueError of one line."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def write(folder: Path, data) -> Path:
 
 DAMAGED_ANNOTATIONS = [
     (dict(id=MISSING), "no id"),
-    (dict(id=None), "id is None, expected a whole number or a text"),
+    (dict(id=None), "id is None, expected a whole number or a string"),
     (dict(id=[1]), "id is [1], expected"),
     (dict(id=True), "id is True, expected"),
     (dict(id=1.5), "id is 1.5, expected"),
-    (dict(id=5), "the id is that of annotation 0"),
+    (dict(id=5), "the id is already used by annotation 0"),
     (dict(image_id=MISSING), "no image_id"),
     (dict(image_id=9), "image_id 9 is not in images"),
     (dict(image_id={}), "image_id is {}, expected"),
@@ -84,17 +84,17 @@ DAMAGED_ANNOTATIONS = [
     (dict(num_keypoints="17"), "num_keypoints is '17', expected"),
     (dict(num_keypoints=NAN), "num_keypoints is nan, expected"),
     (dict(keypoints=MISSING), "no keypoints"),
-    (dict(keypoints=None), "keypoints None are not a flat list"),
-    (dict(keypoints={}), "keypoints {} are not a flat list"),
-    (dict(keypoints=[1, 1, 2]), "3 keypoint numbers, expected 51 for coco"),
-    (dict(keypoints=[NAN, *keypoints()[1:]]), "are not a flat list of finite numbers"),
-    (dict(keypoints=[[1, 1, 2]] * 17), "are not a flat list of finite numbers"),
+    (dict(keypoints=None), "keypoints is None, expected a flat list"),
+    (dict(keypoints={}), "keypoints is {}, expected a flat list"),
+    (dict(keypoints=[1, 1, 2]), "keypoints has 3 numbers, expected 51 for coco"),
+    (dict(keypoints=[NAN, *keypoints()[1:]]), "expected a flat list of finite numbers"),
+    (dict(keypoints=[[1, 1, 2]] * 17), "expected a flat list of finite numbers"),
     (dict(keypoints=keypoints(-1)), "visibility -1, expected 0, 1 or 2"),
 ]
 
 
 @pytest.mark.parametrize(("change", "reason"), DAMAGED_ANNOTATIONS)
-def test_damaged_annotations_are_named_and_left_out(tmp_path, change, reason):
+def test_damaged_annotations_are_reported_and_skipped(tmp_path, change, reason):
     row = annotation(**{"id": 6, **change})
     file = write(tmp_path, {"images": [image()], "annotations": [annotation(), row]})
     data, problems = read_annotations(file, COCO)
@@ -118,8 +118,8 @@ def test_rows_that_are_no_objects(tmp_path, row):
     ("change", "reason"),
     [
         (dict(id=MISSING), "no id"),
-        (dict(id={}), "id is {}, expected a whole number or a text"),
-        (dict(id=1), "the id is that of image 0"),
+        (dict(id={}), "id is {}, expected a whole number or a string"),
+        (dict(id=1), "the id is already used by image 0"),
         (dict(file_name=MISSING), "no file_name"),
         (dict(file_name=3), "file_name is 3, expected the name"),
         (dict(file_name=" "), "file_name is ' ', expected the name"),
@@ -133,7 +133,7 @@ def test_rows_that_are_no_objects(tmp_path, row):
         (dict(height=10.5), "height is 10.5, expected a whole number"),
     ],
 )
-def test_damaged_images_are_named_and_take_their_people_along(tmp_path, change, reason):
+def test_damaged_images_are_skipped_with_their_annotations(tmp_path, change, reason):
     data = valid()
     data["images"][1] = image(**{"id": 2, **change})
     checked, problems = read_annotations(write(tmp_path, data), COCO)
@@ -142,7 +142,7 @@ def test_damaged_images_are_named_and_take_their_people_along(tmp_path, change, 
     assert "annotation 1 (id 6): image_id 2 is not in images" in problems[1]
 
 
-def test_what_is_missing_is_made_up_and_nothing_given_is_touched():
+def test_missing_fields_are_filled_in_and_the_input_is_not_changed():
     bare = annotation(area=MISSING, iscrowd=MISSING, num_keypoints=MISSING, category_id=4, score=0.5)
     bare["keypoints"][2] = 0
     data = {"images": [image(width=120.0)], "annotations": [bare]}
@@ -156,7 +156,7 @@ def test_what_is_missing_is_made_up_and_nothing_given_is_touched():
     assert check_annotations(checked, COCO) == (checked, [])
 
 
-def test_crowds_and_people_without_labels_stay():
+def test_crowds_and_people_without_labels_are_kept():
     rows = [
         annotation(id=1),
         annotation(id=2, iscrowd=1, bbox=[0, 0, 0, 0], area=0),
@@ -171,7 +171,7 @@ def test_crowds_and_people_without_labels_stay():
 
 
 @pytest.mark.parametrize("categories", [None, 3, "x", {}])
-def test_damaged_categories_are_named_and_made_up(categories):
+def test_damaged_categories_are_reported_and_replaced(categories):
     checked, problems = check_annotations({**valid(), "categories": categories}, COCO, "f")
     assert problems == [f"f: categories is {categories!r}, expected a list"]
     assert [c["id"] for c in checked["categories"]] == [1]
@@ -198,7 +198,7 @@ def test_damaged_categories_are_named_and_made_up(categories):
         ),
     ],
 )
-def test_useless_annotation_files_are_one_line(tmp_path, text, reason):
+def test_unusable_annotation_files_give_one_line(tmp_path, text, reason):
     file = tmp_path / "file.json"
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -238,7 +238,7 @@ def test_a_folder_is_no_annotation_file(tmp_path):
         (dict(category_id={}), "category_id is {}, expected a whole number"),
     ],
 )
-def test_damaged_detections_are_named_and_left_out(tmp_path, change, reason):
+def test_damaged_detections_are_reported_and_skipped(tmp_path, change, reason):
     file = write(tmp_path, [detection(), detection(**change)])
     rows, problems = read_detections(file)
     assert rows == [{**detection(), "index": 0}] and len(problems) == 1
@@ -250,7 +250,7 @@ def test_damaged_detections_are_named_and_left_out(tmp_path, change, reason):
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
-def test_optional_parts_of_detections(tmp_path):
+def test_optional_fields_of_detections(tmp_path):
     file = write(tmp_path, [{"file_name": "b/1.png", "bbox": [1, 2, 3, 4]}, {"image_id": 7.0, "bbox": [1, 2, 3, 4]}])
     (first, second), problems = read_detections(file)
     assert problems == [] and first == {"bbox": [1, 2, 3, 4], "score": 1.0, "file_name": "b/1.png", "index": 0}
@@ -258,7 +258,7 @@ def test_optional_parts_of_detections(tmp_path):
     assert read_detections([]) == ([], [])
 
 
-def test_an_annotation_file_does_as_detections(tmp_path):
+def test_an_annotation_file_is_accepted_as_detections(tmp_path):
     rows, problems = read_detections(write(tmp_path, {**valid(), "images": [image(), 3, image(id=2, file_name=3)]}))
     assert [r["image_id"] for r in rows] == [1, 2] and {r["score"] for r in rows} == {1.0}
     assert rows[0]["file_name"] == "a.png" and "file_name" not in rows[1] and len(problems) == 2
@@ -267,11 +267,11 @@ def test_an_annotation_file_does_as_detections(tmp_path):
 
 
 @pytest.mark.parametrize("data", [None, 3, "x", {}, {"annotations": 3}, {"annotations": {}, "images": 3}])
-def test_useless_detection_files_are_one_line(tmp_path, data):
+def test_unusable_detection_files_give_one_line(tmp_path, data):
     with pytest.raises(ValueError, match=r"file\.json: expected a JSON list of detections"):
         read_detections(write(tmp_path, data))
 
 
-def test_messages_are_short_however_large_the_damage():
+def test_messages_about_huge_values_are_short():
     _, problems = check_annotations({**valid(), "categories": [list(range(10**6)), "x" * 10**6]}, COCO)
     assert len(problems) == 2 and max(map(len, problems)) < 200

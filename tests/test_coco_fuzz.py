@@ -1,4 +1,4 @@
-"""Random damage to annotation and detection files: whatever happens is said in one line, what is left can be used."""
+"""Random damage to annotation and detection files gives one-line messages, and the remaining rows are usable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def annotations():
 
 
 def outcome(read, data, file):
-    """(what was read or None, whether it was refused, named or clean); every message is one line with the file."""
+    """Read damaged data; check that every message is one line that starts with the file.
+
+    Returns:
+        (rows, "clean" or "reported"), or (None, "refused") if the file is not usable.
+    """
     file.write_text(json.dumps(data))
     try:
         kept, problems = read(file)
@@ -35,7 +39,7 @@ def outcome(read, data, file):
         assert "\n" not in str(error) and "file.json: " in str(error), data
         return None, "refused"
     assert all("\n" not in p and p.startswith(f"{file}: ") for p in problems), data
-    return kept, "named" if problems else "clean"
+    return kept, "reported" if problems else "clean"
 
 
 def test_damaged_annotations(tmp_path, damage):
@@ -54,7 +58,7 @@ def test_damaged_annotations(tmp_path, damage):
                 assert "no person with labelled coco keypoints" in str(error) and not used, data
             perfect = [{**a, "score": 1.0} for a in kept["annotations"]]
             assert round(evaluate_coco(kept, perfect, COCO)["AP"], 9) == (1 if used else -1), data
-    assert all(seen.count(what) >= 5 for what in ("clean", "named", "refused"))
+    assert all(seen.count(what) >= 5 for what in ("clean", "reported", "refused"))
 
 
 def test_damaged_detections(tmp_path, damage):
@@ -70,4 +74,4 @@ def test_damaged_detections(tmp_path, damage):
             assert read_detections([{k: v for k, v in row.items() if k != "index"} for row in kept])[1] == [], data
             assert {row["index"] for row in kept} <= set(range(3)) and len({row["index"] for row in kept}) == len(kept)
             assert all(len(row["bbox"]) == 4 and min(row["bbox"][2:]) > 0 and "score" in row for row in kept), data
-    assert all(seen.count(what) >= 5 for what in ("clean", "named", "refused"))
+    assert all(seen.count(what) >= 5 for what in ("clean", "reported", "refused"))

@@ -1,4 +1,4 @@
-"""Transforms there and back, flips, boxes outside."""
+"""Crop transforms and their inverses, flips, and boxes outside the image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_image_to_crop_and_back(x, y, w, h, codec):
 
 
 @pytest.mark.parametrize("codec", ["udp", "msra"])
-def test_rotation_turns_about_the_box_centre(codec):
+def test_rotation_turns_about_the_box_center(codec):
     center, scale = torch.tensor([[110.0, 70.0]]), torch.tensor([[250.0, 1000 / 3]])
     flat = transform_points(warp_matrix(center, scale, None, (256, 192), codec), center[:, None].double())
     turned = transform_points(

@@ -1,7 +1,7 @@
-"""COCO files: annotations and detections, checked row by row; what is damaged is named and left out.
+"""Read COCO annotation and detection files; damaged rows are reported and skipped.
 
-A key that is there must hold the right type; only the keys named optional below may be missing. Every problem is one
-line: file, kind of row, its index and id, the reason. A file that is of no use at all is a ValueError.
+Every key must have the right type, and only the keys that are called optional below may be missing. Every problem is
+one line: the file, the kind of row, its index and id, and the reason. A file without any usable row is a ValueError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitpose_fast.rows import LIMIT, Row, check_rows, field_of, file_name_of, id
 
 
 def read_annotations(path: Path, keypoint_set: KeypointSet) -> tuple[dict[str, Any], list[str]]:
-    """A COCO annotation file: ({"images", "annotations", "categories"}, problems), see `check_annotations`."""
+    """Read a COCO annotation file; returns and errors as in `check_annotations`."""
     return check_annotations(read_json(path), keypoint_set, str(path))
 
 
@@ -26,19 +26,32 @@ def check_annotations(
     name: str = "annotations",
     keypoints_of: Callable[[Row], Sequence[float]] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """COCO annotations as a dict, made complete: (annotations, problems). `data` is not changed.
+    """Check COCO annotations, skip damaged rows and fill in missing fields.
 
-    Optional in an annotation: `area` (then 0.53 * w * h of the box), `iscrowd` (then APT-36K's `is_crowd`, else 0),
-    `num_keypoints` (those with v > 0), `keypoints` (none labelled). A person with labelled keypoints needs a box that
-    is not empty inside its image; crowds and people without labelled keypoints stay, COCO ignores what is found on
-    them. Categories that are not listed are added. Rows keep their other fields.
+    These fields of an annotation are optional:
+
+    - `area`: by default 0.53 * w * h of the box.
+    - `iscrowd`: by default APT-36K's `is_crowd`, else 0.
+    - `num_keypoints`: by default the number of keypoints with v > 0.
+    - `keypoints`: by default no keypoint is labeled.
+
+    A person with labeled keypoints needs a box that is not empty inside the image. Crowds and people without labeled
+    keypoints are kept, since COCO ignores detections that match them. Categories that occur in annotations but are not
+    listed are added. Rows keep their other fields.
 
     Args:
-        name: of the file, for messages.
-        keypoints_of: the flat x, y, v of a row that spreads them over other fields; ValueError: it is damaged.
+        data: the contents of a COCO file; not changed.
+        keypoint_set: the K keypoints of a person.
+        name: the file name in messages.
+        keypoints_of: returns the flat list x, y, v, ... of a row whose keypoints are not in `keypoints`, or raises
+            ValueError if the row is damaged.
+
+    Returns:
+        (annotations, problems): a dict with the lists `images`, `annotations` and `categories`, and one line per
+        problem.
 
     Raises:
-        ValueError: no lists `images` and `annotations`, or no usable row in one of them (`annotations` may be empty).
+        ValueError: If the list `images` or `annotations` is missing or has no usable row (`annotations` may be empty).
     """
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
@@ -48,9 +61,9 @@ def check_annotations(
         raise ValueError(f"{name}: no usable image among {len(data['images'])}{first_of(problems, name)}")
     by_id = {image["id"]: image for image in images}
     read = keypoints_of or (lambda row: _keypoints(row, keypoint_set))
-    nothing = [0] * keypoint_set.num_keypoints * 3
+    unlabeled = [0] * keypoint_set.num_keypoints * 3
     annotations, damaged = check_rows(
-        data["annotations"], "annotation", name, lambda row: _annotation(row, by_id, read, nothing), unique=True
+        data["annotations"], "annotation", name, lambda row: _annotation(row, by_id, read, unlabeled), unique=True
     )
     problems += damaged
     if data["annotations"] and not annotations:
@@ -67,14 +80,18 @@ def check_annotations(
 
 
 def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]:
-    """Boxes of people, from a JSON file or a list: (detections, problems).
+    """Read detected boxes from a JSON file or a list; damaged rows are skipped.
 
-    A row has `bbox` [x, y, w, h] in pixels with w, h > 0, `image_id` or `file_name`, and may have `score` (else 1.0)
-    and `category_id`; the row given back has these, and its `index`. A dict with `annotations`, and `images` that give
-    them file names, does as well.
+    A row needs `bbox` [x, y, w, h] in pixels with w, h > 0, and `image_id` or `file_name`. `score` (default 1.0) and
+    `category_id` are optional. A COCO annotation file is accepted too: its `annotations` are the detections, and its
+    `images`, if present, give them their file names.
+
+    Returns:
+        (detections, problems): rows with the fields above and the `index` of the row, and one line per problem.
 
     Raises:
-        ValueError: an unreadable file, neither list nor dict, or no usable row (an empty list is fine).
+        ValueError: If the file is not readable, is neither a list nor a dict with `annotations`, or has no usable row
+            (an empty list is fine).
     """
     name = str(source) if isinstance(source, Path) else "detections"
     data = read_json(source) if isinstance(source, Path) else list(source)
@@ -100,7 +117,10 @@ def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]
 
 
 def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    """The official loader's box: clipped to the image, one pixel smaller (SPEC 3.1); None if nothing is left."""
+    """Clip an xywh box to the image like the official loader, which makes it one pixel smaller (docs/numerics.md 3.1).
+
+    Returns None if nothing is left of the box.
+    """
     x, y, w, h = map(float, box)
     x1, y1 = max(0.0, x), max(0.0, y)
     x2, y2 = min(width - 1.0, x1 + max(0.0, w - 1)), min(height - 1.0, y1 + max(0.0, h - 1))
@@ -108,15 +128,16 @@ def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, f
 
 
 def is_training_person(annotation: Row) -> bool:
-    """Whether a checked annotation is one person with labelled keypoints: no crowd, no ignored region.
+    """Return whether a checked annotation is one person with labeled keypoints, not a crowd or an ignored region.
 
-    The given count decides, as in the official loader: people of CrowdPose whose keypoints are all occluded have 0.
+    `num_keypoints` of the file decides, as in the official loader; in CrowdPose it is 0 for a person whose keypoints
+    are all occluded.
     """
     return not annotation["iscrowd"] and annotation["num_keypoints"] > 0
 
 
 def image_row(row: Row) -> Row:
-    """A checked row of `images`; ValueError says which field is damaged."""
+    """Return a checked row of `images`, or raise ValueError that names the damaged field."""
     width, height = (field_of(row, key) for key in ("width", "height"))
     for key, value in (("width", width), ("height", height)):
         if not is_number(value) or value < 1 or value != int(value):
@@ -124,7 +145,8 @@ def image_row(row: Row) -> Row:
     return {**row, "id": id_of(row, "id"), "file_name": file_name_of(row), "width": int(width), "height": int(height)}
 
 
-def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence], nothing: Sequence) -> Row:
+def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence], unlabeled: Sequence) -> Row:
+    """Return an annotation with all fields filled in, or raise ValueError; see `check_annotations`."""
     own: Row = {key: id_of(row, key) for key in ("id", "image_id", "category_id")}
     image = images.get(own["image_id"])
     if image is None:
@@ -135,22 +157,24 @@ def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence
         raise ValueError(f"{crowd_key} is {shown(crowd)}, expected 0 or 1")
     count = row.get("num_keypoints", 0)
     if not is_number(count) or count < 0:
-        raise ValueError(f"num_keypoints is {shown(count)}, expected how many are labelled")
-    keypoints = read(row) if "keypoints" in row or count else nothing
-    labelled = sum(v > 0 for v in keypoints[2::3])
-    area = row.get("area", 0.53 * box[2] * box[3])  # of CrowdPose and AIC, which have none (SPEC 7.1)
+        raise ValueError(f"num_keypoints is {shown(count)}, expected the number of labeled keypoints")
+    keypoints = read(row) if "keypoints" in row or count else unlabeled
+    labeled = sum(v > 0 for v in keypoints[2::3])
+    area = row.get("area", 0.53 * box[2] * box[3])  # CrowdPose and AIC have no area (docs/numerics.md 7.1)
     if not is_number(area, LIMIT**2):
         raise ValueError(f"area is {shown(area)}, expected a finite number of square pixels")
-    if labelled and not crowd and (area <= 0 or clipped_box(box, image["width"], image["height"]) is None):
+    if labeled and not crowd and (area <= 0 or clipped_box(box, image["width"], image["height"]) is None):
         size = f"{image['width']}x{image['height']}"
         raise ValueError(f"box {shown(box)}, area {area}, is empty inside the {size} image")
-    # a given count stands where it can: CrowdPose leaves head and neck out of it, and COCO ignores a person with 0
-    count = 0 if not labelled else row.get("num_keypoints", labelled)
+    # Keep the count of the file if any keypoint is labeled: CrowdPose does not count head and neck, and COCO ignores a
+    # person with count 0.
+    count = 0 if not labeled else row.get("num_keypoints", labeled)
     own |= {"bbox": box, "keypoints": list(keypoints), "area": area, "iscrowd": int(crowd), "num_keypoints": count}
     return {**row, **own}
 
 
 def _detection(row: Row) -> Row:
+    """Return a detection with all fields filled in, or raise ValueError; see `read_detections`."""
     own: Row = {"bbox": _box(row), "score": row.get("score", 1.0)}
     if min(own["bbox"][2:]) <= 0:
         raise ValueError(f"bbox is {shown(own['bbox'])}, expected width and height > 0")
@@ -163,11 +187,12 @@ def _detection(row: Row) -> Row:
 
 
 def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
+    """Return the flat list x, y, v, ... in `keypoints`, or raise ValueError."""
     flat, count = field_of(row, "keypoints"), 3 * keypoint_set.num_keypoints
     if not isinstance(flat, (list, tuple)) or not all(map(is_number, flat)):
-        raise ValueError(f"keypoints {shown(flat)} are not a flat list of finite numbers x, y, v")
+        raise ValueError(f"keypoints is {shown(flat)}, expected a flat list of finite numbers x, y, v")
     if len(flat) != count:
-        raise ValueError(f"{len(flat)} keypoint numbers, expected {count} for {keypoint_set.name}")
+        raise ValueError(f"keypoints has {len(flat)} numbers, expected {count} for {keypoint_set.name}")
     wrong = [v for v in flat[2::3] if not 0 <= v <= 2]
     if wrong:
         raise ValueError(f"a keypoint has visibility {shown(wrong[0])}, expected 0, 1 or 2")
@@ -175,6 +200,7 @@ def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
 
 
 def _box(row: Row) -> list[float]:
+    """Return the `bbox` [x, y, w, h] of a row, or raise ValueError."""
     box = field_of(row, "bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
         raise ValueError(f"bbox is {shown(box)}, expected four finite numbers x, y, width, height")

@@ -1,4 +1,7 @@
-"""HeatmapCodec: keypoints to heatmaps and back, with the conventions of a task (SPEC 4, 5, 6.3)."""
+"""Encode keypoints as heatmaps and decode them again, with the conventions of a task.
+
+Source: docs/numerics.md 4, 5, 6.3.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,18 @@ from vitpose_fast.keypoints import KeypointSet
 
 @dataclass(frozen=True)
 class HeatmapCodec:
-    """How one task encodes keypoints: the crop's transform, the target, its decoding.
+    """Crops, training targets, loss and decoding of one task.
 
-    Sizes are (height, width) in pixels. kind "udp": unbiased (COCO, MPII); "msra": integer-centred targets, plain
-    affine crops, quarter-pixel decoding (the other tasks).
+    The codec of the keypoint set decides the conventions. "udp" (COCO, MPII): unbiased data processing, with subpixel
+    targets. "msra" (the other built-in sets): plain affine crops, targets centered on whole pixels, quarter-pixel
+    decoding.
+
+    Attributes:
+        keypoint_set: the K keypoints.
+        image_size: (H, W) of the crops in pixels.
+        heatmap_size: (h, w) of the heatmaps in pixels.
+        sigma: standard deviation of the target Gaussian in heatmap pixels.
+        blur_kernel: size of the Gaussian blur in the "udp" decoding, in heatmap pixels.
     """
 
     keypoint_set: KeypointSet
@@ -26,22 +37,40 @@ class HeatmapCodec:
 
     @property
     def kind(self) -> str:
+        """The codec of the keypoint set, "udp" or "msra"."""
         return self.keypoint_set.codec
 
     def encode(self, keypoints: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """keypoints [B, K, 2] in crop pixels, visible [B, K] -> heatmaps [B, K, h, w], weights [B, K]."""
+        """Encode keypoints as target heatmaps.
+
+        Args:
+            keypoints: [B, K, 2], (x, y) in crop pixels.
+            visible: [B, K], visibilities in [0, 1] (COCO's 2 counts as 1). A keypoint is drawn if it is above 0.5.
+
+        Returns:
+            (heatmaps [B, K, h, w], weights [B, K]).
+        """
         return F.heatmap_target(
             keypoints, visible, self.heatmap_size, self.kind, self.sigma, image_size=self.image_size
         )
 
     def loss(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
-        """Weighted mean squared error of heatmaps [B, K, h, w] against keypoints [B, K, 2]: a scalar."""
+        """Return the weighted mean squared error of heatmaps [B, K, h, w] against the targets of `encode`, a scalar."""
         return F.heatmap_loss(heatmaps, keypoints, visible, self.kind, self.sigma, image_size=self.image_size)
 
     def decode(
         self, heatmaps: Tensor, centers: Tensor, scales: Tensor, flipped: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Heatmaps [B, K, h, w] of crops (centre and size [B, 2] px) -> image keypoints [B, K, 2], scores [B, K]."""
+        """Decode heatmaps to keypoints in the image.
+
+        Args:
+            heatmaps: [B, K, h, w].
+            centers, scales: centers and sizes of the crops in the image, [B, 2] each, in pixels.
+            flipped: heatmaps of the mirrored crops [B, K, h, w], to average with `heatmaps`.
+
+        Returns:
+            (keypoints [B, K, 2] in image pixels, scores [B, K]). Keypoints without a positive score are (-1, -1).
+        """
         points, scores = F.heatmap_decode(
             heatmaps,
             self.kind,
@@ -54,5 +83,15 @@ class HeatmapCodec:
         return points, scores
 
     def crop(self, images: list[Tensor], boxes: Tensor, image_index: Tensor, **options) -> Tensor:
-        """Boxes [P, 4] (xywh px) out of uint8 [h, w, 3] images -> [P, 3, H, W]; options as in `functional.crop`."""
+        """Cut boxes out of images and normalize them.
+
+        Args:
+            images: uint8 images [h, w, 3].
+            boxes: [P, 4], (x, y, w, h) in image pixels.
+            image_index: [P], the image of each box.
+            options: other arguments of `functional.crop`.
+
+        Returns:
+            [P, 3, H, W].
+        """
         return F.crop(images, boxes, self.image_size, codec=self.kind, image_index=image_index, **options)

@@ -1,4 +1,7 @@
-"""Boxes, crop transforms and flips, all batched. Boxes are xywh, sizes (height, width), everything in pixels."""
+"""Batched geometry: boxes, crop transforms and flips.
+
+Boxes are (x, y, width, height) and sizes (height, width), all in pixels.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,17 @@ def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def crop_to_image(points: Tensor, center: Tensor, scale: Tensor, size: tuple[int, int], codec: str = "udp") -> Tensor:
-    """Points [P, K, 2] in crop (or heatmap) pixels of `size` to the image (SPEC 5.5); centre, scale [P, 2] px."""
+    """Map points from crop pixels back to image pixels (docs/numerics.md 5.5).
+
+    Args:
+        points: [P, K, 2], in pixels of the crop (or of its heatmap).
+        center, scale: centers and sizes of the crops in the image, [P, 2] each.
+        size: (height, width) of the crop (or heatmap).
+        codec: "udp" or "msra", see `warp_matrix`.
+
+    Returns:
+        [P, K, 2].
+    """
     height, width = size
     cells = points.new_tensor([width - 1, height - 1] if codec == "udp" else [width, height])
     return points * (scale / cells)[:, None] + (center - scale / 2)[:, None]
@@ -36,13 +49,22 @@ def crop_to_image(points: Tensor, center: Tensor, scale: Tensor, size: tuple[int
 def flip_keypoints(
     points: Tensor, visible: Tensor, permutation: Sequence[int], width: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """Keypoints [P, K, 2] and visibilities [P, K] of the mirrored image of a width [P] or one for all."""
+    """Mirror keypoints together with their image: flip x and swap left and right channels.
+
+    Args:
+        points: [P, K, 2]. visible: [P, K].
+        permutation: `KeypointSet.flip_permutation`.
+        width: width of the images, [P] or one number for all.
+
+    Returns:
+        Points and visibilities in the mirrored images, of the same shapes.
+    """
     order = list(permutation)
     x = torch.as_tensor(width, device=points.device, dtype=points.dtype).reshape(-1, 1) - 1 - points[..., 0]
     return torch.stack([x, points[..., 1]], -1)[:, order], visible[:, order]
 
 
 def boxes_outside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """bool [P]: the box shares no pixel with an image of `size`."""
+    """Return bool [P]: which boxes [P, 4] lie completely outside an image of `size`."""
     x, y, w, h = boxes.unbind(-1)
     return (x >= size[1]) | (y >= size[0]) | (x + w <= 0) | (y + h <= 0)

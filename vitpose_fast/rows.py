@@ -1,4 +1,4 @@
-"""JSON files read row by row: a row that a check refuses is named and left out, the others are kept."""
+"""Read JSON files row by row: rows that fail a check are skipped and reported, the others are kept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from vitpose_fast.problems import shown
 
 Row = dict[str, Any]
-LIMIT = 1e6  # pixels: larger numbers are damage, long before they are infinite in float32
+LIMIT = 1e6  # in pixels; larger numbers are treated as damage
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the contents of a JSON file.
 
     Raises:
-        ValueError: missing, not readable, or not JSON.
+        ValueError: If the file is missing, not readable, or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -32,12 +32,18 @@ def read_json(path: Path) -> Any:
 def check_rows(
     rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False, key: str = "id"
 ) -> tuple[list[Row], list[str]]:
-    """(rows as `check` gives them, problems: those for which it raised ValueError, or whose id came before).
+    """Check the rows of a file one by one, and skip those that fail.
 
     Args:
-        kind, name: what a row is called and the file it is from, for messages.
-        unique: rows have an `id` of their own; else they get their `index`.
-        key: what a row is known by in messages.
+        rows: the rows, in any shape.
+        kind: what a row is called in messages, e.g. "annotation".
+        name: the file name in messages.
+        check: returns the checked row, or raises ValueError with the reason.
+        unique: rows have an `id`, which must be unique. Otherwise each kept row gets its position as `index`.
+        key: the field that identifies a row in messages.
+
+    Returns:
+        (kept rows as returned by `check`, one line per skipped row).
     """
     kept, problems = [], []
     seen: dict[Any, int] = {}
@@ -47,39 +53,42 @@ def check_rows(
                 raise ValueError(f"is {shown(row)}, expected a JSON object")
             good = check(row)
             if unique and seen.setdefault(good["id"], index) != index:
-                raise ValueError(f"the id is that of {kind} {seen[good['id']]}, expected another")
+                raise ValueError(f"the id is already used by {kind} {seen[good['id']]}, expected a unique one")
         except ValueError as error:
-            own = f" ({key} {shown(row[key])})" if isinstance(row, dict) and key in row else ""
-            problems.append(f"{name}: {kind} {index}{own}: {error}")
+            known_as = f" ({key} {shown(row[key])})" if isinstance(row, dict) and key in row else ""
+            problems.append(f"{name}: {kind} {index}{known_as}: {error}")
             continue
         kept.append(good if unique else {**good, "index": index})
     return kept, problems
 
 
 def is_number(value: Any, limit: float = LIMIT) -> bool:
-    """A number, no bool, whose absolute value is at most `limit`: not NaN, not infinite."""
+    """Return whether a value is a finite number (no bool) of absolute value at most `limit`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def field_of(row: Row, key: str) -> Any:
-    """A field that must be there; ValueError: it is not."""
+    """Return a required field of a row, or raise ValueError if it is missing."""
     if key not in row:
         raise ValueError(f"no {key}")
     return row[key]
 
 
 def id_of(row: Row, key: str) -> int | str:
-    """An id: a whole number or a text; ValueError: it is neither."""
+    """Return the id in a field of a row, or raise ValueError if it is neither a whole number nor a non-empty string."""
     value = field_of(row, key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"{key} is {shown(value)}, expected a whole number or a text")
+        raise ValueError(f"{key} is {shown(value)}, expected a whole number or a string")
     return value
 
 
 def file_name_of(row: Row, key: str = "file_name") -> str:
-    """The name of an image file; ValueError: there is none, or it is no text that a file could have."""
+    """Return the file name in a field of a row, or raise ValueError if it is missing or cannot be a file name.
+
+    Blank strings, control characters and lone surrogates are refused.
+    """
     value = field_of(row, key)
     if not isinstance(value, str) or not value.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value):
         raise ValueError(f"{key} is {shown(value)}, expected the name of an image file")

@@ -67,7 +67,7 @@ HUMAN = "human1"
 
 DAMAGE = [
     ("coco", [*A0, "bbox"], [1, 2, NAN, 4], "annotation 0 (id 442619): bbox is [1, 2, nan, 4], expected four"),
-    ("coco", [*A0, "id"], 198196, "annotation 1 (id 198196): the id is that of annotation 0"),
+    ("coco", [*A0, "id"], 198196, "annotation 1 (id 198196): the id is already used by annotation 0"),
     ("apt36k", [*A0, "is_crowd"], "no", "annotation 0 (id 1): is_crowd is 'no', expected 0 or 1"),
     ("wholebody", [*A0, "foot_kpts"], MISSING, "annotation 0 (id 442619): no foot_kpts"),
     ("wholebody", [*A0, "foot_kpts"], [0] * 17, "foot_kpts holds 17 numbers, expected 18"),
@@ -76,7 +76,7 @@ DAMAGE = [
     ("wholebody", [*A0, "keypoints"], [0] * 50, "keypoints holds 50 numbers, expected 51"),
     ("wholebody", [*A0, "lefthand_kpts", 2], -1, "lefthand_kpts has visibility -1, expected at least 0"),
     ("wholebody", [*A0, "righthand_valid"], "yes", "righthand_valid is 'yes', expected true or false"),
-    ("aic", [*A0, "keypoints"], [0] * 51, "annotation 0 (id 4): 51 keypoint numbers, expected 42 for aic"),
+    ("aic", [*A0, "keypoints"], [0] * 51, "annotation 0 (id 4): keypoints has 51 numbers, expected 42 for aic"),
     ("aic original", E0, 3, "entry 0: is 3, expected a JSON object"),
     ("aic original", [0, "image_id"], MISSING, "entry 0: no image_id"),
     ("aic original", [0, "image_id"], "a\nb", "entry 0: image_id is 'a\\nb.jpg', expected the name of an image file"),
@@ -99,7 +99,7 @@ DAMAGE = [
     ("mpii", [0, "joints", 3], [1, 10**400], "expected 16 x 2 finite numbers"),
     ("mpii", [0, "joints_vis", 0], 7, "expected 0 or 1 for every joint"),
     ("interhand", [*A0, "image_id"], 5, "annotation 0 (id 326750): image_id 5 is not in images"),
-    ("interhand", [*A0, "id"], 286291, "annotation 1 (id 286291): the id is that of annotation 0, expected another"),
+    ("interhand", [*A0, "id"], 286291, "annotation 1 (id 286291): the id is already used by annotation 0"),
     ("interhand", [*A0, "joint_valid"], MISSING, "annotation 0 (id 326750): no joint_valid"),
     ("interhand", [*A0, "joint_valid"], [[1]] * 41, "expected 42 x 1 finite numbers"),
     ("interhand", [*A0, "joint_valid", 3], [NAN], "expected 42 x 1 finite numbers"),
