@@ -94,7 +94,7 @@ class KeypointSet:
                 given = _show(self.names[twice[0]])
                 raise ValueError(f"{field} contains {given} twice, expected at most once; remove one of the two")
 
-    def _check_sigmas(self, sigmas: Sequence[Any]) -> None:
+    def _check_sigmas(self, sigmas: tuple[float, ...]) -> None:
         count = len(self.names)
         if len(sigmas) != count:
             todo = f"complete the list, or leave sigmas out for {DEFAULT_SIGMA} each"

@@ -40,9 +40,11 @@ def load_model(
     Args:
         source: a file, a folder, or a hub id `owner/name`.
         task: the keypoint set of a file with one head, by name, file or value. Default: inferred from config.json, the
-            name of the file or its folder, or the number of keypoints.
+            name of the file or its folder, or the number of keypoints. In a file with several heads it must be the task
+            of one of them.
         num_heads: number of attention heads, needed if neither config.json nor the width determines it.
-        image_size: (H, W) to build the model for. The position embedding is resized. Default: the size in the file.
+        image_size: (H, W) to build the model for; the position embedding is resized. Default: the size in the file, or
+            (256, 192) for MAE pretraining.
 
     Returns:
         The model, in eval mode.

@@ -67,10 +67,10 @@ COCO = [
     *fields("coco", A, ANNOTATION, {"num_keypoints": [None, "3", -1, NAN, [], True]}),
     *fields("coco", A, ANNOTATION, {("keypoints", "keypoint"): [MISSING, *no_keypoints(17)]}),
     *(Damage("coco", A, value, ("annotation 0", "expected a JSON object")) for value in (None, 3, "x", [], True)),
-    Damage("coco", ("annotations", 1, "id"), 442619, ("annotation 1", "id is that of annotation 0")),
+    Damage("coco", ("annotations", 1, "id"), 442619, ("annotation 1", "id is already used by annotation 0")),
     *fields("coco", I, IMAGE, {"id": NO_ID, "file_name": NO_NAME, "width": NO_SIZE, "height": NO_SIZE}),
     *(Damage("coco", I, value, ("image 0", "expected a JSON object")) for value in (None, 3, [], "785.jpg")),
-    Damage("coco", ("images", 1, "id"), 785, ("image 1", "id is that of image 0")),
+    Damage("coco", ("images", 1, "id"), 785, ("image 1", "id is already used by image 0")),
     Damage("coco", ("categories",), "person", ("categories", "expected a list")),
     Damage("coco", ("categories", 0), "person", ("category 0", "expected a JSON object")),
     *fields("coco", ("categories", 0), ("category 0",), {"id": [MISSING, None, [], 0.5]}),
@@ -135,7 +135,7 @@ CAMERA_WORDS, FRAME_WORDS = ("annotation", "x_camera.json"), ("annotation", "x_j
 INTERHAND = [
     *(Damage("interhand", A, value, ("annotation 0", "expected a JSON object")) for value in (None, 3, [])),
     *fields("interhand", A, ANNOTATION, {"id": NO_ID, "image_id": [*NO_ID, 5]}),
-    Damage("interhand", ("annotations", 1, "id"), 326750, ("annotation 1", "id is that of annotation 0")),
+    Damage("interhand", ("annotations", 1, "id"), 326750, ("annotation 1", "id is already used by annotation 0")),
     *fields(
         "interhand",
         A,
