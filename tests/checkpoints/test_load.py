@@ -84,7 +84,7 @@ def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path, check_s
 
 
 def mae(model, patch=14, side=4):
-    """Return MAE pretraining tensors for a model, and those of them that the model does not use.
+    """Return MAE pretraining tensors for a model, and the subset that the model does not use.
 
     They have a class token, a square grid, a decoder and MAE's final norm.
     """

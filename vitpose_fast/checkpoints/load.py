@@ -193,7 +193,8 @@ def _fill(
     """Load canonical tensors into the model; missing and unexpected ones go to the report.
 
     Args:
-        file_grid: (rows, columns) of the file's position embedding. None means square or 4:3 (see `grid_of`).
+        file_grid: (rows, columns) of the file's position embedding. None means square, 4:3 or the model's grid (see
+            `grid_of`).
         backbone_only: allow heads and the last norm to be missing.
 
     Raises:

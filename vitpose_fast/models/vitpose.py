@@ -81,8 +81,8 @@ class PoseModel(nn.Module):
 
         Returns:
             For one task, heatmaps [B, K, h, w]. For a task per sample, a dict from task to (sample indices int64 [n],
-            heatmaps [n, K, h, w]), in the order of the heads; each head runs only on the samples of its task, so
-            BatchNorm statistics in training are also those of one task.
+            heatmaps [n, K, h, w]), in the order of the heads. Each head, including its BatchNorm in training, sees only
+            the samples of its task.
 
         Raises:
             ValueError: If a task is unknown, or a sequence does not have one name per sample.
