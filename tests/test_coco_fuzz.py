@@ -55,7 +55,7 @@ def test_damaged_annotations(tmp_path, damage):
             try:
                 assert [p.annotation_id for p in read_labels("coco", tmp_path / "file.json", tmp_path).people] == used
             except ValueError as error:
-                assert "no person with labelled coco keypoints" in str(error) and not used, data
+                assert "no person with labeled coco keypoints" in str(error) and not used, data
             perfect = [{**a, "score": 1.0} for a in kept["annotations"]]
             assert round(evaluate_coco(kept, perfect, COCO)["AP"], 9) == (1 if used else -1), data
     assert all(seen.count(what) >= 5 for what in ("clean", "reported", "refused"))

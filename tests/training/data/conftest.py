@@ -1,4 +1,4 @@
-"""What several tests of the readers share: sample files, and files with changed content."""
+"""Fixtures shared by the tests of the annotation readers: sample files, and files with changed content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from vitpose_training.data.read import read_labels
 
 @pytest.fixture(scope="session")
 def original(samples):
-    """original(layout, kind) -> the content of a sample file, of a list its first five entries. To be read only."""
+    """original(layout, kind) -> content of a sample file; only the first five entries if it is a list.
+
+    Tests must not change it.
+    """
 
     @cache
     def read(layout, kind="data"):
@@ -28,7 +31,10 @@ def original(samples):
 
 @pytest.fixture
 def reread(original, tmp_path):
-    """reread(layout, data, **companions) -> the labels of changed content; InterHand's companions beside it."""
+    """reread(layout, data, **companions) -> labels of a file with this content.
+
+    For InterHand the companion files are written too, unchanged unless their content is given.
+    """
 
     def read(layout, data, **companions):
         content = {"data": data}

@@ -1,6 +1,6 @@
-"""Damage to the entries of annotation files, one place each: what is changed and what the message must hold.
+"""Tables of damage to annotation files: each changes one place, and lists words that the message must hold.
 
-Also values that are damage whatever the file, and contents of files of no use.
+Also values that are invalid in any layout, and the contents of unusable files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tests.training.data.sample_files import MISSING
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
-HUMAN = "human1"  # of the first image of the original AIC sample
+HUMAN = "human1"  # a person on the first image of the original AIC sample
 
 
 class Damage(NamedTuple):
@@ -18,13 +18,13 @@ class Damage(NamedTuple):
     path: tuple[Any, ...]
     value: Any
     words: tuple[str, ...]
-    """What the message must hold beside the file: entry and field."""
+    """Words that the message must hold besides the file: entry and field."""
     kind: str = "data"
-    """Or one of InterHand's companions."""
+    """Which file to change: "data", or one of InterHand's companions."""
 
 
 def fields(layout, path, entry, table, kind="data"):
-    """A damage for each value of each field; (field, word) where the message has another word than the field."""
+    """Return a damage for each value of each field. A key (field, word) means that the message says `word` instead."""
     out = []
     for field, values in table.items():
         field, word = field if isinstance(field, tuple) else (field, field)
@@ -42,7 +42,7 @@ NO_LIST = [None, "1 2 2", {}, 3]
 
 
 def no_keypoints(count):
-    """Values of a flat list of count x, y, v that are damage."""
+    """Return invalid values for a flat list of `count` x, y, v."""
     flat = [5, 6, 2] * count
     bad = [NAN, -INF, "3", None, True, 1e7, HUGE, [1]]
     return [
@@ -107,7 +107,7 @@ MPII = [
     *fields("mpii", E, ENTRY, {"joints_vis": [MISSING, None, [1] * 15, [[1]] * 16, "1" * 16]}),
     *fields("mpii", (0, "joints_vis"), ("entry 0", "joints_vis"), {(3, ""): [2, -1, 0.5, NAN, None, True, "1"]}),
 ]
-FLAT = no_keypoints(14)[:-1]  # theirs have other visibilities
+FLAT = no_keypoints(14)[:-1]  # without the invalid visibility: AIC has its own values, see below
 AIC = [
     *(Damage("aic original", E, value, ("entry 0", "expected a JSON object")) for value in (None, 3, [], "x")),
     *fields("aic original", E, ENTRY, {"image_id": [*NO_ID, "a\nb"]}),
@@ -130,7 +130,7 @@ AIC = [
         ]
     ),
 ]
-CAPTURE, CAMERA, FRAME = "3", "400026", "69148"  # of the first annotation
+CAPTURE, CAMERA, FRAME = "3", "400026", "69148"  # used by the first annotation
 CAMERA_WORDS, FRAME_WORDS = ("annotation", "x_camera.json"), ("annotation", "x_joint_3d.json")
 INTERHAND = [
     *(Damage("interhand", A, value, ("annotation 0", "expected a JSON object")) for value in (None, 3, [])),

@@ -1,11 +1,11 @@
-"""What several tests of the readers share: a sample file of each layout, and copies of data with one place changed."""
+"""Helpers of the reader tests: a sample file of each layout, and copies of data with one place changed."""
 
 from __future__ import annotations
 
 import copy
 
-MISSING = "<missing>"  # a value that is taken out
-FILES = {  # layout -> data set and sample
+MISSING = "<missing>"  # marks a value to remove
+FILES = {  # layout -> data set and sample file
     "coco": ("coco", "coco/test_coco.json"),
     "apt36k": ("apt36k", "apt-36k/apt36k_wolf_reconstructed.json"),
     "wholebody": ("wholebody", "coco-wholebody/test_coco_wholebody.json"),
@@ -15,11 +15,11 @@ FILES = {  # layout -> data set and sample
     "crowdpose": ("crowdpose", "crowdpose/test_crowdpose.json"),
     "interhand": ("interhand", "interhand2.6m/test_interhand2.6m_data.json"),
 }
-COMPANIONS = ("camera", "joint_3d")  # of InterHand's file
+COMPANIONS = ("camera", "joint_3d")  # files beside InterHand's annotation file
 
 
 def changed(data, path, value):
-    """A copy of `data` with the value at `path` replaced, or taken out where it is MISSING."""
+    """Return a copy of `data` with the value at `path` replaced, or removed if `value` is MISSING."""
     data = copy.deepcopy(data)
     *way, last = path
     place = data

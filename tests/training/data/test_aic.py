@@ -1,4 +1,4 @@
-"""People of AI Challenger's original files: equal to their COCO conversion, clipped at 0 alone."""
+"""AI Challenger's original files: people equal those of the COCO conversion, and boxes are only clipped at 0."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ def test_original_aic_equals_its_coco_conversion(samples):
         assert one.box == other.box and one.image_size is not None and other.image_size is None
 
 
-def test_original_aic_boxes_are_clipped_at_zero_alone(original, reread):
+def test_original_aic_boxes_are_only_clipped_at_zero(original, reread):
     data = original("aic original")[:1]
     human = next(iter(data[0]["human_annotations"]))
     labels = reread("aic original", changed(data, [0, "human_annotations", human], [-10, -20, 90000, 101]))
     (person,) = (p for p in labels.people if p.annotation_id == f"{data[0]['image_id']} {human}")
-    assert person.box == (0, 0, 90009, 120)  # one pixel smaller, moved inside: what the official loader does
+    assert person.box == (0, 0, 90009, 120)  # moved inside and one pixel smaller, as in the official loader
     assert person.image.name == f"{data[0]['image_id']}.jpg"
 
 
-def test_repeated_images_of_the_original_aic_are_named(original, reread):
+def test_repeated_images_of_the_original_aic_are_reported(original, reread):
     data = original("aic original")[:2]
     labels = reread("aic original", [*data, data[0]])
     assert len(labels.people) == len(reread("aic original", data).people) and labels.images == 2
     assert [p.split("x_data.json: ")[1] for p in labels.problems] == [
-        f"entry 2 (image_id '{data[0]['image_id']}'): the image_id is that of an earlier entry, expected another"
+        f"entry 2 (image_id '{data[0]['image_id']}'): the image_id is already used by an earlier entry,"
+        " expected a unique one"
     ]

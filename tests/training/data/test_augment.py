@@ -1,4 +1,4 @@
-"""The augmentation of SPEC 6.2: probabilities and ranges, and what each data set does otherwise."""
+"""The augmentation of docs/numerics.md 6.2: probabilities, ranges, and the settings of each data set."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def test_flip_rotation_and_scale_have_the_published_frequencies():
     drawn = views(Augmentation(half_body_probability=0.0), person())
     _, scale = crop_of(person(), SIZE)
     factors = np.array([v["scale"][0] / scale[0] for v in drawn])
-    turned = np.array([v["rotation"] for v in drawn])
+    angles = np.array([v["rotation"] for v in drawn])
     assert abs(np.mean([v["flip"] for v in drawn]) - 0.5) < 0.03
-    assert abs((turned != 0).mean() - 0.6) < 0.03 and np.abs(turned).max() == 80
+    assert abs((angles != 0).mean() - 0.6) < 0.03 and np.abs(angles).max() == 80
     assert factors.min() == pytest.approx(0.5) and factors.max() == pytest.approx(1.5)
-    assert abs((factors == factors.min()).mean() - 0.159) < 0.03  # a normal draw below minus one
+    assert abs((factors == factors.min()).mean() - 0.159) < 0.03  # probability of a normal draw below -1
     assert all(v["scale"][0] / v["scale"][1] == pytest.approx(0.75) for v in drawn[:50])
 
 
-def test_the_moved_centre_is_drawn_once_per_run_unless_asked():
+def test_center_jitter_is_drawn_once_per_run_by_default():
     still = dict(half_body_probability=0.0, jitter_probability=1.0)
     assert len({tuple(v["center"]) for v in views(Augmentation(**still), person(), 20)}) == 1
     centers = np.array([v["center"] for v in views(Augmentation(**still, jitter_every_epoch=True), person(), 2000)])
     offset = np.abs(centers - crop_of(person(), SIZE)[0]).max(0)
-    assert 11.5 < offset[0] <= 12 and 23 < offset[1] <= 24  # a fifth of the box
+    assert 11.5 < offset[0] <= 12 and 23 < offset[1] <= 24  # a fifth of the box size
 
 
-def test_half_bodies_are_taken_from_one_half():
+def test_half_body_crops_show_the_upper_or_the_lower_body():
     always = Augmentation(jitter_probability=0.0, half_body_probability=1.0, rotation_probability=0.0)
     upper = np.isin(np.arange(17), COCO.upper_body)
     someone = person()
     means = [tuple(someone.keypoints[half].mean(0).round(2).tolist()) for half in (upper, ~upper)]
     found = [tuple(np.round(v["center"], 2).tolist()) for v in views(always, someone, 3000)]
     assert set(found) == set(means)
-    assert abs(found.count(means[0]) / 3000 - 0.6915) < 0.03  # the official code's normal draw
+    assert abs(found.count(means[0]) / 3000 - 0.6915) < 0.03  # as with the normal draw of the official code
     assert {tuple(v["center"]) for v in views(always, person(visible=8), 50)} == {tuple(crop_of(person(), SIZE)[0])}
 
 

@@ -1,4 +1,4 @@
-"""People to batches: keypoints follow their pixels, samples depend on seed and step alone, bad images are replaced."""
+"""Samples and batches: keypoints follow their pixels, samples depend only on seed and step, bad images are replaced."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_samples_depend_on_seed_epoch_and_number_only(marked):
     assert view(0, 4) != view(0, 5) and view(0, 4) != view(1, 4)
 
 
-def test_tasks_lie_side_by_side_and_share_images(marked):
+def test_samples_of_a_task_are_contiguous_in_a_batch(marked):
     people = {"coco": [marked("coco", 0), marked("coco", 1)], "aic": [marked("aic", 0)], "mpii": []}
     samples = SampleSet([labels(task, own) for task, own in people.items() if own], SIZE)
     batch = batch_of([samples[0, i, i] for i in (2, 0, 1)], "mpii", "aic", "coco")
@@ -105,7 +105,7 @@ def test_tasks_lie_side_by_side_and_share_images(marked):
     assert torch.equal(alone.crops[0], batch.crops[0])
 
 
-def test_bad_images_are_named_and_replaced_by_the_same_ones_every_time(marked):
+def test_bad_images_are_reported_and_their_replacement_is_deterministic(marked):
     people = [marked("coco", i) for i in range(6)]
     other = [marked("aic", i) for i in range(6)]
     for person in people[:3]:
@@ -130,7 +130,7 @@ def test_an_image_of_another_size_than_annotated_is_bad(marked):
     assert sample.bad[0][1].endswith("coco-0.png: is 240x300 pixels, file.json says 300x240")
 
 
-def test_the_oddities_of_official_loaders_can_be_switched_off(marked):
+def test_peculiarities_of_the_official_loaders_can_be_switched_off(marked):
     person, square = marked(), marked("mpii", fix_aspect=False, padding=1.0, box=(50.0, 60.0, 120.0, 120.0))
     both = [labels("coco", [person]), labels("mpii", [square])]
     usual, free = SampleSet(both, SIZE), SampleSet([adjusted(one, False, False) for one in both], SIZE)

@@ -1,4 +1,4 @@
-"""Data sets by keypoint sets of a user's own: what is damaged is refused in one line that names the file."""
+"""Data sets made from a user's keypoint set: a damaged .json file raises a one-line error that names the file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SETS = [
     *(("skeleton", value) for value in (None, {}, [None], ["tip"], [["tip", 0]], [["cap", "cap"]])),
     *(("upper_body", value) for value in (None, "tip", ["nib"], [0], ["tip", "tip"], [["tip"]])),
     *(("codec", value) for value in (None, "", "UDP", 3, ["udp"])),
-    ("sigma", [0.1] * 3),  # unknown fields are mistakes
-    ("name", "coco"),  # a built-in set with other content
+    ("sigma", [0.1] * 3),  # an unknown field
+    ("name", "coco"),  # the name of a built-in set, with different keypoints
 ]
 
 
@@ -50,7 +50,7 @@ SET_TEXTS = [text for text in TEXTS if text != "half"]
 
 
 @pytest.mark.parametrize("text", SET_TEXTS)
-def test_keypoint_sets_that_are_none_are_refused(tmp_path, text):
+def test_files_that_hold_no_keypoint_set_are_refused(tmp_path, text):
     file = tmp_path / "pen.json"
     if text == "a folder":
         file.mkdir()
@@ -61,5 +61,5 @@ def test_keypoint_sets_that_are_none_are_refused(tmp_path, text):
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_damaged_keypoint_sets_differ():
+def test_the_tables_of_damage_hold_no_duplicates():
     assert len(set(map(repr, SETS))) == len(SETS) and len(set(SET_TEXTS)) == len(SET_TEXTS)

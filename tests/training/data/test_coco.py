@@ -1,4 +1,4 @@
-"""People of COCO files: those of the file, of a user's own keypoints, and whom the official loader leaves out."""
+"""People of COCO files: equal to the file, with a user's own keypoints, and filtered as in the official loader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitpose_fast.rows import read_json
 from vitpose_training.data.read import read_labels
 
 
-def test_coco_people_are_those_of_the_file(samples):
+def test_coco_people_equal_the_annotations(samples):
     file = samples / "coco/test_coco.json"
     labels = read_labels("coco", file, samples / "coco")
     images = {image["id"]: image for image in read_json(file)["images"]}
@@ -28,7 +28,7 @@ def test_coco_people_are_those_of_the_file(samples):
 
 
 def test_people_with_a_keypoint_count_of_zero_are_unlabelled(original, reread):
-    """As in the official loader; CrowdPose counts visible keypoints only and so leaves out those who are hidden."""
+    """As in the official loader. CrowdPose counts only visible keypoints, so fully hidden people have a count of 0."""
     data = original("coco")
     whole = reread("coco", data)
     labels = reread("coco", changed(data, ["annotations", 0, "num_keypoints"], 0))
@@ -36,7 +36,7 @@ def test_people_with_a_keypoint_count_of_zero_are_unlabelled(original, reread):
     assert labels.unlabelled == whole.unlabelled + 1 and not labels.problems
 
 
-def test_keypoints_of_a_users_own_set(tmp_path):
+def test_users_own_keypoint_set(tmp_path):
     pen = tmp_path / "pen.json"
     pen.write_text(json.dumps({"name": "pen", "names": ["tip", "cap"]}))
     row = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 9, 9], "keypoints": [2, 3, 0.5, 5, 6, 0]}

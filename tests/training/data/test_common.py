@@ -1,4 +1,4 @@
-"""Image files by the names that annotation files give them, those of other machines too."""
+"""Image files are found by the names in annotation files, even if those were written on another machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def test_plain_names_are_taken_as_they_stand(tmp_path):
+def test_plain_names_are_used_unchanged(tmp_path):
     assert image_paths(tmp_path, ["a.jpg", "b/c.jpg", "../d.jpg"]) == [
         tmp_path / "a.jpg", tmp_path / "b" / "c.jpg", tmp_path / ".." / "d.jpg",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("there", "found"),
+    ("existing", "found"),
     [
         (["29wolf/clip1/13.jpg"], "29wolf/clip1/13.jpg"),
         (["AP-36k-patr1/29wolf/clip1/13.jpg", "clip1/13.jpg", "13.jpg"], "AP-36k-patr1/29wolf/clip1/13.jpg"),
@@ -33,27 +33,27 @@ def test_plain_names_are_taken_as_they_stand(tmp_path):
         ([], "Animal_pose/AP-36k-patr1/29wolf/clip1/13.jpg"),
     ],
 )
-def test_windows_paths_mean_the_longest_tail_that_exists(tmp_path, there, found):
-    touch(tmp_path, *there)
+def test_windows_paths_match_the_longest_tail_that_exists(tmp_path, existing, found):
+    touch(tmp_path, *existing)
     assert image_paths(tmp_path, [WINDOWS]) == [tmp_path / found]
     assert image_paths(tmp_path, [WINDOWS.replace("\\", "/")]) == [tmp_path / found]
     assert image_paths(tmp_path, [WINDOWS[2:].replace("\\", "/")]) == [tmp_path / found]  # a root, but no drive
 
 
-def test_missing_windows_paths_are_looked_for_beside_their_siblings(tmp_path):
+def test_missing_windows_paths_are_expected_beside_their_siblings(tmp_path):
     touch(tmp_path, "29wolf/clip1/13.jpg")
     found, missing = image_paths(tmp_path, [WINDOWS, WINDOWS.replace("13", "14")])
     assert found == tmp_path / "29wolf/clip1/13.jpg" and missing == tmp_path / "29wolf/clip1/14.jpg"
 
 
-def test_two_images_are_never_one_file(tmp_path):
-    """13.jpg of two clips, and one 13.jpg that nobody sorted into a folder: whose it is cannot be known."""
+def test_two_images_never_get_the_same_file(tmp_path):
+    """Two clips have a 13.jpg, but the only file called so is in no clip folder: it could belong to either clip."""
     touch(tmp_path, "13.jpg", "clip3/13.jpg")
     names = [WINDOWS, WINDOWS.replace("clip1", "clip2"), WINDOWS.replace("clip1", "clip3")]
     first, second, third = image_paths(tmp_path, names)
     assert not first.exists() and not second.exists() and "clip2" in str(second)
     assert third == tmp_path / "clip3/13.jpg"
-    same = image_paths(tmp_path, [WINDOWS.replace("clip1", "clip3")] * 2)  # one image with two ids
+    same = image_paths(tmp_path, [WINDOWS.replace("clip1", "clip3")] * 2)  # the same image under two ids
     assert same == [tmp_path / "clip3/13.jpg"] * 2
 
 

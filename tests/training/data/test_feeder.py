@@ -1,4 +1,4 @@
-"""The feeder: batches in order, waiting counted, and no worker that outlives it."""
+"""The feeder: batches come in order, waiting time is counted, and no worker outlives it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys(samples):
 
 @pytest.fixture
 def start_feeder(samples, keys):
-    """start_feeder(workers) -> a feeder of six batches of two people."""
+    """start_feeder(workers) -> a feeder with six batches of two people."""
     codecs = {"coco": HeatmapCodec(COCO.keypoint_set, SIZE)}
     return lambda workers: Feeder(samples, keys, codecs, torch.device("cpu"), workers)
 
@@ -53,7 +53,7 @@ def test_the_feeder_gives_the_batches_in_order_and_counts_waiting(samples, keys,
             fed.take()
 
 
-def test_workers_end_with_the_feeder_while_an_error_holds_on_to_it(start_feeder):
+def test_workers_end_with_the_feeder_even_if_a_traceback_holds_it(start_feeder):
     def fail():
         with start_feeder(2) as fed:
             fed.take()
@@ -70,7 +70,7 @@ def test_workers_end_with_the_feeder_while_an_error_holds_on_to_it(start_feeder)
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers are forked")
 def test_workers_end_when_the_training_is_killed_while_they_start(start_feeder, monkeypatch):
-    """Then torch's own look at the parent comes too late."""
+    """In this case torch's own check of the parent process comes too late."""
     real, (readable, writable) = feeder._end_with_parent, os.pipe()
 
     def slow(worker):
@@ -90,7 +90,7 @@ def test_workers_end_when_the_training_is_killed_while_they_start(start_feeder, 
     workers = [int.from_bytes(os.read(readable, 8), "little") for _ in range(2)]
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    gone = select.select([readable], [], [], 20)[0] and os.read(readable, 1) == b""  # the last one to hold it has ended
+    gone = select.select([readable], [], [], 20)[0] and os.read(readable, 1) == b""  # no writer is left
     os.close(readable)
     if not gone:
         for pid in workers:

@@ -1,4 +1,4 @@
-"""Hands of InterHand2.6M: projected joint by joint, used with root and twelve joints, damage by name."""
+"""InterHand2.6M: projection equals a loop over joints, hands need their root and twelve joints, damage is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitpose_training.data.read import read_labels
 NAN = float("nan")
 
 
-def test_interhand_projection_joint_by_joint(samples):
+def test_interhand_projection_equals_a_loop_over_joints(samples):
     folder = samples / "interhand2.6m"
     data, camera, world = (read_json(folder / f"test_interhand2.6m_{k}.json") for k in ("data", "camera", "joint_3d"))
     labels = read_labels("interhand", folder / "test_interhand2.6m_data.json", folder)
@@ -46,9 +46,9 @@ def test_interhand_projection_joint_by_joint(samples):
 
 
 def test_interhand_cameras_look_along_z():
-    """A camera at (1, 2, 3), turned a quarter about z: world x is its y."""
-    turn = [0, -1, 0, 1, 0, 0, 0, 0, 1]
-    camera = np.array([[1, 2, 3, *turn, 100, 200, 10, 20]], dtype=float)
+    """A camera at (1, 2, 3), rotated by 90 degrees about z, so that the world's x axis is the camera's y axis."""
+    rotation = [0, -1, 0, 1, 0, 0, 0, 0, 1]
+    camera = np.array([[1, 2, 3, *rotation, 100, 200, 10, 20]], dtype=float)
     points, depth = project(np.array([[[1.5, 2.25, 5.0]]]), camera)
     np.testing.assert_allclose(points, [[[10 - 0.25 / 2 * 100, 20 + 0.5 / 2 * 200]]])
     assert depth.tolist() == [[2]]
@@ -69,8 +69,8 @@ def test_interhand_hands_need_their_root_and_twelve_joints(original, reread):
     assert used(0, 0, [0] * 9 + [1] * 12) == (everybody, 0)
     assert used(0, 0, [0] * 10 + [1] * 11) == (rest, 1)  # too few
     assert used(0, 0, [1] * 20 + [0]) == (rest, 1)  # no root
-    assert used(0, 0, [0] * 21) == (rest, 0)  # an image of the left hand alone: no entry
-    assert used(2, 1, [0] * 21)[1] == 1  # an annotation without a hand
+    assert used(0, 0, [0] * 21) == (rest, 0)  # only the left hand is annotated: the right one is no entry
+    assert used(2, 1, [0] * 21)[1] == 1  # an annotation without any hand is one
 
     now = copy.deepcopy(data)
     now["annotations"][0]["joint_valid"][:9] = [[0]] * 9
@@ -80,7 +80,7 @@ def test_interhand_hands_need_their_root_and_twelve_joints(original, reread):
     np.testing.assert_allclose(person.box, [*points.min(0), *(points.max(0) - points.min(0))], atol=1e-3)
 
 
-def test_interhands_companions_must_be_there(samples, tmp_path):
+def test_interhands_companions_are_required(samples, tmp_path):
     content = (samples / FILES["interhand"][1]).read_bytes()
     (tmp_path / "x_data.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x_camera\.json: no such file"):
@@ -111,7 +111,7 @@ def test_interhands_companions_must_be_there(samples, tmp_path):
         ("joint_3d", ["3", "69148", "world_coord"], [[0, 0, 1000]] * 42, "has its valid joints in one row or column"),
     ],
 )
-def test_damage_in_interhands_companions_is_named(original, reread, tmp_path, kind, path, value, reason):
+def test_damage_in_interhands_companions_is_reported(original, reread, tmp_path, kind, path, value, reason):
     labels = reread("interhand", original("interhand"), **{kind: changed(original("interhand", kind), path, value)})
     named = [p for p in labels.problems if reason in p]
     assert named and all(p.startswith(f"{tmp_path / 'x_data.json'}: annotation ") for p in labels.problems)

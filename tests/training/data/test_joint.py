@@ -1,4 +1,4 @@
-"""ViTPose++ on six data sets at once: the tiny model learns their samples by heart, and needs its experts for that."""
+"""Joint training of ViTPose++ on six data sets: the tiny model overfits their samples, which needs its experts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = {
 
 @pytest.fixture
 def sources(samples, tmp_path):
-    """task -> (annotation file, image folder); the wolves, of which there are no pixels, are rendered."""
+    """task -> (annotation file, image folder). The sample of APT-36K has no images, so its wolves are rendered."""
     out = {task: (samples / file, samples / (folder or "")) for task, (file, folder) in FILES.items()}
     out["apt36k"] = out["apt36k"][0], tmp_path / "wolves"
     render(read_labels("apt36k", *out["apt36k"]))
@@ -43,7 +43,7 @@ def sources(samples, tmp_path):
 
 
 def render(labels):
-    """Skeletons in the colours of their keypoints on a blurred ground."""
+    """Write the images of `labels`: skeletons in the colors of their keypoints on a blurred background."""
     rng, keypoints = np.random.default_rng(0), labels.data_set.keypoint_set
     for image in labels.truth["images"]:
         small = Image.fromarray(rng.integers(60, 190, (27, 48, 3), dtype=np.uint8))
@@ -54,15 +54,15 @@ def render(labels):
             for a, b in keypoints.skeleton:
                 if person.visible[a] and person.visible[b]:
                     canvas.line((*points[a], *points[b]), fill=(240, 240, 60), width=3)
-            for (x, y), seen, colour in zip(points, person.visible, keypoint_colours(keypoints)):
+            for (x, y), seen, color in zip(points, person.visible, keypoint_colours(keypoints)):
                 if seen:
-                    canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+                    canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
         image["path"].parent.mkdir(parents=True, exist_ok=True)
         picture.save(image["path"])
 
 
 def ceiling(labels, size=(256, 192)):
-    """The score of decoded perfect targets: what a network that gives exactly its targets would get."""
+    """Return the score of a network whose heatmaps equal the training targets."""
     codec, rows = HeatmapCodec(labels.data_set.keypoint_set, size), []
     for person in labels.people:
         center, scale = (torch.from_numpy(v)[None] for v in crop_of(person, size))
@@ -80,7 +80,7 @@ def main_number(labels, metrics):
 
 
 def test_perfect_targets_have_the_known_ceilings(sources):
-    """Quarter-pixel decoding of 48x64 maps caps AI Challenger, whose sigmas are small, and whole bodies."""
+    """Quarter-pixel decoding of 64x48 heatmaps limits AI Challenger, whose sigmas are small, and whole bodies."""
     found = {task: ceiling(read_labels(task, *files)) for task, files in sources.items()}
     known = {"coco": 1.0, "aic": 0.751, "mpii": 100.0, "ap10k": 1.0, "apt36k": 1.0, "wholebody": 0.805}
     assert found == pytest.approx(known, abs=1e-3)
@@ -99,7 +99,7 @@ def test_a_joint_dry_run(sources, tmp_path):
 
 @torch.no_grad()
 def loss_of(model, labels):
-    """The training loss of a task on the crops of evaluation."""
+    """Return the training loss of a task on the crops that evaluation uses."""
     config = model.config
     codec = HeatmapCodec(labels.data_set.keypoint_set, config.image_size, config.heatmap_size)
     samples = SampleSet([labels], config.image_size)
@@ -109,11 +109,12 @@ def loss_of(model, labels):
 
 
 @pytest.mark.slow
-def test_six_data_sets_by_heart(sources, tmp_path):
-    """About 4 minutes on two cores: every task reaches 0.95 of its ceiling, and loses without its experts.
+def test_six_data_sets_are_overfitted(sources, tmp_path):
+    """Every task reaches 0.95 of its ceiling, and loses score without its experts. About 4 minutes on two cores.
 
-    Sizes and angles vary a little: then the best answer to integer-centred targets leans to the side where the keypoint
-    is, which the quarter-pixel decoder reads. On crops that are always the same the side is noise (AIC: 0.6 of 0.75).
+    Scale and rotation vary a little. Then the best fit to the integer-centered targets is skewed to the side of the
+    peak on which the keypoint is, and the quarter-pixel decoder reads that. On crops that never change the skew is
+    noise (AIC reaches 0.6 of 0.75).
     """
     annotations, images = (tuple(sources[task][i] for task in PLUS_TASKS) for i in (0, 1))
     views = Augmentation(0.0, False, 0.0, 0.0, scale_factor=0.1, rotation_degrees=4.0, rotation_probability=1.0)
@@ -143,4 +144,4 @@ def test_six_data_sets_by_heart(sources, tmp_path):
         assert found == pytest.approx(metrics[f"{task} {labels.data_set.metric.headline}"], abs=1e-9)
         assert found >= 0.95 * most, task
         assert loss_without > 1.2 * loss, task
-    assert fallen["aic"] > 0.1 and fallen["wholebody"] > 0.1  # where half a heatmap pixel counts
+    assert fallen["aic"] > 0.1 and fallen["wholebody"] > 0.1  # the tasks that are sensitive to half a heatmap pixel

@@ -1,7 +1,7 @@
-"""Malformed annotation and detection files, one damage each: none is silent, no traceback, nothing else is lost.
+"""Malformed annotation and detection files: every damage is reported, and nothing else is lost.
 
-Damage to one entry is named with file, entry and field, and everybody else is read as before; damage to a whole file is
-a ValueError or OSError of one line that names the file.
+Damage to one entry is reported with file, entry and field, and all other people are read as before. Damage to a whole
+file raises a one-line ValueError or OSError that names the file. Each test case has one damage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vitpose_training.evaluation.scores import check_can_evaluate
 
 
 def lost(damage, data):
-    """Ids of the annotations that a damaged entry takes with it."""
+    """Return the ids of the annotations that become unusable through a damage."""
     layout, path = damage.layout, damage.path
     if layout == "mpii":
         return {path[0]}
@@ -53,7 +53,7 @@ def lost(damage, data):
 
 
 def known(labels):
-    """Everything that was read of every person."""
+    """Return all that was read about each person, by annotation id."""
     return {
         p.annotation_id: (
             p.image,
@@ -74,7 +74,7 @@ def name_of(damage):
 
 
 @pytest.mark.parametrize("damage", ENTRIES, ids=name_of)
-def test_damaged_entries_are_named_and_the_rest_is_read(original, reread, tmp_path, damage):
+def test_damaged_entries_are_reported_and_the_rest_is_read(original, reread, tmp_path, damage):
     before, data = reread(damage.layout, original(damage.layout)), original(damage.layout)
     damaged = changed(original(damage.layout, damage.kind), damage.path, damage.value)
     after = reread(damage.layout, **{"data": data, damage.kind: damaged})
@@ -85,7 +85,7 @@ def test_damaged_entries_are_named_and_the_rest_is_read(original, reread, tmp_pa
     gone = lost(damage, data)
     assert known(after) == {key: value for key, value in known(before).items() if key not in gone}
     assert set(damage.path[:1]) == {"categories"} or gone & known(before).keys()
-    if damage.path[0] == "annotations":  # every entry is counted once
+    if damage.path[0] == "annotations":  # every entry counts once
         hands = 2 if damage.layout == "interhand" else 1
         assert 1 <= len(after.problems) <= hands and before.entries - hands < after.entries <= before.entries
     if before.truth is not None:
@@ -97,11 +97,11 @@ WHOLE = [(layout, text) for layout in FILES for text in TEXTS]
 
 
 @pytest.mark.parametrize(("layout", "text"), WHOLE)
-def test_files_of_no_use_are_refused(original, reread, tmp_path, layout, text):
-    """Each of a data set's files; InterHand has three."""
+def test_unusable_files_are_refused(original, reread, tmp_path, layout, text):
+    """Each file of a layout in turn; InterHand has three."""
     for kind in ("data", *(COMPANIONS if layout == "interhand" else ())):
         if text == "an object of nothing" and kind != "data":
-            continue  # then every annotation is named, as its camera is not there
+            continue  # not an unusable file: every annotation is reported instead, because its camera is missing
         reread(layout, original(layout))
         file = tmp_path / f"x_{kind}.json"
         whole = file.read_bytes()
@@ -138,7 +138,7 @@ CROWDS = [MISSING, None, "0.5", NAN, [0.5], True]
 
 @pytest.mark.parametrize("value", CROWDS, ids=lambda v: "missing" if v is MISSING else repr(v))
 def test_images_without_a_crowd_index_cannot_be_evaluated(original, reread, tmp_path, value):
-    """They can be trained on."""
+    """But they can be trained on."""
     labels = reread("crowdpose", changed(original("crowdpose"), ("images", 0, "crowdIndex"), value))
     assert known(labels) == known(reread("crowdpose", original("crowdpose"))) and not labels.problems
     with pytest.raises(ValueError) as error:
@@ -159,7 +159,7 @@ DETECTIONS = [
 
 
 @pytest.mark.parametrize(("path", "value", "word"), DETECTIONS)
-def test_damaged_detections_are_named(tmp_path, path, value, word):
+def test_damaged_detections_are_reported(tmp_path, path, value, word):
     rows = [{"image_id": i, "category_id": 1, "bbox": [10, 20, 60, 50.5], "score": 0.9} for i in (1, 2, 3)]
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(rows))
@@ -171,7 +171,7 @@ def test_damaged_detections_are_named(tmp_path, path, value, word):
     assert problem.startswith(f"{file}: detection 1") and word in problem and "\n" not in problem
 
 
-def test_there_are_more_than_200_and_all_differ():
+def test_there_are_at_least_200_different_cases():
     tables = {"entries": ENTRIES, "whole": WHOLE, "lists": LISTS, "crowds": CROWDS, "detections": DETECTIONS}
     every = [f"{name}: {one!r}" for name, table in tables.items() for one in table]
     assert len(set(every)) == len(every) >= 200

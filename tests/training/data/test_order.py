@@ -1,4 +1,4 @@
-"""Which sample comes when: every sample once an epoch, small sets more often, the same samples for any processes."""
+"""The order of samples: each once per epoch or balanced by task, and the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def test_an_epoch_is_every_sample_once_in_full_batches():
     assert Order(["coco"] * 10, 4, seed=1).step(4) == order.step(4) != Order(["coco"] * 10, 4, seed=2).step(4)
 
 
-def test_balanced_sampling_goes_round_the_small_sets_more_often():
+def test_balanced_sampling_repeats_small_sets_more_often():
     tasks = ["big"] * 30 + ["small"] * 4 + ["tiny"]
     proportional, balanced = (Order(tasks, 5, 0, kind) for kind in ("proportional", "balanced"))
     count = Counter(tasks[k.sample] for step in range(7 * 4) for k in proportional.step(step))
     assert count == {"big": 120, "small": 16, "tiny": 4}
     drawn = [k.sample for step in range(7 * 4) for k in balanced.step(step)]
     count = Counter(tasks[i] for i in drawn)
-    assert all(abs(n - 140 / 3) <= 4 for n in count.values())  # 12 of each are drawn, 35 of those 36 used
+    assert all(abs(n - 140 / 3) <= 4 for n in count.values())  # per epoch: 12 of each are drawn, 35 of the 36 are used
     each = Counter(i for i in drawn if tasks[i] == "small")
     assert max(each.values()) - min(each.values()) <= 4
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, None), (3, 2), (8, 1)])
-def test_however_it_is_shared_out_an_update_has_the_same_samples(processes, micro):
+def test_a_step_has_the_same_samples_for_any_processes_and_micro_batches(processes, micro):
     order = Order(["coco"] * 20, 8, seed=0)
     shares = [list(MicroBatches(order, range(1, 3), micro, r, processes)) for r in range(processes)]
     pieces = MicroBatches(order, range(1, 3), micro, 0, processes).pieces()

@@ -1,6 +1,6 @@
-"""A data set with a layout and a metric of its own: defined here, read, trained on and scored by the library as it is.
+"""A user-defined data set with its own layout and metric is read, trained on and scored by the unchanged library.
 
-In the library it would be a reader, a metric and a row of the catalogue: three files.
+To add it to the library would take a reader, a metric and a row of the catalog, in three files.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vitpose_training.evaluation.validate import evaluate_labels
 from vitpose_training.run.presets import PRESETS
 from vitpose_training.run.train import train
 
-PEN = vp.KeypointSet("pen", ("tip", "cap"), (), ((0, 1),), None, ())  # without sigmas: OKS is not defined for it
+PEN = vp.KeypointSet("pen", ("tip", "cap"), (), ((0, 1),), None, ())  # no sigmas, so OKS is not defined for it
 
 
 def read_pens(data_set, file, folder):
-    """A pen per line: image, then x and y of tip and cap in pixels. Its box is theirs, 10 pixels larger."""
+    """Read one pen per line: image, then x and y of tip and cap in pixels. The box has a margin of 10 pixels."""
     people, problems = [], []
     for number, line in enumerate(file.read_text().splitlines()):
         image, *values = line.split()
@@ -44,7 +44,7 @@ def read_pens(data_set, file, folder):
 
 
 def score_pens(files, results):
-    """Share of tips, in per cent, that are nearer than 3 pixels, and the largest distance."""
+    """Return the percentage of tips with an error below 3 pixels, and the largest error."""
     tips = {person.annotation_id: person.keypoints[0] for labels in files for person in labels.people}
     away = [float(np.linalg.norm(points_of(row)[0] - tips[row["annotation_id"]])) for row in results]
     return {"tips": 100 * sum(d < 3 for d in away) / len(tips), "worst": max(away, default=-1.0)}
@@ -62,7 +62,7 @@ PENS = DataSet(
 
 @pytest.fixture
 def pens(tmp_path):
-    """Folder of all data sets, with that of pens: three of them on two images, one line damaged."""
+    """Root folder of data sets, with one of pens: three pens on two images, and a damaged line."""
     folder = tmp_path / "pens"
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):
@@ -82,7 +82,7 @@ def results_of(labels, move=0.0):
     return out
 
 
-def test_its_own_files_are_read(pens):
+def test_own_files_are_read(pens):
     file, images = PENS.split(pens, "val")
     labels = read_labels(PENS, file, images)
     assert labels.summary() == "pen: 3 used of 4 entries on 2 images (0 without keypoints, 0 crowds, 1 refused)"
@@ -92,11 +92,11 @@ def test_its_own_files_are_read(pens):
     smaller = replace(PENS, layout=replace(PENS.layout, boxes_lose_a_pixel=True))
     assert adjusted(read_labels(smaller, file, images), official_boxes=False).people[0].box == (10, 10, 51, 61)
     file.write_text("a.png 1 2 3\n")
-    with pytest.raises(ValueError, match=r"val\.txt: no person with labelled pen keypoints; the first of 1 problems"):
+    with pytest.raises(ValueError, match=r"val\.txt: no person with labeled pen keypoints; the first of 1 problems"):
         read_labels(PENS, file, images)
 
 
-def test_its_people_become_batches(pens):
+def test_own_people_become_batches(pens):
     labels = read_labels(PENS, *PENS.split(pens, "train"))
     samples = SampleSet([labels], (64, 48))
     batch = make_batch([samples[0, i, i] for i in range(3)], {"pen": HeatmapCodec(PEN, (64, 48), (16, 12))}, "cpu")
@@ -104,7 +104,7 @@ def test_its_people_become_batches(pens):
     assert bool(batch.parts["pen"].visible.all())
 
 
-def test_its_own_metric_scores_it(pens):
+def test_own_metric_scores_results(pens):
     labels = read_labels(PENS, *PENS.split(pens, "val"))
     check_can_evaluate([labels])
     assert score([labels], results_of(labels)) == {"tips": 100.0, "worst": 0.0}
@@ -114,7 +114,7 @@ def test_its_own_metric_scores_it(pens):
 
 
 def test_a_model_is_evaluated_on_it(pens):
-    """Poses that are much alike all count: without sigmas there is no OKS to suppress them by."""
+    """Without sigmas there is no OKS, so similar poses are not suppressed and all of them count."""
     torch.manual_seed(0)
     model = vp.create_model("vitpose-tiny", tasks=(PEN,), image_size=(64, 48), depth=1)
     labels = read_labels(PENS, *PENS.split(pens, "val"))
@@ -123,8 +123,8 @@ def test_a_model_is_evaluated_on_it(pens):
     assert [row["annotation_id"] for row in results] == [0, 2, 3] and problems == []
 
 
-def test_its_own_metric_keeps_equal_detections(pens, tmp_path):
-    """With COCO's files, whose people may be detected: where OKS does not matter, nobody is suppressed by it."""
+def test_own_metric_keeps_equal_detections(pens, tmp_path):
+    """Detections are possible with COCO files. If the metric does not use OKS, no detection is suppressed."""
     count_all = Metric(lambda files, results: {"found": float(len(results))}, headline="found", by_oks=False)
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 50, 60], "keypoints": [20, 20, 2, 50, 60, 2]}
     image = {"id": 1, "file_name": "a.png", "width": 100, "height": 80}
@@ -138,7 +138,7 @@ def test_its_own_metric_keeps_equal_detections(pens, tmp_path):
 
 
 def test_a_model_is_trained_on_it(pens, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "DATA_SETS", {**catalog.DATA_SETS, "pen": PENS})  # a row of the catalogue
+    monkeypatch.setattr(catalog, "DATA_SETS", {**catalog.DATA_SETS, "pen": PENS})  # a row of the catalog
     config = replace(
         PRESETS["tiny"][1], tasks=("pen",), data=pens, out=tmp_path / "run", image_size=(64, 48), batch_size=3,
         epochs=1, device="cpu",

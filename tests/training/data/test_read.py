@@ -1,4 +1,4 @@
-"""Every data set's own files to people: as many as the official loaders count, damage by name, files of no use."""
+"""Readers of all data sets: as many people as in the official loaders, reported damage, refused unusable files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAVES = [None, "", "x", -1, 0, 1e308, NAN, [], {}, True, [[1]], "1", 10**400]
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "used", "unlabelled", "crowd", "images"),
+    ("name", "file", "used", "unlabeled", "crowd", "images"),
     [
         ("coco", "coco/test_coco.json", 12, 2, 0, 4),
         ("coco", "coco/extra_ccby_val2017.json", 13, 12, 0, 6),
@@ -34,14 +34,14 @@ LEAVES = [None, "", "x", -1, 0, 1e308, NAN, [], {}, True, [[1]], "1", 10**400]
         ("apt36k", "apt-36k/apt36k_wolf_reconstructed.json", 5, 0, 0, 3),
         ("crowdpose", "crowdpose/test_crowdpose.json", 4, 1, 0, 2),
         ("crowdpose", "crowdpose/crowdpose_val.json", 7074, 1347, 106, 2000),
-        # two images with both hands, two with one: each hand with more than 11 valid joints is a sample of its own
+        # two images with both hands, two with one: each hand with more than 11 valid joints is a separate sample
         ("interhand", "interhand2.6m/test_interhand2.6m_data.json", 6, 0, 0, 4),
     ],
 )
-def test_as_many_people_as_the_official_loaders_count(samples, name, file, used, unlabelled, crowd, images):
+def test_as_many_people_as_in_the_official_loaders(samples, name, file, used, unlabeled, crowd, images):
     labels = read_labels(name, samples / file, (samples / file).parent)
     counts = (len(labels.people), labels.unlabelled, labels.crowd, labels.images, labels.problems)
-    assert counts == (used, unlabelled, crowd, images, [])
+    assert counts == (used, unlabeled, crowd, images, [])
     k = DATA_SETS[name].keypoint_set.num_keypoints
     for person in labels.people:
         assert person.keypoints.shape == (k, 2) and person.visible.shape == (k,)
@@ -60,11 +60,7 @@ def test_as_many_people_as_the_official_loaders_count(samples, name, file, used,
 
 
 A0, E0 = ["annotations", 0], [0]
-
-
 HUMAN = "human1"
-
-
 DAMAGE = [
     ("coco", [*A0, "bbox"], [1, 2, NAN, 4], "annotation 0 (id 442619): bbox is [1, 2, nan, 4], expected four"),
     ("coco", [*A0, "id"], 198196, "annotation 1 (id 198196): the id is already used by annotation 0"),
@@ -89,7 +85,7 @@ DAMAGE = [
     ("aic original", [0, "keypoint_annotations", HUMAN, 2], 0, "keypoint_annotations has visibility 0, expected 1, 2"),
     ("mpii", E0, None, "entry 0: is None, expected a JSON object"),
     ("mpii", [0, "image"], MISSING, "entry 0: no image"),
-    ("mpii", [0, "center"], [-1, -1], "entry 0 (image '005808361.jpg'): center is [-1, -1]: nobody, expected"),
+    ("mpii", [0, "center"], [-1, -1], "entry 0 (image '005808361.jpg'): center is [-1, -1], which marks a missing"),
     ("mpii", [0, "center"], [5], "center is [5], expected 2 finite numbers"),
     ("mpii", [0, "scale"], -2, "scale is -2, expected a number > 0"),
     ("mpii", [0, "scale"], NAN, "scale is nan, expected a number > 0"),
@@ -114,7 +110,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("layout", "path", "value", "reason"), DAMAGE, ids=lambda v: str(v)[:40])
-def test_damage_is_named_and_the_rest_is_read(original, reread, tmp_path, layout, path, value, reason):
+def test_damage_is_reported_and_the_rest_is_read(original, reread, tmp_path, layout, path, value, reason):
     data = original(layout)
     whole = reread(layout, data)
     labels = reread(layout, changed(data, path, value))
@@ -147,7 +143,7 @@ def test_damage_is_named_and_the_rest_is_read(original, reread, tmp_path, layout
         (
             "aic original",
             [{"image_id": 3, "human_annotations": {}, "keypoint_annotations": {}}],
-            "no person with labelled aic keypoints",
+            "no person with labeled aic keypoints",
         ),
         ("mpii", {}, "is {}, expected MPII's list of people"),
         ("mpii", [], "no usable entry among 0"),
@@ -156,7 +152,7 @@ def test_damage_is_named_and_the_rest_is_read(original, reread, tmp_path, layout
         ("interhand", {"images": [], "annotations": [1]}, "no usable annotation among 1; the first of 1 problems"),
     ],
 )
-def test_files_of_no_use_are_one_line(reread, tmp_path, layout, data, reason):
+def test_unusable_files_raise_one_line(reread, tmp_path, layout, data, reason):
     with pytest.raises(ValueError) as error:
         reread(layout, data)
     text = str(error.value)
@@ -165,31 +161,29 @@ def test_files_of_no_use_are_one_line(reread, tmp_path, layout, data, reason):
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_files_that_hold_something_else_are_one_line(reread, tmp_path, layout):
+def test_files_that_hold_something_else_raise_one_line(reread, tmp_path, layout):
     for content in LEAVES:
         with pytest.raises(ValueError) as error:
             reread(layout, content)
         assert str(error.value).startswith(f"{tmp_path / 'x_data.json'}: ") and "\n" not in str(error.value)
 
 
-def test_files_in_which_nobody_is_left_are_refused(original, reread):
+def test_files_without_a_usable_person_are_refused(original, reread):
     data = original("mpii")[:1]
-    with pytest.raises(ValueError, match="no person with labelled mpii keypoints$"):
+    with pytest.raises(ValueError, match="no person with labeled mpii keypoints$"):
         reread("mpii", changed(data, [0, "joints_vis"], [0] * 16))
     data = original("coco")
     rows = [{**a, "iscrowd": 1} for a in data["annotations"][:1]] + [3]
-    with pytest.raises(
-        ValueError, match="no person with labelled coco .*; the first of 1 problems: annotation 1: is 3"
-    ):
+    with pytest.raises(ValueError, match="no person with labeled coco .*; the first of 1 problems: annotation 1: is 3"):
         reread("coco", {**data, "annotations": rows})
 
 
 @pytest.mark.parametrize("layout", FILES)
 def test_random_damage(original, reread, tmp_path, damage, layout):
-    """Whatever happens to a file is said in one line; what is left can be trained on and scored."""
+    """Any damage is reported in one line, and what remains can be trained on and scored."""
     rng = random.Random(0)
     data = original(layout)
-    if isinstance(data, dict):  # smaller: more of the damage is where it matters
+    if isinstance(data, dict):  # keep little else, so that more of the damage hits the annotations
         known = {image["id"] for image in data["images"]}
         annotations = [row for row in data["annotations"][:5] if row["image_id"] in known]
         data = {"images": [image for image in data["images"] if "file_name" in image], "annotations": annotations}

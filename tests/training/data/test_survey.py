@@ -1,4 +1,4 @@
-"""`vitpose-fast info DATASET`: what it counts, names and draws; anything else as before."""
+"""`vitpose-fast info`: it counts, checks and draws the people of a data set, and still describes checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitpose_training.data.people import Person
 from vitpose_training.data.survey import TILE, draw_person
 
 PEN = {"name": "pen", "names": ["left_tip", "right_cap", "ring"], "skeleton": [["left_tip", "ring"]]}
-GREYS = (60, 120, 180)
+GRAYS = (60, 120, 180)
 
 
 def run(*args: str) -> int:
@@ -31,13 +31,16 @@ def run(*args: str) -> int:
 
 @pytest.fixture
 def pens(tmp_path, monkeypatch):
-    """Working folder with pen.json, pens.json and images/1.png to 3.png of 120x80, each of one grey, a pen on each."""
+    """Working directory with pen.json, pens.json and images/1.png to 3.png, with one pen on each image.
+
+    Images are 120 pixels wide and 80 high, and each has one shade of gray.
+    """
     monkeypatch.chdir(tmp_path)
     Path("pen.json").write_text(json.dumps(PEN))
     Path("images").mkdir()
     rows = []
-    for i, grey in enumerate(GREYS, 1):
-        Image.new("RGB", (120, 80), (grey, grey, grey)).save(f"images/{i}.png")
+    for i, gray in enumerate(GRAYS, 1):
+        Image.new("RGB", (120, 80), (gray, gray, gray)).save(f"images/{i}.png")
         keypoints = [30, 30, 2, 50, 50, 0 if i == 1 else 1, 60, 40, 2]
         rows.append({"id": i, "image_id": i, "category_id": 1, "bbox": [20, 10, 61, 61], "keypoints": keypoints})
     write(rows)
@@ -59,15 +62,15 @@ def tiles(file="data-set.png") -> list[np.ndarray]:
     return [pixels[:, i * (width + 6) : i * (width + 6) + width] for i in range(count)]
 
 
-def test_what_a_sound_data_set_says(pens, capsys):
+def test_output_for_an_undamaged_data_set(pens, capsys):
     assert run(*PENS) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "pen: 3 used of 3 entries on 3 images (0 without keypoints, 0 crowds, 0 refused)",
         "images: 3 of 3 exist",
-        "labelled keypoints of 3 people:",
+        "labeled keypoints of 3 people:",
         "  left_tip  3   right_cap 2   ring      3",
-        "boxes: 60 x 60 pixels in the mean",
+        "mean box size: 60 x 60 pixels",
         "sample: the images of 3 of 3 people can be decoded",
         "picture: data-set.png",
     ]
@@ -79,39 +82,40 @@ def test_the_picture_shows_every_person_with_labelled_keypoints(pens):
     left, right, middle = keypoint_colours(keypoint_set("pen.json"))
     shown = tiles()
     assert len(shown) == 3
-    # the box 60x60 at (20, 10), enlarged by 1.25 to 75 wide: TILE's 192 pixels; its centre (50, 40) is the tile's
+    # The 60x60 box at (20, 10) is enlarged by 1.25, so that 75 pixels fill the 192 of a tile's width. Its center
+    # (50, 40) is the center of the tile.
     scale = TILE[0] / 75
-    for number, (tile, grey) in enumerate(zip(shown, GREYS), 1):
+    for number, (tile, gray) in enumerate(zip(shown, GRAYS), 1):
         places = {
             (30, 30): left,
             (60, 40): middle,
-            (50, 50): (grey,) * 3 if number == 1 else right,
-            (50, 25): (grey,) * 3,
+            (50, 50): (gray,) * 3 if number == 1 else right,
+            (50, 25): (gray,) * 3,
         }
-        for (x, y), colour in places.items():
+        for (x, y), color in places.items():
             column, row = TILE[0] / 2 + (x - 50) * scale, TILE[1] / 2 + (y - 40) * scale
-            assert tile[round(row), round(column)].tolist() == list(colour), (number, x, y)
-        limb = tile[round(TILE[1] / 2 - 5 * scale), round(TILE[0] / 2 - 5 * scale)]  # half way from tip to ring
+            assert tile[round(row), round(column)].tolist() == list(color), (number, x, y)
+        limb = tile[round(TILE[1] / 2 - 5 * scale), round(TILE[0] / 2 - 5 * scale)]  # halfway from tip to ring
         assert limb.tolist() == [(a + b) // 2 for a, b in zip(left, middle)]
-        assert not tile[:20].any() and not tile[-20:].any()  # above and below the image, which is 80 high: black
+        assert not tile[:20].any() and not tile[-20:].any()  # black above and below the image, which is 80 high
 
 
-def test_choice_depends_on_the_seed_alone(pens):
+def test_choice_of_people_depends_only_on_the_seed(pens):
     def picture(seed):
         assert run(*PENS, "--count", "1", "--seed", str(seed), "--out", f"out/{seed}.png") == 0
         return tiles(f"out/{seed}.png")[0]
 
     assert np.array_equal(picture(0), picture(0))
-    greys = {int(picture(seed)[128, 20, 0]) for seed in range(20)}
-    assert greys == set(GREYS)
+    grays = {int(picture(seed)[128, 20, 0]) for seed in range(20)}
+    assert grays == set(GRAYS)
 
 
-def test_no_picture_where_none_is_wanted(pens, capsys):
+def test_a_count_of_0_draws_no_picture(pens, capsys):
     assert run(*PENS, "--count", "0") == 0
     assert not Path("data-set.png").exists() and "picture" not in capsys.readouterr().out
 
 
-def test_damage_is_named(pens, capsys):
+def test_damage_is_reported(pens, capsys):
     write([*pens, {**pens[0], "id": 9, "bbox": None}, {**pens[0], "id": 10, "iscrowd": 1}], width=110)
     Path("images/1.png").unlink()
     Path("images/2.png").write_bytes(b"broken")
@@ -126,7 +130,7 @@ def test_damage_is_named(pens, capsys):
     assert len(tiles()) == 1
 
 
-def test_damaged_annotations_alone_fail(pens, capsys):
+def test_damaged_annotations_set_the_exit_code(pens, capsys):
     write([*pens, {**pens[0], "id": 9, "image_id": 8}])
     assert run(*PENS) == 1
     out, err = capsys.readouterr()
@@ -152,10 +156,10 @@ def test_many_missing_images_are_shortened(pens, capsys):
         (("info", "--data", "sets", "coco"), "sets/coco/annotations/person_keypoints_train2017.json: no such file"),
         (("info", "ochuman", "--data=sets"), "sets/ochuman/annotations/ochuman_coco_format_val_range"),
         (("info", "coco", "--split", "test"), "data set 'coco' has no split 'test'; valid: train, val"),
-        (("info", "pen.json"), "pen.json has no place of its own: give its files by --annotations and --images"),
+        (("info", "pen.json"), "pen.json has no default files, pass them with --annotations and --images"),
         (("info", "coco", "--images", "images"), "got one of --annotations and --images, expected both"),
         (("info", "coco", "--count", "-3"), "got --count -3"),
-        (("info", "coco", "--out", "picture.txt"), "expected a count of at least 0 and a picture called .png"),
+        (("info", "coco", "--out", "picture.txt"), "expected a count of at least 0 and a file ending in .png"),
         (("info", "none.json"), "'none.json': no such file, expected a keypoint set"),
         (("info", "somewhere"), "somewhere: no such file, folder or hub id"),
     ],
@@ -182,8 +186,8 @@ def test_sample_data(samples, tmp_path, capsys, name, folder, file, people):
     assert f"the images of {people} of {people} people can be decoded" in capsys.readouterr().out
     pixels = np.asarray(Image.open(out)).astype(int)
     assert pixels.shape[1] == min(people, 6) * (TILE[0] + 6) - 6
-    colours = {tuple(c) for c in keypoint_colours(vp.KEYPOINT_SETS[name])}
-    assert colours <= set(map(tuple, pixels.reshape(-1, 3).tolist()))
+    colors = {tuple(c) for c in keypoint_colours(vp.KEYPOINT_SETS[name])}
+    assert colors <= set(map(tuple, pixels.reshape(-1, 3).tolist()))
 
 
 def test_a_whole_data_set_below_its_root(samples, tmp_path, monkeypatch, capsys):
@@ -198,7 +202,7 @@ def test_a_whole_data_set_below_its_root(samples, tmp_path, monkeypatch, capsys)
     assert len(tiles()) == 3
 
 
-def test_alike_numbered_keypoints_share_a_cell(samples, tmp_path, capsys):
+def test_numbered_keypoints_with_equal_counts_share_a_cell(samples, tmp_path, capsys):
     file = samples / "coco-wholebody/test_coco_wholebody.json"
     files = ("--annotations", str(file), "--images", str(samples / "coco"), "--count", "0")
     assert run("info", "wholebody", *files) == 0
@@ -207,7 +211,7 @@ def test_alike_numbered_keypoints_share_a_cell(samples, tmp_path, capsys):
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
-def test_huge_boxes_make_no_huge_pictures():
+def test_huge_boxes_do_not_make_huge_pictures():
     keypoints = np.array([[5e5, 5e5], [10, 10], [20, 20]], np.float32)
     person = Person(Path("a.png"), 1, 1, 1, (0.0, 0.0, 999999.0, 1.0), keypoints, np.ones(3, np.float32))
     image = torch.full((30, 40, 3), 200, dtype=torch.uint8)
@@ -215,7 +219,7 @@ def test_huge_boxes_make_no_huge_pictures():
     assert tile.size == TILE and np.asarray(tile)[:60].max() == 0
 
 
-def test_checkpoints_and_versions_are_told_as_before(tmp_path, monkeypatch, capsys):
+def test_checkpoints_and_versions_are_described(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1), "weights")
     assert run("info", "weights") == 0

@@ -1,4 +1,4 @@
-"""People of COCO-WholeBody files: five lists in the order of the channels, parts that are not valid."""
+"""People of COCO-WholeBody files: five lists become 133 channels, and parts that are not valid are unlabeled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitpose_fast.rows import read_json
 from vitpose_training.data.read import read_labels
 
 
-def test_wholebody_parts_are_put_in_the_order_of_the_channels(samples):
+def test_wholebody_parts_are_in_channel_order(samples):
     file = samples / "coco-wholebody/test_coco_wholebody.json"
     labels = read_labels("wholebody", file, samples / "coco")
     rows = {a["id"]: a for a in read_json(file)["annotations"]}
@@ -33,7 +33,7 @@ def test_wholebody_parts_are_put_in_the_order_of_the_channels(samples):
         assert one["num_keypoints"] == other["num_keypoints"] == body and len(one["keypoints"]) == 399
 
 
-def test_wholebody_parts_that_are_not_valid_are_unlabelled(original, reread):
+def test_wholebody_parts_that_are_not_valid_are_unlabeled(original, reread):
     data = original("wholebody")
     first = next(i for i, a in enumerate(data["annotations"]) if a["foot_valid"] and any(a["keypoints"]))
     before = reread("wholebody", data)
@@ -42,6 +42,6 @@ def test_wholebody_parts_that_are_not_valid_are_unlabelled(original, reread):
     assert before.people[index].visible[17:23].any() and not after.people[index].visible[17:23].any()
     assert not any(after.truth["annotations"][first]["keypoints"][3 * 17 + 2 : 3 * 23 : 3])
     np.testing.assert_array_equal(before.people[index].visible[23:], after.people[index].visible[23:])
-    # hands without a body are no person to the official loader, and COCO ignores them
+    # The official loader leaves out annotations without body keypoints, and COCO evaluation ignores them.
     body = changed(data, ["annotations", first, "keypoints"], [0] * 51)
     assert len(reread("wholebody", body).people) == len(before.people) - 1

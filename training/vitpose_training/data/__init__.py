@@ -1,1 +1,1 @@
-"""From annotation files to batches: file -> sample -> crop -> model -> loss."""
+"""Data loading: annotation files, augmentation, and batches of person crops with their keypoints."""

@@ -1,4 +1,4 @@
-"""AI Challenger's own annotation files, made into the COCO form (SPEC 7.3)."""
+"""Read AI Challenger (AIC) annotation files and convert them to COCO format (docs/numerics.md 7.3)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vitpose_fast.rows import Row, field_of, file_name_of, id_of, is_number, rea
 from vitpose_training.data.coco import UNKNOWN_SIZE, coco_labels
 from vitpose_training.data.people import DataSet, Labels, Layout
 
-_VISIBILITY: dict[float, int] = {1: 2, 2: 1, 3: 0}  # visible, occluded, not labelled: theirs -> COCO's
+_VISIBILITY: dict[float, int] = {1: 2, 2: 1, 3: 0}  # AIC's v -> COCO's v: visible, occluded, not labeled
 
 
 def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
-    """People of AI Challenger's original list, or of its conversion to the COCO form.
+    """Read an AIC annotation file, either in its original format (a list) or converted to COCO format (a dict).
 
     Raises:
-        ValueError: a file of no use.
+        ValueError: If the file is not readable or holds no usable entry.
     """
     data, name = read_json(file), str(file)
     converted: list[str] = []
@@ -30,14 +30,24 @@ def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tuple[dict[str, Any], list[str]]:
-    """The original list as COCO annotations without `area` and `iscrowd`: (annotations, problems).
+    """Convert the original AIC list to a COCO dict whose annotations have neither `area` nor `iscrowd`.
 
-    An entry is an image: `image_id` (its file is called so, with .jpg), and by the names of its people
-    `human_annotations` x1, y1, x2, y2 and `keypoint_annotations` x, y, v with v 1 visible, 2 occluded, 3 not labelled.
-    The id of an annotation is "IMAGE_ID HUMAN". Image sizes are not in the file: they are `UNKNOWN_SIZE`.
+    Each entry describes one image. `image_id` is the name of its file without ".jpg". `human_annotations` maps the
+    name of each person to the corners x1, y1, x2, y2 of a box, and `keypoint_annotations` maps it to a flat list of
+    x, y, v, where v is 1 (visible), 2 (occluded) or 3 (not labeled).
+
+    In the result the id of an annotation is "IMAGE_ID PERSON_NAME". The file does not state image sizes, so width and
+    height are `UNKNOWN_SIZE`.
+
+    Args:
+        entries: The content of the file.
+        name: The name of the file, used in messages.
+
+    Returns:
+        The COCO dict, and one line for each damaged entry or person that was left out.
 
     Raises:
-        ValueError: no entry, or no person, is usable.
+        ValueError: If no entry or no person is usable.
     """
     images: dict[int | str, Row] = {}
     annotations: list[Row] = []
@@ -48,7 +58,7 @@ def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tup
             image, people = _entry(entry)
             where += f" (image_id {shown(image['id'])})"
             if image["id"] in images:
-                raise ValueError("the image_id is that of an earlier entry, expected another")
+                raise ValueError("the image_id is already used by an earlier entry, expected a unique one")
         except ValueError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -66,7 +76,7 @@ def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tup
 
 
 def _entry(entry: Any) -> tuple[Row, list[str]]:
-    """(the row of its image, the names of its people)."""
+    """Return the image row of an entry and the names of its people."""
     if not isinstance(entry, dict):
         raise ValueError(f"is {shown(entry)}, expected a JSON object")
     image_id = id_of(entry, "image_id")
@@ -81,7 +91,7 @@ def _entry(entry: Any) -> tuple[Row, list[str]]:
 
 
 def _person(entry: Row, human: str, keypoint_set: KeypointSet) -> Row:
-    """A COCO annotation, but for `image_id`."""
+    """Convert one person to a COCO annotation that lacks only `image_id`."""
     count = 3 * keypoint_set.num_keypoints
     corners = _numbers(entry, "human_annotations", human, 4)
     flat = _numbers(entry, "keypoint_annotations", human, count)
@@ -91,14 +101,15 @@ def _person(entry: Row, human: str, keypoint_set: KeypointSet) -> Row:
     x1, y1, x2, y2 = corners
     box = [x1, y1, x2 - x1, y2 - y1]
     keypoints = [_VISIBILITY[v] if i % 3 == 2 else v for i, v in enumerate(flat)]
-    labelled = sum(v > 0 for v in keypoints[2::3])
-    if min(box[2:]) < 0 or (labelled and clipped_box(box, UNKNOWN_SIZE, UNKNOWN_SIZE) is None):
+    labeled = sum(v > 0 for v in keypoints[2::3])
+    if min(box[2:]) < 0 or (labeled and clipped_box(box, UNKNOWN_SIZE, UNKNOWN_SIZE) is None):
         raise ValueError(f"human_annotations is {shown(corners)}, expected x1 < x2 and y1 < y2 inside the image")
     own = {"id": f"{entry['image_id']} {human}", "category_id": 1, "bbox": box}
-    return own | {"keypoints": keypoints, "num_keypoints": labelled}
+    return own | {"keypoints": keypoints, "num_keypoints": labeled}
 
 
 def _numbers(entry: Row, key: str, human: str, count: int) -> list[float]:
+    """Return the `count` numbers that field `key` holds for one person; raise ValueError if they are damaged."""
     if human not in entry[key]:
         raise ValueError(f"no {key}")
     flat = entry[key][human]

@@ -1,4 +1,7 @@
-"""Top-down augmentation of one person (SPEC 6.2): which crop, how turned, whether mirrored; pixels are cut later."""
+"""Top-down augmentation (docs/numerics.md 6.2): draw the crop, rotation and flip of a person.
+
+This module only decides the geometry of a sample. `vitpose_training.data.batches` cuts the pixels out of the image.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from vitpose_fast.keypoints import KeypointSet
 from vitpose_training.data.people import DataSet, Person
 from vitpose_training.randomness import JITTER, VIEW, draws
 
-View = dict[str, Any]  # center [2], scale [2] in pixels (float32), rotation in degrees (float64), flip (bool)
+View = dict[str, Any]
+"""The geometry of a crop: `center` [2] and `scale` [2] in pixels (float32; `scale` is width and height), `rotation` in
+degrees (float64) and `flip` (bool)."""
 
 
 def no_augmentation(person: Person, image_size: tuple[int, int]) -> View:
-    """The crop that evaluation uses."""
+    """Return the view that evaluation uses: the padded box of the person, upright and not flipped."""
     center, scale = crop_of(person, image_size)
     return {"center": center, "scale": scale, "rotation": np.float64(0), "flip": np.bool_(False)}
 
 
 def crop_of(person: Person, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and size [2] in pixels of a person's crop, float32."""
+    """Return center [2] and size [2] of a person's crop in pixels, float32."""
     return _crop(person.box, image_size, person.padding, person.fix_aspect)
 
 
@@ -36,26 +41,32 @@ def _crop(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How samples vary, with the recipe of the released models. None stands for the value of the data set."""
+    """Augmentation settings. The defaults are the recipe of the released models.
+
+    None means the default of the data set, see `Augmentation.of`.
+    """
 
     jitter_probability: float | None = None
-    """How often the center moves, by up to 0.2 of the box. None: 0.3, but 0 for MPII."""
+    """Probability that the center moves, by up to 0.2 of the box size in x and y. None means 0.3, but 0 for MPII."""
     jitter_every_epoch: bool = False
-    """Move the center anew every epoch; the official code does it once per run."""
+    """Draw the jitter of the center anew every epoch. The official code draws it once per run."""
     flip_probability: float = 0.5
-    """How often a sample is mirrored."""
+    """Probability of a horizontal flip."""
     half_body_probability: float | None = None
-    """How often the upper or the lower body alone is cut out. None: 0.3, but 0 for MPII and InterHand."""
+    """Probability of cropping to the upper or the lower body. None means 0.3, but 0 for MPII and InterHand."""
     half_body_over: int | None = None
-    """Half bodies are cut from people with more labelled keypoints than this. None: 8, but 6 for CrowdPose."""
+    """Crop to half a body only if more keypoints than this are labeled. None means 8, but 6 for CrowdPose."""
     half_body_upper_probability: float = 0.6915
-    """How often it is the upper body. The official code compares a normal draw with 0.5, hence 0.6915."""
+    """Probability that a half-body crop shows the upper body. The official code tests whether a standard normal draw
+    is below 0.5, which has probability 0.6915."""
     scale_factor: float | None = None
-    """Sizes vary by up to this share. None: 0.5, but 0.3 for InterHand."""
+    """Standard deviation of the relative change in crop size, which is clipped at one standard deviation. None means
+    0.5, but 0.3 for InterHand."""
     rotation_degrees: float | None = None
-    """Standard deviation of the rotation, which is cut off at twice it. None: 40, but 90 for InterHand."""
+    """Standard deviation of the rotation angle, which is clipped at two standard deviations. None means 40, but 90 for
+    InterHand."""
     rotation_probability: float = 0.6
-    """How often a sample is rotated."""
+    """Probability that a sample is rotated."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -69,7 +80,7 @@ class Augmentation:
             raise ValueError(f"got augmentation.rotation_degrees={self.rotation_degrees}, expected 0 to 180")
 
     def of(self, data_set: DataSet) -> Augmentation:
-        """With the data set's own values in place of None."""
+        """Return a copy in which the defaults of a data set replace every None."""
         own: dict[str, Any] = {
             "jitter_probability": 0.3 if data_set.jitter else 0.0,
             "half_body_probability": 0.0 if data_set.half_body_over is None else 0.3,
@@ -82,7 +93,16 @@ class Augmentation:
     def __call__(
         self, person: Person, keypoint_set: KeypointSet, image_size: tuple[int, int], seed: int, epoch: int, sample: int
     ) -> View:
-        """The view of a sample in an epoch; nothing may be None any more, see `of`."""
+        """Draw the view of a sample in an epoch. Call this on the result of `of`, which has no field that is None.
+
+        Args:
+            person: The person to crop.
+            keypoint_set: The keypoints of the data set; says which of them belong to the upper body.
+            image_size: (H, W) of the network's input.
+            seed: The seed of the run.
+            epoch: The epoch. With the seed and the sample it determines every random number.
+            sample: The index of the person in the sample set.
+        """
         assert self.jitter_probability is not None and self.half_body_probability is not None
         assert self.half_body_over is not None and self.scale_factor is not None and self.rotation_degrees is not None
         center, scale = crop_of(person, image_size)
@@ -96,8 +116,8 @@ class Augmentation:
             center, scale = half or (center, scale)
         factor = np.clip(rng.standard_normal() * self.scale_factor + 1, 1 - self.scale_factor, 1 + self.scale_factor)
         limit = 2 * self.rotation_degrees
-        turned = rng.random() <= self.rotation_probability
-        rotation = np.clip(rng.standard_normal() * self.rotation_degrees, -limit, limit) if turned else 0.0
+        rotated = rng.random() <= self.rotation_probability
+        rotation = np.clip(rng.standard_normal() * self.rotation_degrees, -limit, limit) if rotated else 0.0
         return {
             "center": center,
             "scale": (scale * factor).astype(np.float32),
@@ -108,10 +128,13 @@ class Augmentation:
     def _half_body(
         self, person: Person, keypoint_set: KeypointSet, image_size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Centre and scale of the upper or the lower body; None if it has too few labelled keypoints."""
+        """Return center and scale of the upper or the lower body.
+
+        None if the chosen half has fewer than two labeled keypoints, or if all of them coincide.
+        """
         upper = np.isin(np.arange(len(person.visible)), keypoint_set.upper_body)
-        labelled = person.visible > 0
-        halves = person.keypoints[labelled & upper], person.keypoints[labelled & ~upper]
+        labeled = person.visible > 0
+        halves = person.keypoints[labeled & upper], person.keypoints[labeled & ~upper]
         if rng.random() < self.half_body_upper_probability and len(halves[0]) > 2:
             chosen = halves[0]
         else:

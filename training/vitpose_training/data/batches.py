@@ -1,4 +1,7 @@
-"""People to samples to batches, whose crops the device cuts. `order` says which sample comes when."""
+"""Training samples and batches: decode the image of each person, cut crops on the device, transform keypoints.
+
+`vitpose_training.data.order` decides which samples make up each batch.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,36 @@ from vitpose_training.data.order import Key
 from vitpose_training.data.people import Labels, Person, all_people
 from vitpose_training.randomness import REPLACEMENT, draws
 
-_TRIES = 20  # unusable images in a row before a sample is given up
+_TRIES = 20  # give up on a sample after this many unusable images in a row
 
 
 @dataclass
 class Sample:
-    """One person with the decoded image and a view of it."""
+    """One person with the decoded image and the view to crop."""
 
     person: Person
     task: str
-    position: int
+    position: int  # in the global batch of its optimizer step
     image: Tensor  # uint8 [h, w, 3]
     view: View
-    bad: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) of those that this one replaces
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of each unusable image this one replaces
 
 
 @dataclass
 class Packed:
-    """Samples whose images lie in one tensor: one piece of shared memory, one upload, each image once."""
+    """Samples whose images share one flat tensor, so that they need one shared-memory block and one upload.
 
-    samples: list[Sample]  # images are empty
+    An image that several samples use is stored once.
+    """
+
+    samples: list[Sample]  # with empty images
     pixels: Tensor  # uint8, flat
-    sizes: list[tuple[int, int]]
-    image_of: list[int]  # number of each sample's image
+    sizes: list[tuple[int, int]]  # (h, w) of each image
+    image_of: list[int]  # for each sample, the index of its image in `sizes`
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Packed:
+        """Pack samples; tensors that are the same object are stored once."""
         images = {id(s.image): s.image for s in samples}
         number = {key: i for i, key in enumerate(images)}
         nothing = torch.empty(0, dtype=torch.uint8)
@@ -56,11 +63,11 @@ class Packed:
         )
 
     def pin_memory(self) -> Packed:
-        """Called by the loader where samples go to a GPU."""
+        """Return a copy with pinned pixels. `DataLoader` calls this if its `pin_memory` is set."""
         return replace(self, pixels=self.pixels.pin_memory())
 
     def on_device(self, device: torch.device | str) -> list[Tensor]:
-        """The images [h, w, 3]."""
+        """Upload the pixels and return the images, uint8 [h, w, 3]."""
         parts = self.pixels.to(device, non_blocking=True).split([3 * h * w for h, w in self.sizes])
         return [part.view(h, w, 3) for part, (h, w) in zip(parts, self.sizes)]
 
@@ -68,14 +75,16 @@ class Packed:
 class SampleSet(Dataset):
     """The people of all annotation files as training samples.
 
-    A sample is the same in whatever process, order or run it is read. An image that cannot be used is replaced by
-    another of the same task, drawn by (seed, epoch, sample), and named in `Sample.bad`.
+    A sample depends only on seed, epoch and index, not on the process, the order of reading or earlier samples. If its
+    image cannot be used, another sample of the same task takes its place, drawn from (seed, epoch, sample), and
+    `Sample.bad` lists the image and the reason.
 
     Args:
-        labels: annotation files, as `read_labels` gives them.
+        labels: Annotation files, as returned by `read_labels`.
         image_size: (H, W) of the network's input.
-        augmentation: None: boxes as they are.
-        keep_images: keep decoded images in memory.
+        augmentation: How to augment. None means no augmentation.
+        seed: The seed of the run.
+        keep_images: Keep decoded images in memory.
     """
 
     def __init__(
@@ -98,10 +107,10 @@ class SampleSet(Dataset):
         return len(self.people)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of a key.
+        """Return the sample of a key (epoch, sample, position).
 
         Raises:
-            ValueError: neither its image nor any of those drawn in its place can be used.
+            ValueError: If neither its image nor any of the 19 images drawn as replacements can be used.
         """
         key = Key(*key)
         epoch, index, position = key
@@ -127,6 +136,7 @@ class SampleSet(Dataset):
         raise ValueError(f"{_TRIES} images of {task} in a row cannot be used; the first: {bad[0][1]}")
 
     def _image(self, person: Person) -> Tensor:
+        """Decode the image of a person; raise ValueError if its size differs from the annotated one."""
         image = self.read(person.image)
         found = (image.shape[0], image.shape[1])
         if person.image_size is not None and found != person.image_size:
@@ -137,27 +147,33 @@ class SampleSet(Dataset):
 
 @dataclass
 class Part:
-    """The samples of one task in a batch: keypoints [n, K, 2] in crop pixels, visible [n, K]."""
+    """The samples of one task in a batch."""
 
-    rows: slice
-    keypoints: Tensor
-    visible: Tensor
+    rows: slice  # of the batch
+    keypoints: Tensor  # [n, K, 2] in crop pixels
+    visible: Tensor  # [n, K]
 
 
 @dataclass
 class Batch:
-    """Samples ready for the network, those of a task side by side."""
+    """Crops and targets for the network. The samples of each task are contiguous."""
 
     crops: Tensor  # [B, 3, H, W]
-    parts: dict[str, Part]
+    parts: dict[str, Part]  # by task; only tasks that have samples in the batch
     people: list[Person]
-    positions: list[int]  # of each sample in its step's batch
+    positions: list[int]  # of each sample in the global batch of its optimizer step
 
 
 def make_batch(
     given: Packed | Sequence[Sample], codecs: Mapping[str, HeatmapCodec], device: torch.device | str
 ) -> Batch:
-    """Cut the people of each task out of their images in one launch and move their keypoints along."""
+    """Build a batch on the device: cut the crops of each task in one launch and transform the keypoints to crop pixels.
+
+    Args:
+        given: The samples, packed or not.
+        codecs: The codec of each task. Tasks appear in the batch in this order, samples of a task by their position.
+        device: Where crops, keypoints and visibilities go.
+    """
     packed = given if isinstance(given, Packed) else Packed.of(given)
     images = packed.on_device(device)
     numbered = sorted(zip(packed.samples, packed.image_of), key=lambda pair: pair[0].position)
@@ -179,12 +195,12 @@ def make_batch(
 def _cut(
     samples: list[Sample], images: list[Tensor], index: Tensor, codec: HeatmapCodec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Crops [n, 3, H, W], keypoints [n, K, 2] in crop pixels (on the host) and their visibilities [n, K]."""
+    """Cut crops [n, 3, H, W]; also return, on the CPU, keypoints [n, K, 2] in crop pixels and visibilities [n, K]."""
     view = {k: torch.as_tensor(np.stack([s.view[k] for s in samples])) for k in samples[0].view}
     center, scale, rotation, flip = (view[k] for k in ("center", "scale", "rotation", "flip"))
     boxes = torch.cat([center - scale / 2, scale], 1)
-    turned = rotation if bool(rotation.any()) else None  # upright crops are cheaper
-    crops = codec.crop(images, boxes, index, rotation=turned, flip=flip, padding=1.0, fix_aspect=False)
+    angles = rotation if bool(rotation.any()) else None  # upright crops are cheaper
+    crops = codec.crop(images, boxes, index, rotation=angles, flip=flip, padding=1.0, fix_aspect=False)
     matrix = warp_matrix(center, scale, rotation, codec.image_size, codec.kind)
     annotated = torch.from_numpy(np.stack([s.person.keypoints for s in samples]))
     seen = torch.from_numpy(np.stack([s.person.visible for s in samples]))

@@ -1,4 +1,4 @@
-"""The data sets of the paper: how each is laid out on disk, read, augmented and scored (SPEC 6.3, 7.3)."""
+"""The data sets of the ViTPose papers: files on disk, reader, augmentation and metric (docs/numerics.md 6.3, 7.3)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vitpose_training.evaluation.pckh import PCKH_METRIC
 
 
 def _coco_splits(pattern: str, images: str, *names: str) -> dict[str, Split]:
+    """Return the splits `names`; the name replaces {} in the patterns of annotation file and image folder."""
     return {name: (pattern.format(name), images.format(name)) for name in names}
 
 
@@ -110,10 +111,15 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType({one.name: one for one in _A
 
 
 def data_set(spec: str | KeypointSet | DataSet) -> DataSet:
-    """A data set of the paper by name; for a user's keypoint set (a .json file or a value) COCO-format files.
+    """Find a data set by name, or make one for a user's own keypoint set.
+
+    Args:
+        spec: The name of a data set in `DATA_SETS`; a keypoint set, by value or as the path of a .json file, whose
+            annotations are then in COCO format; or a data set, which is returned unchanged. A keypoint set with the
+            name of a known data set replaces the keypoint set of that data set.
 
     Raises:
-        ValueError: neither a data set nor a keypoint set (lists the valid names).
+        ValueError: If `spec` is neither a data set nor a keypoint set. The message lists the valid names.
     """
     if isinstance(spec, DataSet):
         return spec

@@ -1,4 +1,4 @@
-"""COCO's annotation files, and those of other layouts once they are in its form (SPEC 3.1, 7.3)."""
+"""Read COCO annotation files, and turn any annotations in COCO format into `Labels` (docs/numerics.md 3.1, 7.3)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vitpose_training.data.common import image_paths
 from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
 UNKNOWN_SIZE = int(LIMIT)
-"""Width and height of images whose size the file does not state: their boxes are clipped at 0 alone."""
+"""Width and height of images whose size the annotation file does not state. Their boxes are only clipped at 0."""
 
 
 def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
-    """People of a COCO annotation file, see `vitpose_fast.coco.check_annotations`.
+    """Read a COCO annotation file; `vitpose_fast.coco.check_annotations` describes its format.
 
     Raises:
-        ValueError: a file of no use.
+        ValueError: If the file is not readable or holds no usable image or annotation.
     """
     truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file))
     return coco_labels(data_set, truth, problems, str(file), folder)
@@ -29,13 +29,16 @@ def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
 def coco_labels(
     data_set: DataSet, truth: dict[str, Any], problems: list[str], name: str, folder: Path, weighted: bool = True
 ) -> Labels:
-    """Checked COCO annotations as labels. Boxes are clipped to the image and one pixel smaller than annotated.
+    """Turn checked COCO annotations into `Labels`. Boxes are clipped to the image and one pixel smaller than annotated.
 
     Args:
-        truth, problems: as `check_annotations` gives them; `truth` becomes that of the labels.
-        name: of the file, for messages.
-        folder: the one that image names are relative to.
-        weighted: a keypoint whose v is below 1 counts by it; else every labelled keypoint counts fully.
+        data_set: The data set that the annotations belong to.
+        truth: The annotations, as returned by `check_annotations`. The result keeps the dict as `Labels.truth`, and its
+            images get a `path`.
+        problems: The problems that `check_annotations` reported.
+        name: The name of the file, used in messages.
+        folder: The folder that image names are relative to.
+        weighted: Whether a keypoint with 0 < v < 1 has visibility v. Otherwise every labeled keypoint has visibility 1.
     """
     paths = image_paths(folder, [image["file_name"] for image in truth["images"]])
     truth["images"] = [{**image, "path": path} for image, path in zip(truth["images"], paths)]
@@ -56,15 +59,15 @@ def _people(data_set: DataSet, truth: dict[str, Any], used: list[Row], name: str
     images = {image["id"]: image for image in truth["images"]}
     flat = np.array([row["keypoints"] for row in used], dtype=np.float32)
     triples = flat.reshape(len(used), data_set.keypoint_set.num_keypoints, 3)
-    labelled = triples[..., 2] > 0
-    points = np.where(labelled[..., None], triples[..., :2], 0)
-    visible = np.minimum(triples[..., 2], 1) if weighted else labelled.astype(np.float32)
+    labeled = triples[..., 2] > 0
+    points = np.where(labeled[..., None], triples[..., :2], 0)
+    visible = np.minimum(triples[..., 2], 1) if weighted else labeled.astype(np.float32)
     people = []
     for row, keypoints, seen in zip(used, points, visible):
         image = images[row["image_id"]]
         width, height = image["width"], image["height"]
         box = clipped_box(row["bbox"], width, height)
-        assert box is not None  # checked before
+        assert box is not None  # check_annotations left out empty boxes
         people.append(
             Person(
                 image=image["path"],

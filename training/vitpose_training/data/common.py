@@ -1,4 +1,4 @@
-"""What the readers of annotation files share: arrays of checked numbers, and image files by the names given to them."""
+"""Helpers of the annotation readers: checked arrays of numbers, and paths of image files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def numbers(row: Row, key: str, shape: tuple[int, ...], bools: bool = False) -> np.ndarray:
-    """The numbers of a field as a float64 array of `shape` (one or two axes).
+    """Return the numbers of a field as a float64 array of `shape` (one or two axes).
 
     Args:
-        bools: true and false are 1 and 0; else they are damage.
+        row: The row of an annotation file.
+        key: The name of the field.
+        shape: The expected shape.
+        bools: Read true and false as 1 and 0. Otherwise they are an error.
 
     Raises:
-        ValueError: no such field, another shape, or a number that is NaN, infinite or beyond 1e6.
+        ValueError: If the field is missing, has another shape, or holds NaN or a number above 1e6 in absolute value.
     """
     value = field_of(row, key)
     flat = value
@@ -45,12 +48,15 @@ def numbers(row: Row, key: str, shape: tuple[int, ...], bools: bool = False) -> 
 
 
 def image_paths(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where the images called `names` are below `folder`.
+    """Find the paths of images below `folder` by the names that an annotation file gives them.
 
-    A relative name is taken as it stands. One that was written on another machine, with backslashes, a drive or a
-    root (APT-36K: `D:\\data\\part1\\29wolf\\clip\\13.jpg`), means the file with the longest tail of it that exists
-    below the folder; not the one that another name would end at as well, as 13.jpg of another clip. Where there is
-    none the path is one that does not exist, as long as those of its siblings are.
+    A plain relative name is joined to `folder` unchanged, and an absolute path that exists is used. Any other name with
+    backslashes, a drive or a root was written on another machine (APT-36K: `D:\\data\\part1\\29wolf\\clip\\13.jpg`).
+    It is matched by its trailing components: the longest tail that exists below `folder` wins.
+
+    If the matches of two different names are the same file (13.jpg of two clips), both are ambiguous and the names keep
+    all their components. A name without a match gets a path that does not exist: it drops as many leading components
+    as most matched names do, so that a message about it shows where the file is expected.
     """
     is_folder = lru_cache(maxsize=None)(os.path.isdir)  # 30,000 images are in 2,400 folders
     paths = [folder / name for name in names]
@@ -71,16 +77,17 @@ def image_paths(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _is_foreign(name: str) -> bool:
+    """Whether a name has backslashes, a root or a drive."""
     return "\\" in name or name.startswith("/") or _DRIVE.match(name) is not None
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Folders and file of a path of any system, without drive and root."""
+    """Split a path of any operating system into its components, without drive and root."""
     return tuple(p for p in re.split(r"[\\/]+", _DRIVE.sub("", name, count=1)) if p not in ("", ".", "..")) or (name,)
 
 
 def _cut(folder: Path, parts: tuple[str, ...], is_folder) -> int | None:
-    """How many leading parts to leave out for the longest tail that exists; None: no tail does."""
+    """Return how many leading parts to drop so that the rest is the longest tail that exists, or None if none does."""
     for cut in range(len(parts)):
         parent = os.path.join(folder, *parts[cut:-1])
         if is_folder(parent) and os.path.isfile(os.path.join(parent, parts[-1])):

@@ -1,4 +1,4 @@
-"""Batches for the training loop: workers decode ahead, the device crops while it computes the batch before."""
+"""Feed batches to the training loop: workers decode ahead, and crops are cut while the previous batch is computed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vitpose_training.data.batches import Batch, Packed, SampleSet, make_batch
 from vitpose_training.data.order import Key
 
 
-def _as_it_is(loaded: Any) -> Any:
+def _identity(loaded: Any) -> Any:
     return loaded
 
 
 def _end_with_parent(_worker: int) -> None:
-    """Called in a new worker: end it when the training process is gone, even killed.
+    """Make a new worker exit when the training process ends, even if that is killed. Runs in the worker.
 
-    torch's workers look for that themselves, but one that is still starting when the training process is killed takes
-    whoever adopts it for its parent, and waits for ever (torch 2.13).
+    Workers of `DataLoader` watch their parent themselves. But if the training process is killed while a worker still
+    starts, the worker takes the process that adopts it for its parent, and waits forever (torch 2.13).
     """
     parent = multiprocessing.parent_process()
 
@@ -38,7 +38,10 @@ def _end_with_parent(_worker: int) -> None:
 
 
 class _Loaded(Dataset):
-    """What the workers call: the samples of some keys, packed, or why there are none (exceptions lose their text)."""
+    """The dataset of the workers: the packed samples of a list of keys.
+
+    On a ValueError it returns the message instead, because `DataLoader` changes the text of exceptions.
+    """
 
     def __init__(self, samples: SampleSet) -> None:
         self.samples = samples
@@ -51,13 +54,21 @@ class _Loaded(Dataset):
 
 
 class Feeder:
-    """Micro-batches on the device; `prepare` the next one while the device computes.
+    """Micro-batches on the device, loaded ahead.
 
-    On a GPU uploads and crops run on a stream of their own. `waited` counts the seconds that `prepare` and `take` spent
-    waiting for the workers, or decoding where there are none.
+    Call `take` for the next micro-batch, then `prepare` while the device computes to load the following one. On a GPU,
+    uploads and crops run on a separate stream. `waited` counts the seconds that `prepare` and `take` spent waiting for
+    the workers, or decoding if there are no workers.
 
-    Use it in a `with` statement: whatever ends that, an error too, the workers end with it. If this process is killed,
-    they notice and end by themselves.
+    Use it in a `with` statement, which ends the workers on exit, also after an exception. If this process is killed,
+    the workers notice and exit by themselves.
+
+    Args:
+        samples: The samples.
+        keys: The keys of each micro-batch, in order.
+        codecs: The codec of each task.
+        device: Where the micro-batches go.
+        workers: Number of worker processes. 0 means that this process decodes.
     """
 
     def __init__(
@@ -72,12 +83,12 @@ class Feeder:
         loader = DataLoader(
             _Loaded(samples),
             batch_sampler=keys,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             prefetch_factor=2 if workers else None,
             worker_init_fn=_end_with_parent,
-            generator=torch.Generator(),  # its own: torch's is left alone
+            generator=torch.Generator(),  # keeps torch's global generator untouched
         )
         self._loader = iter(loader)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -92,17 +103,17 @@ class Feeder:
     def close(self) -> None:
         """End the workers, if there are any.
 
-        An exception's traceback can keep the loader alive, so it is told to end and not just forgotten.
+        Dropping the last reference to the loader would not be enough, because a traceback can keep it alive.
         """
-        end = getattr(self._loader, "_shutdown_workers", None)  # there is no public way (torch 2.13)
+        end = getattr(self._loader, "_shutdown_workers", None)  # torch 2.13 has no public method for this
         if end is not None:
             end()
 
     def prepare(self) -> None:
-        """Fetch the next micro-batch, if there is one and it is not there yet.
+        """Load the next micro-batch. Does nothing if one is already loaded or none is left.
 
         Raises:
-            ValueError: too many images that cannot be used, a worker that died.
+            ValueError: If too many images in a row cannot be used, or a worker died.
         """
         if self._ready is not None:
             return
@@ -124,10 +135,11 @@ class Feeder:
         self._ready = batch, [bad for s in packed.samples for bad in s.bad]
 
     def take(self) -> tuple[Batch, list[tuple[str, str]]]:
-        """(micro-batch, images that had to be replaced, with the reason).
+        """Return the next micro-batch, and (path, reason) of each image that had to be replaced.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: If no micro-batch is left.
+            ValueError: As in `prepare`.
         """
         self.prepare()
         if self._ready is None:

@@ -1,4 +1,4 @@
-"""InterHand2.6M: joints in the world, seen by calibrated cameras, to single hands in image pixels (SPEC 3.1, 7.3)."""
+"""Read InterHand2.6M: project 3D joints through calibrated cameras to single hands (docs/numerics.md 3.1, 7.3)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitpose_fast.rows import LIMIT, Row, check_rows, id_of, read_json
 from vitpose_training.data.common import image_paths, numbers
 from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
-HANDS = ("right", "left")  # the file's order
-JOINTS = 21  # of a hand; the last one, the wrist, is the root
-MOST_TOO_FEW = 11  # a hand needs more valid joints than this
+HANDS = ("right", "left")  # in the order of the file
+JOINTS = 21  # per hand; the last one, the wrist, is the root
+MOST_TOO_FEW = 11  # a hand is used if it has more valid joints than this
 PADDING = 1.5
 _SUFFIX = "_data.json"
-_CHUNK = 8192  # annotations projected at a time: some 50 MB
+_CHUNK = 8192  # annotations projected at a time, about 50 MB
 _REASONS = (
     "has a joint behind the camera",
     f"has a joint further than {LIMIT:g} pixels from the image",
@@ -29,7 +29,7 @@ _REASONS = (
 
 
 class _Table:
-    """Numbers by key, read when they are first asked for; for a damaged one the reason is given every time."""
+    """Arrays by key, read and checked on first use. Every use of a damaged one raises the same error."""
 
     def __init__(self, read: Callable[[str, str], np.ndarray]) -> None:
         self.read = read
@@ -37,7 +37,7 @@ class _Table:
         self.found: dict[tuple[str, str], int | str] = {}
 
     def index(self, capture: str, what: str) -> int:
-        """The place of a key in `rows`; ValueError: it is missing or damaged."""
+        """Return the index of a key in `rows`; raise ValueError if its entry is missing or damaged."""
         key = (capture, what)
         if key not in self.found:
             try:
@@ -52,14 +52,15 @@ class _Table:
 
 
 def read_interhand(data_set: DataSet, file: Path, folder: Path) -> Labels:
-    """Single hands of `X_data.json` with its companions `X_camera.json` and `X_joint_3d.json` in the same folder.
+    """Read single hands from `X_data.json` and its companions `X_camera.json` and `X_joint_3d.json` in the same folder.
 
-    An entry is a hand with a valid joint, or an annotation without any. A hand is used if its root and more than 11
-    joints in all are valid, as in the official loader; else it counts as unlabelled. Its box is the tight one of its
-    valid joints, for a crop with padding 1.5. `annotation_id` is "ID right" or "ID left".
+    As in the official loader, a hand is used if its root is valid and it has more than 11 valid joints, including the
+    root. Any other hand with a valid joint counts as unlabeled, and so does an annotation without a valid joint. The
+    box of a hand is the tight box of its valid joints, and its crop has padding 1.5. `annotation_id` is "ID right" or
+    "ID left".
 
     Raises:
-        ValueError: one of the files is missing or of no use.
+        ValueError: If one of the three files is missing or unusable.
     """
     data, name = read_json(file), str(file)
     if not file.name.endswith(_SUFFIX):
@@ -87,6 +88,7 @@ def read_interhand(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def _companion(file: Path, kind: str) -> tuple[dict[str, Any], str]:
+    """Read the companion `X_{kind}.json` of `X_data.json`: its content by capture, and its file name."""
     path = file.with_name(f"{file.name.removesuffix(_SUFFIX)}_{kind}.json")
     content = read_json(path)
     if not isinstance(content, dict):
@@ -112,7 +114,7 @@ def _annotation(row: Row, images: dict[Any, Row], cameras: _Table, frames: _Tabl
 
 
 def _camera(captures: dict[str, Any], file: str, capture: str, camera: str) -> np.ndarray:
-    """[16]: position (mm), rotation [3, 3], focal length and principal point (pixels)."""
+    """Return a camera as one array [16]: position (mm), rotation [3, 3], focal length and principal point (pixels)."""
     own = captures.get(capture)
     if not isinstance(own, dict):
         raise ValueError(f"capture {shown(capture)} is not in {file}")
@@ -125,16 +127,16 @@ def _camera(captures: dict[str, Any], file: str, capture: str, camera: str) -> n
             found[key] = numbers({key: by_camera[camera]}, key, shape)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-    turn = found["camrot"]
-    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3):
-        raise ValueError(f"{where}: camrot is {shown(turn.tolist())}, expected a rotation")
+    rotation = found["camrot"]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):
+        raise ValueError(f"{where}: camrot is {shown(rotation.tolist())}, expected a rotation matrix")
     if (found["focal"] <= 0).any():
         raise ValueError(f"{where}: focal is {shown(found['focal'].tolist())}, expected two numbers > 0")
     return np.concatenate([part.ravel() for part in found.values()])
 
 
 def _frame(captures: dict[str, Any], file: str, capture: str, frame: str) -> np.ndarray:
-    """[42, 3] joints in the world, mm."""
+    """Return the joints of both hands in one frame in world coordinates: [42, 3] in mm."""
     own = captures.get(capture)
     joints = own.get(frame) if isinstance(own, dict) else None
     where = f"frame {shown(frame)} of capture {shown(capture)}"
@@ -147,9 +149,17 @@ def _frame(captures: dict[str, Any], file: str, capture: str, frame: str) -> np.
 
 
 def project(world: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Joints [n, J, 3] seen by cameras [n, 16] (see `_camera`): pixels [n, J, 2], depths [n, J] in mm (SPEC 7.3)."""
-    position, turn = camera[:, None, :3], camera[:, 3:12].reshape(-1, 3, 3)
-    seen = (world - position) @ turn.transpose(0, 2, 1)
+    """Project joints in world coordinates into cameras (docs/numerics.md 7.3).
+
+    Args:
+        world: Joints [n, J, 3] in mm.
+        camera: Cameras [n, 16]: position (mm), rotation [3, 3], focal length [2] and principal point [2] (pixels).
+
+    Returns:
+        Joints [n, J, 2] in image pixels, and their depths [n, J] in mm.
+    """
+    position, rotation = camera[:, None, :3], camera[:, 3:12].reshape(-1, 3, 3)
+    seen = (world - position) @ rotation.transpose(0, 2, 1)
     depth = seen[..., 2]
     return seen[..., :2] / (depth + 1e-8)[..., None] * camera[:, None, 12:14] + camera[:, None, 14:16], depth
 
@@ -157,26 +167,29 @@ def project(world: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _hands(
     rows: Sequence[Row], cameras: np.ndarray, frames: np.ndarray, paths: dict[Any, Path], name: str, labels: Labels
 ) -> Iterator[Person]:
-    """The hands of some annotations that are used; the others are counted and named in `labels`."""
+    """Yield the usable hands of a chunk of annotations.
+
+    Count unlabeled hands in `labels.unlabelled`, and report hands whose projection is unusable in `labels.problems`.
+    """
     valid = np.stack([row["valid"] for row in rows])  # [n, 2, 21]
     sizes = np.array([(row["image"]["width"], row["image"]["height"]) for row in rows])
     points, depth = project(frames[[row["frame"] for row in rows]], cameras[[row["camera"] for row in rows]])
     points, depth = points.reshape(*valid.shape, 2), depth.reshape(valid.shape)
     used = valid[..., -1] & (valid.sum(-1) > MOST_TOO_FEW)
-    there = valid.any(-1)
-    labels.unlabelled += int((there & ~used).sum() + (~there.any(-1)).sum())
-    shown_at = valid[..., None]
-    low = np.where(shown_at, points, np.inf).min(-2)
-    high = np.where(shown_at, points, -np.inf).max(-2)  # [n, 2, 2]
+    present = valid.any(-1)
+    labels.unlabelled += int((present & ~used).sum() + (~present.any(-1)).sum())
+    mask = valid[..., None]
+    low = np.where(mask, points, np.inf).min(-2)
+    high = np.where(mask, points, -np.inf).max(-2)  # [n, 2, 2]
     reasons = np.stack(
         [
             (valid & (depth <= 0)).any(-1),
-            (np.abs(np.where(shown_at, points, 0)) > LIMIT).any((-1, -2)),
+            (np.abs(np.where(mask, points, 0)) > LIMIT).any((-1, -2)),
             (high <= low).any(-1),
             (high < 0).any(-1) | (low > sizes[:, None] - 1).any(-1),
         ]
     )
-    keypoints = np.where(shown_at, points, 0).astype(np.float32)
+    keypoints = np.where(mask, points, 0).astype(np.float32)
     visible = valid.astype(np.float32)
     for i, side in zip(*(axis.tolist() for axis in np.nonzero(used))):
         row, image = rows[i], rows[i]["image"]

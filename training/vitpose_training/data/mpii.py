@@ -1,4 +1,4 @@
-"""MPII's annotation files: a list of people, 1-based, with a centre and a scale in place of a box (SPEC 3.1, 7.3)."""
+"""Read MPII annotation files: 1-based, with a center and a scale instead of a box (docs/numerics.md 3.1, 7.3)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
 
 def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
-    """People of a list of `image`, `center` [x, y], `scale`, `joints` [16][2] and `joints_vis` [16].
+    """Read an MPII annotation file: a list of people with `image`, `center`, `scale`, `joints` and `joints_vis`.
 
-    The box is the official loader's: the centre moved down by 15 scales, the scale times 1.25, a square of 200 scales.
-    It is cut out as it is (no padding) and stretched to the network's input (SPEC 6.6). `annotation_id` is the index
-    in the file, by which PCKh finds its head boxes. Image sizes are not in the file.
+    `center` is [x, y], `joints` is [16][2] and `joints_vis` is [16]. The box is computed as in the official loader: a
+    square with side 200 * 1.25 * scale around the center, which is moved down by 15 * scale pixels. It is cropped
+    without padding and stretched to the network's input (docs/numerics.md 6.6). Coordinates become 0-based.
+
+    `annotation_id` is the index in the file, by which PCKh finds the head box. The file does not state image sizes.
 
     Raises:
-        ValueError: no list, or no usable entry in it.
+        ValueError: If the file does not hold a list with at least one usable entry.
     """
     data, name = read_json(file), str(file)
     if not isinstance(data, list):
@@ -56,10 +58,11 @@ def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def _entry(row: Row, data_set: DataSet) -> Row:
+    """Return image, box, keypoints and visibilities of an entry, 0-based; raise ValueError if it is damaged."""
     image, count = file_name_of(row, "image"), data_set.keypoint_set.num_keypoints
     center = numbers(row, "center", (2,))
     if center[0] == -1:
-        raise ValueError(f"center is {shown(row['center'])}: nobody, expected where the person is")
+        raise ValueError(f"center is {shown(row['center'])}, which marks a missing person, expected a position")
     scale = field_of(row, "scale")
     if not is_number(scale) or scale <= 0:
         raise ValueError(f"scale is {shown(scale)}, expected a number > 0: the person's height in units of 200 pixels")

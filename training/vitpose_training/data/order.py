@@ -1,4 +1,4 @@
-"""Which sample comes when: depends on seed and step alone, however many processes share the work."""
+"""The order of training samples. It depends only on seed and step, not on the number of processes or micro-batches."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from vitpose_training.randomness import ORDER, draws
 
 
 class Key(NamedTuple):
-    """Which sample, when, and where in its step's batch."""
+    """A sample in an epoch, and its position in the global batch of its optimizer step."""
 
     epoch: int
-    sample: int
+    sample: int  # index in the sample set
     position: int
 
 
 class Order:
-    """Which samples make up each update: global batches, all full; the last of an epoch takes its first samples again.
+    """The samples of each optimizer step.
+
+    Every global batch is full: the last batch of an epoch is filled up with the first samples of that epoch.
 
     Args:
-        tasks: task name of every sample.
-        batch_size: samples of an update.
-        sampling: "proportional": an epoch is every sample once. "balanced": as many, of every task equally many.
+        tasks: The task name of every sample.
+        batch_size: The number of samples in a global batch.
+        seed: The seed of the run.
+        sampling: With "proportional" an epoch holds every sample once. With "balanced" it holds as many samples, but
+            about the same number from every task.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class Order:
         sampling: Literal["proportional", "balanced"] = "proportional",
     ) -> None:
         self.tasks, self.batch_size, self.seed, self.sampling = np.array(tasks), batch_size, seed, sampling
-        self.steps = math.ceil(len(tasks) / batch_size)  # of an epoch
+        self.steps = math.ceil(len(tasks) / batch_size)  # per epoch
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -47,32 +51,40 @@ class Order:
         if self.sampling == "balanced":
             names = np.unique(self.tasks)
             share = math.ceil(size / len(names))
-            chosen = np.concatenate([self._turns(np.flatnonzero(self.tasks == n), epoch, share) for n in names])
+            chosen = np.concatenate([self._cycle(np.flatnonzero(self.tasks == n), epoch, share) for n in names])
         order = rng.permutation(chosen)[:size]
         return np.resize(order, self.steps * self.batch_size)  # repeats from the start
 
-    def _turns(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
-        """The `share` samples of a task in an epoch: it goes round its own, in a new order each time."""
+    def _cycle(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
+        """Return the `share` samples of a task in an epoch. The task cycles through `own`, reshuffled each round."""
         places = np.arange(epoch * share, (epoch + 1) * share)
         rounds = np.unique(places // len(own))
         orders = np.stack([draws(self.seed, ORDER, int(r), 1 + int(own[0])).permutation(own) for r in rounds])
         return orders[places // len(own) - rounds[0], places % len(own)]
 
     def step(self, step: int) -> list[Key]:
-        """The samples of an update."""
+        """Return the keys of the global batch of an optimizer step."""
         epoch, place = divmod(step, self.steps)
         chosen = self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return [Key(epoch, int(index), position) for position, index in enumerate(chosen)]
 
 
 class MicroBatches(Sampler):
-    """What one process computes, in order: its share of each update, in pieces of at most `micro` samples."""
+    """The micro-batches of one process: its share of every global batch, in pieces of at most `micro` samples.
+
+    Args:
+        order: The samples of each optimizer step.
+        steps: The optimizer steps to go through.
+        micro: The largest number of samples in a micro-batch. None means the whole share of the process.
+        rank: The rank of this process.
+        processes: The number of processes.
+    """
 
     def __init__(self, order: Order, steps: range, micro: int | None, rank: int = 0, processes: int = 1) -> None:
         self.order, self.steps, self.micro, self.rank, self.processes = order, steps, micro, rank, processes
 
     def pieces(self) -> int:
-        """Micro-batches of an update; the same for every process."""
+        """Return the number of micro-batches in an optimizer step, which is the same for every process."""
         largest_share = math.ceil(self.order.batch_size / self.processes)
         return math.ceil(largest_share / (self.micro or largest_share))
 

@@ -1,6 +1,6 @@
-"""What a data set is: how its files are read (`Layout`), what they hold (`Labels`) and how poses are scored (`Metric`).
+"""Data sets: how their files are read (`Layout`), what the files hold (`Labels`), how poses are scored (`Metric`).
 
-People are persons, animals or hands, whatever the data set annotates.
+A person here is one annotated instance: a person, an animal or a hand, depending on the data set.
 """
 
 from __future__ import annotations
@@ -20,68 +20,75 @@ Split = tuple[str, str]  # annotation file, image folder
 
 @dataclass(frozen=True)
 class Layout:
-    """How annotation files are written, and with it how they are read."""
+    """A format of annotation files, and the function that reads it."""
 
     read: Callable[[DataSet, Path, Path], Labels]
-    """(data set, annotation file, folder that image names are relative to) -> what the file holds.
+    """Read an annotation file: (data set, annotation file, folder that image names are relative to) -> labels.
 
-    Damaged rows are left out and named in `Labels.problems`; a file of no use is a ValueError of one line."""
+    It leaves out damaged rows and lists them in `Labels.problems`. It raises a one-line ValueError if the file is
+    unusable."""
     boxes_lose_a_pixel: bool = False
-    """Whether boxes are one pixel smaller than annotated, as the official loader of COCO makes them (SPEC 3.1)."""
+    """Whether boxes are one pixel smaller than annotated, as in the official COCO loader (docs/numerics.md 3.1)."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How poses are scored."""
+    """A way to score poses."""
 
     score: Callable[[Sequence[Labels], list[Row]], dict[str, float]]
-    """(the files of one data set, results as `evaluate_labels` makes them) -> numbers by name.
+    """Score results: (files of one data set, results as returned by `evaluate_labels`) -> numbers by name.
 
-    Without any result it gives the numbers of a model that finds nobody; ValueError, in one line: files or results that
-    cannot be scored."""
+    An empty list of results is scored like a model that finds no person. It raises a one-line ValueError if the files
+    or the results cannot be scored."""
     headline: str
-    """The number by which models are compared, at least 0: the best model has the highest."""
+    """The name of the number that compares models. It is at least 0, and higher is better."""
     per_cent: bool = False
-    """Whether numbers are per cent already; else shares of 1."""
+    """Whether the numbers are percentages. Otherwise they are fractions of 1."""
     pixels: tuple[str, ...] = ()
-    """The numbers that are distances in pixels."""
+    """The names of the numbers that are distances in pixels."""
     by_oks: bool = True
-    """Whether poses are compared by OKS: then those that are much like a better one are suppressed (SPEC 7.1)."""
+    """Whether the metric compares poses by OKS. If so, OKS suppression runs before scoring: of similar poses in an
+    image only the best one counts (docs/numerics.md 7.1)."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set: how it is laid out, read, augmented and scored. Its name is that of its keypoint set."""
+    """A data set: its files, how they are read, how samples are augmented and how poses are scored.
+
+    Its name is the name of its keypoint set.
+    """
 
     keypoint_set: KeypointSet
     layout: Layout
     metric: Metric
     folder: str = ""
-    """Below the root of all data sets."""
+    """The folder of this data set below the root of all data sets."""
     splits: Mapping[str, Split] = field(default_factory=dict)
-    """Split ("train", "val", ...) -> annotation file and image folder below `folder`."""
+    """For each split ("train", "val", ...), its annotation file and its image folder below `folder`."""
     use_area: bool = True
-    """OKS by the annotated area; else by 0.53 times that of the box (SPEC 7.1)."""
+    """Whether OKS uses the annotated area. Otherwise it uses 0.53 times the area of the box (docs/numerics.md 7.1)."""
     evaluation_only: bool = False
     jitter: bool = True
-    """Whether training moves the centers of boxes (SPEC 6.2, step 0)."""
+    """Whether training moves the centers of boxes (docs/numerics.md 6.2, step 0)."""
     half_body_over: int | None = 8
-    """Labelled keypoints that the half-body augmentation needs more than; None: it is not used."""
+    """The half-body augmentation needs more labeled keypoints than this. None turns it off."""
     scale_factor: float = 0.5
+    """See `Augmentation.scale_factor`."""
     rotation_degrees: float = 40.0
+    """See `Augmentation.rotation_degrees`."""
 
     @property
     def name(self) -> str:
         return self.keypoint_set.name
 
     def split(self, root: Path, name: str) -> tuple[Path, Path]:
-        """(annotation file, image folder) of a split below the root of all data sets.
+        """Return the annotation file and the image folder of a split, below the root of all data sets.
 
         Raises:
-            ValueError: a split that this data set does not have (lists the valid ones).
+            ValueError: If the data set has no such split. The message lists the valid ones.
         """
         if name not in self.splits:
-            valid = ", ".join(self.splits) or "none: give its files by --train/--val and --train-images/--val-images"
+            valid = ", ".join(self.splits) or "none, pass its files with --train/--val and --train-images/--val-images"
             raise ValueError(f"data set {self.name!r} has no split {name!r}; valid: {valid}")
         annotations, images = self.splits[name]
         return root / self.folder / annotations, root / self.folder / images
@@ -91,8 +98,8 @@ class DataSet:
 class Person:
     """One annotated person, animal or hand.
 
-    The crop is the box, enlarged by `padding`; with `fix_aspect` its shorter side is enlarged to the aspect of the
-    network's input first, else the box is stretched to it (MPII, SPEC 6.6).
+    The crop is the box enlarged by the factor `padding`. With `fix_aspect` one side of the box is first enlarged to the
+    aspect ratio of the network's input. Without it the box is stretched to the input (MPII, docs/numerics.md 6.6).
     """
 
     image: Path
@@ -101,9 +108,9 @@ class Person:
     category_id: int | str
     box: tuple[float, float, float, float]  # xywh in pixels
     keypoints: np.ndarray  # [K, 2] float32 in pixels, 0 where not visible
-    visible: np.ndarray  # [K] float32, 1 for labelled keypoints (COCO's 1 and 2)
-    source: str = ""  # annotation file, for messages
-    image_size: tuple[int, int] | None = None  # (height, width) that the annotations state; None: they do not
+    visible: np.ndarray  # [K] float32, 1 for labeled keypoints (COCO's v = 1 and 2)
+    source: str = ""  # annotation file, used in messages
+    image_size: tuple[int, int] | None = None  # annotated (height, width); None if the file does not state it
     padding: float = 1.25
     fix_aspect: bool = True
 
@@ -113,27 +120,29 @@ class Person:
 
 @dataclass
 class Labels:
-    """One annotation file, checked. Every entry is counted once: used, unlabelled, crowd or refused."""
+    """The checked content of one annotation file. Every entry counts once: as used, unlabeled, crowd or refused."""
 
     data_set: DataSet
     people: list[Person]
-    """Those that training uses and that are evaluated with annotated boxes."""
+    """The people that training uses, and that evaluation with annotated boxes crops."""
     truth: Any
-    """What the metric compares with: a COCO dict; None where `people` say everything (MPII, InterHand)."""
+    """The ground truth of the metric, as a COCO dict. None if the metric needs no such dict (MPII, InterHand)."""
     images: int = 0
+    """Number of images."""
     unlabelled: int = 0
-    """Entries without a labelled keypoint."""
+    """Number of entries without a labeled keypoint."""
     crowd: int = 0
+    """Number of crowd entries."""
     problems: list[str] = field(default_factory=list)
-    """A line for each refused row: file, row, field, what was expected."""
+    """One line for each refused row, with file, row, field and what was expected."""
 
     @property
     def entries(self) -> int:
-        """How many the file has."""
+        """The number of entries: used, unlabeled, crowd and refused ones."""
         return len(self.people) + self.unlabelled + self.crowd + len(self.problems)
 
     def summary(self) -> str:
-        """One line: how many entries are used and why the others are not."""
+        """Return one line that says how many entries are used, and why the others are not."""
         return (
             f"{self.data_set.name}: {len(self.people)} used of {self.entries} entries on {self.images} images "
             f"({self.unlabelled} without keypoints, {self.crowd} crowds, {len(self.problems)} refused)"
@@ -141,11 +150,13 @@ class Labels:
 
 
 def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = True) -> Labels:
-    """Labels with oddities of the official loaders taken back.
+    """Undo peculiarities of the official loaders. By default the labels are returned unchanged.
 
     Args:
-        official_boxes: False: boxes that lost a pixel of width and height (`Layout.boxes_lose_a_pixel`) get it back.
-        mpii_stretch: False: MPII's square crops get the aspect of the input, and are not stretched to it (SPEC 6.6).
+        labels: The labels.
+        official_boxes: If False, boxes that are one pixel too small (`Layout.boxes_lose_a_pixel`) get the pixel back.
+        mpii_stretch: If False, MPII's square boxes are enlarged to the aspect ratio of the network's input instead of
+            being stretched to it (docs/numerics.md 6.6).
     """
     if official_boxes and mpii_stretch:
         return labels
@@ -160,7 +171,7 @@ def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = T
 
 
 def by_data_set(labels: Iterable[Labels]) -> dict[str, list[Labels]]:
-    """Files by the name of their data set, in the order in which these first come."""
+    """Group files by the name of their data set, in the order of first appearance."""
     out: dict[str, list[Labels]] = {}
     for one in labels:
         out.setdefault(one.data_set.name, []).append(one)
@@ -168,17 +179,20 @@ def by_data_set(labels: Iterable[Labels]) -> dict[str, list[Labels]]:
 
 
 def points_of(result: Row) -> np.ndarray:
-    """[K, 2] in pixels of a COCO keypoint result."""
+    """Return the coordinates [K, 2] in pixels of a COCO keypoint result."""
     return np.array(result["keypoints"]).reshape(-1, 3)[:, :2]
 
 
 def all_people(labels: Iterable[Labels]) -> list[Person]:
-    """The people of several files, one after another."""
+    """Return the people of several files in one list."""
     return [person for one in labels for person in one.people]
 
 
 def joined(labels: Sequence[Labels]) -> tuple[list[Person], Any]:
-    """(people, truth) of several files of one data set as one; images and annotations of several are numbered anew."""
+    """Join several files of one data set: return their people and their ground truth as if they were one file.
+
+    The ids of one file are kept. If there are several files, images and annotations get new ids.
+    """
     if len(labels) == 1:
         return labels[0].people, labels[0].truth
     if labels[0].truth is None:

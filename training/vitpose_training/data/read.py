@@ -1,4 +1,4 @@
-"""Annotation files of every data set, in their original layouts, to people and ground truth (SPEC 7.3)."""
+"""Read the annotation files of any data set, in their original formats (docs/numerics.md 7.3)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from vitpose_training.data.people import Labels
 
 
 def read_labels(data_set: DataSet | str, annotations: Path, images: Path) -> Labels:
-    """An annotation file in the layout of its data set, checked.
+    """Read and check an annotation file in the layout of its data set.
 
-    Every damaged row is left out and named in `problems`. `truth` is the checked COCO dict, its images with their
-    `path`; None for MPII and InterHand. Boxes are those of the official loaders (SPEC 3.1): COCO-like ones are clipped
-    to the image and one pixel smaller than annotated. AI Challenger's original files state no image sizes: there
-    `Person.image_size` is None, `truth` has `UNKNOWN_SIZE`, and boxes are clipped at 0 alone.
+    Every damaged row is left out and listed in `Labels.problems`. `Labels.truth` is the checked COCO dict, in which
+    every image has its `path`; it is None for MPII and InterHand. Boxes are those of the official loaders
+    (docs/numerics.md 3.1): in COCO-like layouts they are clipped to the image and one pixel smaller than annotated.
+
+    AI Challenger's original files do not state image sizes. For them `Person.image_size` is None, sizes in `truth` are
+    `UNKNOWN_SIZE`, and boxes are only clipped at 0.
 
     Args:
-        data_set: a data set or its name; a user's keypoint set (.json) stands for COCO files with such keypoints.
-        annotations: the file; InterHand's is the `.._data.json`, its two companions lie beside it.
-        images: the folder that image names are relative to; it need not exist.
+        data_set: A data set or its name, or the path of a user's keypoint set (.json), whose annotations are then in
+            COCO format.
+        annotations: The annotation file. For InterHand it is `X_data.json`, and its two companions are in the same
+            folder.
+        images: The folder that image names are relative to. It need not exist.
 
     Raises:
-        ValueError: a file of no use, or in which nobody is left, in one line.
+        ValueError: If the file is unusable, or has no person with labeled keypoints. The message is one line.
     """
     data_set, annotations = as_data_set(data_set), Path(annotations)
     labels = data_set.layout.read(data_set, annotations, Path(images))
     if not labels.people:
         first = first_of(labels.problems, str(annotations))
-        raise ValueError(f"{annotations}: no person with labelled {data_set.name} keypoints{first}")
+        raise ValueError(f"{annotations}: no person with labeled {data_set.name} keypoints{first}")
     return labels

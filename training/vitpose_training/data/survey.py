@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: `vitpose-fast info DATASET`."""
+"""Check a data set before training on it: `vitpose-fast info DATASET`."""
 
 from __future__ import annotations
 
@@ -26,49 +26,50 @@ from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
 from vitpose_training.data.people import Labels, Person
 from vitpose_training.data.read import read_labels
 
-TILE = (192, 256)  # width, height of one person in the picture
+TILE = (192, 256)  # (width, height) of one person in the picture
 _DIGITS = "0123456789"
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class SurveyConfig:
-    """Check a data set: annotations, images, keypoints; a picture of some of its people."""
+    """Check the annotations, images and keypoints of a data set, and draw some of its people."""
 
     source: tyro.conf.Positional[str]
-    """A data set by name, or a keypoint set of your own (.json)."""
+    """Name of a data set, or path of your own keypoint set (.json)."""
     data: Path = Path("data")
-    """Root of all data sets, each in its own folder."""
+    """Root folder of all data sets. Each has its own folder below it."""
     split: str | None = None
-    """train, val, ...; None: the first that the data set has."""
+    """Split to check: train, val, ... None means the first split of the data set."""
     annotations: Path | None = None
-    """Annotation file, in place of a split; needs --images."""
+    """Annotation file to check instead of a split. Needs --images."""
     images: Path | None = None
-    """Folder of its images."""
+    """Folder of the images that --annotations names."""
     out: Path = Path("data-set.png")
-    """The picture."""
+    """File for the picture."""
     count: int = 12
-    """People in the picture; 0: no picture."""
+    """Number of people in the picture. 0 means no picture."""
     seed: int = 0
-    """Which people: the same for the same seed."""
+    """Seed of the random choice of people."""
 
 
 def info(args: list[str] | None = None) -> int:
-    """`vitpose-fast info [DATASET | CHECKPOINT]`: a data set is checked here, the rest is said elsewhere.
+    """Run `vitpose-fast info [DATASET | CHECKPOINT]`: check a data set, or describe a checkpoint or the installation.
 
-    What is damaged or missing is named, exit code 1.
+    Returns:
+        The exit code: 1 if anything in the data set is damaged or missing. Each problem is printed to stderr.
     """
     args = sys.argv[1:] if args is None else args
     source = _source(args)
     if source is None or not (source in DATA_SETS or source.lower().endswith(".json")):
         if source is None and {"-h", "--help"} & set(args):
-            print(f"For a data set: vitpose-fast info DATASET --help, DATASET one of {', '.join(DATA_SETS)},")
-            print("or a keypoint set of your own (.json). For a checkpoint, or versions and devices:")
+            print(f"For a data set: vitpose-fast info DATASET --help, where DATASET is one of {', '.join(DATA_SETS)},")
+            print("or the path of your own keypoint set (.json). For a checkpoint, or for versions and devices:")
         return checkpoint_info(args)
     config = tyro.cli(SurveyConfig, prog="vitpose-fast info", args=args)
     if config.count < 0 or config.out.suffix.lower() not in _SUFFIXES:
         given = f"--count {config.count} --out {config.out}"
-        raise ValueError(f"got {given}, expected a count of at least 0 and a picture called {', '.join(_SUFFIXES)}")
+        raise ValueError(f"got {given}, expected a count of at least 0 and a file ending in {', '.join(_SUFFIXES)}")
     chosen = data_set(config.source)
     labels = read_labels(chosen, *_files(config, chosen))
     print(labels.summary())
@@ -77,14 +78,14 @@ def info(args: list[str] | None = None) -> int:
     existing = _report_images(labels, problems)
     print(_keypoint_table(labels))
     sizes = np.array([person.box[2:] for person in labels.people])
-    print("boxes: {:.0f} x {:.0f} pixels in the mean".format(*sizes.mean(0)))
+    print("mean box size: {:.0f} x {:.0f} pixels".format(*sizes.mean(0)))
     if config.count:
         _draw(labels, existing, config, problems)
     return print_problems(problems) or code
 
 
 def _source(args: Sequence[str]) -> str | None:
-    """The argument that belongs to no option; every option here takes one value."""
+    """Return the first positional argument, or None. Every option of this command takes exactly one value."""
     previous = ""
     for arg in args:
         if not arg.startswith("-") and (not previous.startswith("--") or "=" in previous or previous == "--help"):
@@ -94,17 +95,18 @@ def _source(args: Sequence[str]) -> str | None:
 
 
 def _files(config: SurveyConfig, chosen: DataSet) -> tuple[Path, Path]:
+    """Return the annotation file and the image folder to check."""
     if config.annotations is not None and config.images is not None:
         return config.annotations, config.images
     if config.annotations is not None or config.images is not None:
         raise ValueError("got one of --annotations and --images, expected both: a file and the folder of its images")
     if not chosen.splits:
-        raise ValueError(f"{config.source} has no place of its own: give its files by --annotations and --images")
+        raise ValueError(f"{config.source} has no default files, pass them with --annotations and --images")
     return chosen.split(config.data, config.split or next(iter(chosen.splits)))
 
 
 def _report_images(labels: Labels, problems: list[str]) -> set[Path]:
-    """The images that exist; those that do not are named."""
+    """Print how many images exist, add the missing ones to `problems`, and return the existing ones."""
     listed = [image["path"] for image in labels.truth["images"]] if labels.truth else [p.image for p in labels.people]
     paths = list(dict.fromkeys(listed))
     existing = {path for path in paths if os.path.isfile(path)}
@@ -114,31 +116,34 @@ def _report_images(labels: Labels, problems: list[str]) -> set[Path]:
 
 
 def _keypoint_table(labels: Labels, width: int = 100) -> str:
-    """How many people have each keypoint labelled, in columns; numbered ones that are alike in one cell."""
+    """Return a table that says for how many people each keypoint is labeled, in columns.
+
+    Consecutive keypoints that differ only in their number and have equal counts share a cell ("face_0 .. 67").
+    """
     counts = np.stack([person.visible > 0 for person in labels.people]).sum(0).tolist()
     entries = []
-    alike = groupby(
+    groups = groupby(
         zip(labels.data_set.keypoint_set.names, counts, strict=True), lambda e: (e[0].rstrip(_DIGITS), e[1])
     )
-    for (stem, count), group in alike:
+    for (stem, count), group in groups:
         first, *more = [name for name, _ in group]
         entries.append((f"{first} .. {more[-1][len(stem) :]}" if more else first, count))
     digits, letters = len(str(max(counts))), max(len(name) for name, _ in entries)
     cells = [f"{name:{letters}} {count:>{digits}}" for name, count in entries]
     columns = max(1, (width - 2) // (len(cells[0]) + 3))
-    rows = math.ceil(len(cells) / columns)  # the next one stands below
+    rows = math.ceil(len(cells) / columns)  # the cells fill one column after the other
     lines = ["  " + "   ".join(cells[row::rows]) for row in range(rows)]
-    return "\n".join([f"labelled keypoints of {len(labels.people)} people:", *lines])
+    return "\n".join([f"labeled keypoints of {len(labels.people)} people:", *lines])
 
 
 def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: list[str]) -> None:
-    """Decode the images of some people, draw these; images that are damaged or of another size are named."""
-    there = [person for person in labels.people if person.image in existing]
-    if not there:
-        print("no picture: there is no image of anybody")
+    """Draw a random choice of people, and add images that are damaged or have an unexpected size to `problems`."""
+    available = [person for person in labels.people if person.image in existing]
+    if not available:
+        print("no picture: no person has an image that exists")
         return
-    chosen = np.random.default_rng(config.seed).choice(len(there), min(config.count, len(there)), replace=False)
-    people = [there[i] for i in sorted(chosen.tolist())]
+    chosen = np.random.default_rng(config.seed).choice(len(available), min(config.count, len(available)), replace=False)
+    people = [available[i] for i in sorted(chosen.tolist())]
     tiles = []
     wrong: list[str] = []
     for index, pixels, _ in open_images(((person.image, None) for person in people), wrong):
@@ -155,10 +160,16 @@ def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: l
 
 
 def draw_person(person: Person, image: Tensor, keypoint_set: KeypointSet, size: tuple[int, int] = TILE) -> Image.Image:
-    """A person's box cut out of its image [h, w, 3] uint8, with the labelled keypoints and limbs.
+    """Crop a person out of an image and draw the labeled keypoints and limbs.
 
-    The cut is what a network sees, without its stretch: the box enlarged by the person's padding, at the aspect of
-    `size` (width, height), black outside of the image.
+    The crop shows what a network sees, but never stretched: the box is enlarged by the padding of the person and to the
+    aspect ratio of `size`. Pixels outside the image are black.
+
+    Args:
+        person: The person.
+        image: The image [h, w, 3], uint8.
+        keypoint_set: The keypoints and limbs.
+        size: (width, height) of the result in pixels.
     """
     width, height = size
     x, y, w, h = person.box

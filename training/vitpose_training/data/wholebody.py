@@ -1,4 +1,4 @@
-"""COCO-WholeBody's annotation files: 133 keypoints of a person in five lists (SPEC 7.3)."""
+"""Read COCO-WholeBody annotation files: 133 keypoints per person in five lists (docs/numerics.md 7.3)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vitpose_training.data.coco import coco_labels
 from vitpose_training.data.people import DataSet, Labels, Layout
 
 BODY = 17
-"""WholeBody's first keypoints: only these decide whether a person is used, and are counted in `num_keypoints`."""
-# field, number of keypoints, field that says whether the part is labelled; in the order of the 133 channels
+"""Number of body keypoints, the first of the 133. Only they count in `num_keypoints` and decide if a person is used."""
+# (field, number of keypoints, field that says whether the part is labeled), in the order of the 133 channels
 _PARTS: tuple[tuple[str, int, str | None], ...] = (
     ("keypoints", BODY, None),
     ("foot_kpts", 6, "foot_valid"),
@@ -24,12 +24,13 @@ _ALL_PARTS = sum(count for _, count, _ in _PARTS)
 
 
 def read_wholebody(data_set: DataSet, file: Path, folder: Path) -> Labels:
-    """People of a COCO-WholeBody annotation file.
+    """Read a COCO-WholeBody annotation file.
 
-    The third number of a keypoint is how sure its annotators' model was: every labelled keypoint counts fully.
+    The third number of a keypoint is a confidence of the annotation model. Every keypoint for which it is above 0 is
+    labeled and counts fully.
 
     Raises:
-        ValueError: a file of no use.
+        ValueError: If the file is not readable or holds no usable image or annotation.
     """
     truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file), wholebody_keypoints)
     for row in truth["annotations"]:
@@ -38,12 +39,13 @@ def read_wholebody(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def wholebody_keypoints(row: Row) -> list[float]:
-    """The 133 keypoints x, y, v of a COCO-WholeBody annotation, from its five lists or from one of all 133.
+    """Return the 133 keypoints of a COCO-WholeBody annotation as a flat list of x, y, v.
 
-    A part that is not `.._valid` is not labelled: its v are 0.
+    They come from its five lists, or from `keypoints` if that holds all 133. If a part's `.._valid` field is false, the
+    part is not labeled and its v are 0.
 
     Raises:
-        ValueError: a missing or damaged field.
+        ValueError: If a field is missing or damaged.
     """
     merged: list[float] = []
     whole = isinstance(row.get("keypoints"), list) and len(row["keypoints"]) == 3 * _ALL_PARTS
@@ -64,6 +66,7 @@ def wholebody_keypoints(row: Row) -> list[float]:
 
 
 def _flat(row: Row, key: str, count: int) -> list[float]:
+    """Return a field that must hold `count` keypoints as a flat list; raise ValueError if it does not."""
     flat = field_of(row, key)
     if not isinstance(flat, list) or not all(map(is_number, flat)):
         raise ValueError(f"{key} is {shown(flat)}, expected a flat list of finite numbers x, y, v")
