@@ -27,7 +27,7 @@ def test_coco_people_equal_the_annotations(samples):
         np.testing.assert_array_equal(person.keypoints, triples[:, :2] * (triples[:, 2:] > 0))
 
 
-def test_people_with_a_keypoint_count_of_zero_are_unlabelled(original, reread):
+def test_people_with_a_keypoint_count_of_zero_are_unlabeled(original, reread):
     """As in the official loader. CrowdPose counts only visible keypoints, so fully hidden people have a count of 0."""
     data = original("coco")
     whole = reread("coco", data)

@@ -77,7 +77,7 @@ def test_output_for_an_undamaged_data_set(pens, capsys):
     assert not err
 
 
-def test_the_picture_shows_every_person_with_labelled_keypoints(pens):
+def test_the_picture_shows_every_person_with_labeled_keypoints(pens):
     assert run(*PENS) == 0
     left, right, middle = keypoint_colours(keypoint_set("pen.json"))
     shown = tiles()

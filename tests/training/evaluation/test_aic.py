@@ -1,4 +1,4 @@
-"""AI Challenger's score: the published number, a plain loop as a witness, refusals in one line."""
+"""AI Challenger's score: it gives the published number, equals a plain loop, and refuses bad files in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_published_number_of_aic(samples):
 
 
 def aic_loop(truth, found):
-    """SPEC 7.3 in words."""
+    """The definition in docs/numerics.md 7.3, as a plain loop."""
     sigmas, by_image = KEYPOINT_SETS["aic"].sigmas, {row["image_id"]: row["keypoint_annotations"] for row in found}
     thresholds = [0.5 + 0.05 * i for i in range(10)]
     hits, total = [0] * 10, 0
@@ -44,7 +44,7 @@ def aic_loop(truth, found):
     return sum(hits) / 10 / total
 
 
-def test_aic_score_is_a_loop(samples):
+def test_aic_score_equals_a_loop(samples):
     truth = read_json(samples / AIC_FILES[0])[:60]
     rng = np.random.default_rng(0)
     found = copy.deepcopy(truth[5:])
@@ -57,8 +57,8 @@ def test_aic_score_is_a_loop(samples):
     assert 0.2 < expected < 0.8 and aic_score(truth, found) == pytest.approx(expected, abs=1e-12)
 
 
-def test_aic_counts_one_pixel_beside_the_box():
-    """A person without a box is one square pixel large; OKS 0.77 is above six of the ten thresholds."""
+def test_aic_adds_one_to_the_area_of_the_box():
+    """A person without a box has an area of one square pixel. An OKS of 0.77 is above six of the ten thresholds."""
     sigma = KEYPOINT_SETS["aic"].sigmas[0]
     away = math.sqrt(-math.log(0.77) * 2 * (2 * sigma) ** 2)
     truth = [{"image_id": "a", "keypoint_annotations": {"h": [0, 0, 1, *[0, 0, 2] * 13]}}]
@@ -92,7 +92,7 @@ GOOD = {"image_id": "a", "human_annotations": {"h": [0, 0, 9, 9]}, "keypoint_ann
         ([GOOD, GOOD], "entry 1: "),
     ],
 )
-def test_files_that_are_not_aics_are_refused(bad, message):
+def test_files_in_another_format_are_refused(bad, message):
     assert aic_score([GOOD], [GOOD]) == 1
     for call in (lambda: aic_score(bad, [GOOD]), lambda: aic_score([GOOD], bad)):
         with pytest.raises(ValueError) as error:

@@ -1,4 +1,4 @@
-"""COCO's average precision: published numbers, whatever the ids, and refusals in one line."""
+"""COCO's average precision: it gives published numbers for any kind of ids, and refuses bad input in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitpose_training.evaluation.suppression import suppress
 COCO = KEYPOINT_SETS["coco"]
 NAN, INF = float("nan"), float("inf")
 HARD = [.5833333333333333, .9166666666666666, .5833333333333334, .44, .6857142857142857]  # fmt: skip
-ALIGNMENT = {  # mmpose's test of its COCO metric
+ALIGNMENT = {  # expected values in mmpose's test of its COCO metric
     "bbox_keypoint": [
         .5287458745874587, .9042904290429042, .5009900990099009, .42475247524752474, .6219554455445544, *HARD
     ],
@@ -30,11 +30,11 @@ ALIGNMENT = {  # mmpose's test of its COCO metric
     [
         ("coco/test_coco", "coco", True, 1.0),
         ("coco/extra_ccby_val2017", "coco", True, 1.0),
-        ("coco/extra_ccby_train2017", "coco", True, 1.0),  # with crowds, whose segmentations are run lengths
+        ("coco/extra_ccby_train2017", "coco", True, 1.0),  # with crowds, whose segmentations are run-length encoded
         ("coco/fce_keypoints_gt", "coco", True, 1.0),
-        ("ochuman/test_ochuman", "ochuman", True, -1.0),  # nobody there is of medium size
+        ("ochuman/test_ochuman", "ochuman", True, -1.0),  # no person of medium size
         ("aic/test_aic", "aic", False, -1.0),
-        ("ap10k/test_ap10k", "ap10k", True, -1.0),  # one animal each of categories 26 and 22
+        ("ap10k/test_ap10k", "ap10k", True, -1.0),  # one animal each in categories 26 and 22
         ("apt-36k/apt36k_wolf_reconstructed", "apt36k", True, 1.0),
         ("crowdpose/test_crowdpose", "crowdpose", False, -1.0),
         ("crowdpose/example_crowdpose_val", "crowdpose", False, 1.0),
@@ -54,14 +54,14 @@ def test_ground_truth_as_prediction_is_perfect(samples, file, name, use_area, me
 
 @pytest.mark.parametrize("mode", ["bbox", "bbox_keypoint", "bbox_rle"])
 @pytest.mark.parametrize("nms", ["none", "hard", "soft"])
-def test_ground_truth_is_perfect_however_it_is_scored_and_suppressed(samples, mode, nms):
+def test_ground_truth_is_perfect_with_any_rescoring_and_suppression(samples, mode, nms):
     truth = read_json(samples / "coco/test_coco.json")
     results = [
         person(a, (1, 1, 1), 0.98, mode) | {"annotation_id": a["id"]}
         for a in truth["annotations"]
         if any(a["keypoints"])
     ]
-    results += results[:3]  # the padding of a sampler
+    results += results[:3]  # repeated samples, as from a sampler that pads the last batch
     if nms != "none":
         results = suppress(results, COCO, soft=nms == "soft")
     assert evaluate_coco(truth, results, COCO) == dict.fromkeys(STATS, 1.0)
@@ -78,7 +78,7 @@ def test_published_numbers_of_a_crowded_image(samples):
 
 
 @pytest.mark.parametrize("mode", ALIGNMENT)
-def test_published_numbers_of_moved_people(samples, mode):
+def test_published_numbers_of_shifted_poses(samples, mode):
     truth = read_json(samples / "coco/test_coco.json")
     results = suppress([person(a, (0.98, 1.02, 0.8), 0.98, mode) for a in truth["annotations"]], COCO)
     assert list(evaluate_coco(truth, results, COCO).values()) == pytest.approx(ALIGNMENT[mode], abs=1e-12)
@@ -110,12 +110,12 @@ def test_ids_do_not_matter(samples):
     truth["categories"] = []
     assert evaluate_coco(truth, found, COCO) == expected
     for row in found:
-        del row["category_id"]  # there is but one
+        del row["category_id"]  # not needed if there is only one category
     assert evaluate_coco(truth, found, COCO) == expected
 
 
 def test_categories_are_averaged(samples):
-    """Whose category is wrong was not found."""
+    """An animal that was found with the wrong category counts as missed."""
     truth = read_json(samples / "ap10k/test_ap10k.json")
     results = perfect(truth)
     assert results[0]["category_id"] != results[1]["category_id"]
@@ -141,7 +141,7 @@ def test_repeated_results_count_once(samples):
         named = [{**r, key: i} for i, r in enumerate(found)]
         assert evaluate_coco(truth, named + named[:40], COCO) == expected
     twice = [r for r in found for _ in range(2)]
-    assert evaluate_coco(truth, twice, COCO) != expected  # without names these are two people
+    assert evaluate_coco(truth, twice, COCO) != expected  # without ids these are two people
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_repeated_results_count_once(samples):
         (dict(category_id=2), "result 1 (image 40083) has category_id 2, expected one of 1"),
         (dict(category_id={}), "result 1 (image 40083) has category_id {}, expected one of 1"),
         (dict(category_id="a\nb"), r"result 1 (image 40083) has category_id 'a\nb', expected one of 1"),
-        (dict(annotation_id=5), "results 0 and 1 have one id, 5, and differ: leave one of them out"),
+        (dict(annotation_id=5), "results 0 and 1 have the same id, 5, but differ: remove one of them"),
     ],
 )
 def test_damaged_results_are_refused(samples, change, message):
@@ -173,7 +173,7 @@ def test_damaged_results_are_refused(samples, change, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_results_that_are_none_are_refused(samples, tmp_path):
+def test_files_and_values_that_are_no_results_are_refused(samples, tmp_path):
     truth = read_json(samples / "coco/test_coco.json")
     file = tmp_path / "results.json"
     file.write_text("{")
@@ -199,7 +199,7 @@ def test_damaged_truth_is_refused(samples, tmp_path):
     with pytest.raises(ValueError, match=r"ground truth: image \d+ has crowdIndex nan, expected a number"):
         evaluate_crowdpose(crowd, [])
     truth["annotations"][3]["keypoints"][0] = NAN
-    with pytest.raises(ValueError, match=r"ground truth: annotation 3 \(id \d+\): keypoints .* \(1 damaged in all\)"):
+    with pytest.raises(ValueError, match=r"ground truth: annotation 3 \(id \d+\): keypoints .* \(1 damaged in total\)"):
         evaluate_coco(truth, [], COCO)
     for name in ("interhand", "mpii"):
         if KEYPOINT_SETS[name].sigmas is None:

@@ -1,4 +1,4 @@
-"""AP of crowds (CrowdPose) and of whole bodies by parts: published numbers, xtcocotools as a witness."""
+"""AP of CrowdPose and of the parts of COCO-WholeBody: published numbers, and numbers of xtcocotools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_ground_truth_is_perfect_on_crowds_and_whole_bodies(samples):
 
 
 @pytest.mark.parametrize("file", ["test_coco_wholebody", "example_gt"])
-def test_ground_truth_is_perfect_on_whole_bodies_of_the_original_layout(samples, file):
+def test_ground_truth_is_perfect_on_whole_bodies_in_the_original_layout(samples, file):
     truth = merged(read_json(samples / f"coco-wholebody/{file}.json"))
     assert set(evaluate_wholebody(truth, perfect(truth)).values()) == {1.0}
 
@@ -37,7 +37,7 @@ def test_published_numbers_of_crowdpose(samples):
     assert [round(found[k], 4) for k in ("APE", "APM", "APH")] == [1.0, 0.9802, 0.4116]
 
 
-def test_crowd_levels_are_those_of_their_images_alone(samples):
+def test_crowd_levels_select_images(samples):
     truth, results = (read_json(samples / f"crowdpose/example_crowdpose_{k}.json") for k in ("val", "preds"))
     for crowd, level in ((0, "APE"), (0.19, "APE"), (0.2, "APM"), (0.79, "APM"), (0.8, "APH"), (1, "APH")):
         for image in truth["images"]:
@@ -60,9 +60,10 @@ PART_NUMBERS = {
 
 
 def test_published_numbers_of_whole_body_parts(samples):
-    """Results without a keypoint in a part that scores above 0 are left out of that part's evaluation.
+    """Results that have no keypoint with a score above 0 in a part are left out of that part's evaluation.
 
-    Nothing is rounded to whole numbers: every person of this file has fractions, so an array of one is floating point.
+    Every person of this file has fractional coordinates, so no array of them has an integer dtype and nothing is
+    rounded.
     """
     truth = read_json(samples / "coco-wholebody/test_keypoint_partition_metric.json")
     results = []
@@ -73,13 +74,13 @@ def test_published_numbers_of_whole_body_parts(samples):
     names = {part: (f"{part} AP", f"{part} AR") for part in PARTS}
     assert {part: (round(found[ap], 3), round(found[ar], 3)) for part, (ap, ar) in names.items()} == PART_NUMBERS
     assert (found["whole AP"], found["whole AR"]) == (found["AP"], found["AR"])
-    for row in results:  # now everybody has all parts, most of them at (0, 0), as sure as the others
+    for row in results:  # now every person has all parts, most of them at (0, 0) but with the same score as the others
         row["keypoints"][2::3] = [0.8] * 133
     everybody = evaluate_wholebody(truth, results)
     assert all(everybody[ap] < found[ap] and everybody[ar] == found[ar] for ap, ar in (names["body"], names["foot"]))
 
 
-WITNESS = {  # xtcocotools d74033f, whose code for whole bodies is that of COCO-WholeBody
+WITNESS = {  # numbers of xtcocotools d74033f, which contains the official whole-body code
     "AP": 0.6420759218779022, "AP50": 1.0, "AP75": 0.8410891089108912, "APM": 0.6764504307573613,
     "APL": 0.6303173394262502, "AR": 0.7041666666666666, "AR50": 1.0, "AR75": 0.875, "ARM": 0.7454545454545454,
     "ARL": 0.6692307692307693, "body AP": 0.5311208923090113, "body AR": 0.5541666666666667,
@@ -90,7 +91,7 @@ WITNESS = {  # xtcocotools d74033f, whose code for whole bodies is that of COCO-
 
 
 def test_equal_to_xtcocotools_on_whole_bodies(samples):
-    """Real results, in which every third part has no keypoint that scores above 0; one score for all parts."""
+    """Real results with one score for all parts. In every third part no keypoint has a score above 0."""
     truth, found = (read_json(samples / f"coco-wholebody/example_{k}.json") for k in ("gt", "pred"))
     for i, row in enumerate(found):
         for part, key in enumerate(WHOLE_BODY_KEYS):

@@ -1,4 +1,4 @@
-"""AP equal to that of pycocotools and faster-coco-eval, on random sets and on 538 images."""
+"""AP equals the AP of pycocotools and faster-coco-eval, on random data sets and on 538 images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COCO = KEYPOINT_SETS["coco"]
 
 
 def by_pycocotools(truth, results, folder):
-    """What COCO's own code says about two files."""
+    """Compute the ten numbers with pycocotools, which reads truth and results from files in `folder`."""
     from pycocotools.coco import COCO as Truth
     from pycocotools.cocoeval import COCOeval
 
@@ -37,7 +37,11 @@ def by_pycocotools(truth, results, folder):
 
 
 def random_set(seed, images, categories, people, found):
-    """COCO truth and results, ids from 1: crowds, people without labels or counted as such, equal scores, misses."""
+    """Return random COCO ground truth and results with ids from 1.
+
+    They hold crowds, people without labeled keypoints, people whose `num_keypoints` is 0 although some are labeled,
+    equal scores, and poses that match no person.
+    """
     rng = np.random.default_rng(seed)
     truth = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(1, images + 1)],
@@ -46,10 +50,10 @@ def random_set(seed, images, categories, people, found):
     }
     for n in range(1, people + 1):
         x, y, w, h = rng.uniform(0, 300), rng.uniform(0, 200), rng.uniform(10, 300), rng.uniform(10, 250)
-        kind = rng.choice(["seen", "seen", "seen", "crowd", "unlabelled", "uncounted"])
+        kind = rng.choice(["seen", "seen", "seen", "crowd", "unlabeled", "uncounted"])
         points = np.stack([rng.uniform(x, x + w, 17), rng.uniform(y, y + h, 17), rng.integers(0, 3, 17)], 1).round(2)
         points[rng.integers(17), 2] = 2
-        if kind == "unlabelled":
+        if kind == "unlabeled":
             points[:] = 0
         count = 0 if kind == "uncounted" else int((points[:, 2] > 0).sum())
         row = {"id": n, "image_id": int(rng.integers(1, images + 1)), "bbox": [x, y, w, h], "area": 0.6 * w * h}
@@ -68,12 +72,12 @@ def random_set(seed, images, categories, people, found):
     return truth, results
 
 
-def test_random_sets_hold_what_is_difficult():
+def test_random_sets_hold_the_difficult_cases():
     truth, results = random_set(0, 1, 2, 12, 60)
     rows = truth["annotations"]
     assert any(a["iscrowd"] for a in rows) and any(not any(a["keypoints"]) for a in rows)
     assert any(a["num_keypoints"] == 0 and any(a["keypoints"][2::3]) for a in rows)
-    assert len({r["score"] for r in results}) < 40  # equal ones
+    assert len({r["score"] for r in results}) < 40  # some are equal
     assert min(sum(r["category_id"] == c for r in results) for c in (1, 2)) > 20
 
 
@@ -86,7 +90,7 @@ def test_random_sets_hold_what_is_difficult():
 )
 @settings(max_examples=60)
 def test_equal_to_pycocotools_on_random_sets(tmp_path_factory, seed, images, categories, people, found):
-    """Ours begin at 0, which pycocotools would take for no match."""
+    """Our ids start at 0, which pycocotools would take for no match, so it gets the same set with ids from 1."""
     truth, results = random_set(seed, images, categories, people, found)
     expected = by_pycocotools(truth, results, tmp_path_factory.mktemp("sets"))
     for row in (*truth["images"], *truth["annotations"], *truth["categories"], *results):
@@ -97,7 +101,7 @@ def test_equal_to_pycocotools_on_random_sets(tmp_path_factory, seed, images, cat
 
 def noisy(truth, rng):
     results = perfect(truth)
-    for result in results:  # many equal scores: their order is that of the images
+    for result in results:  # many scores are equal, and those rank in the order of the images
         result["keypoints"] = (np.array(result["keypoints"]) + rng.normal(0, 4, 51)).tolist()
         result["score"] = round(rng.random(), 1)
     return results

@@ -1,4 +1,4 @@
-"""The metrics as a whole: every public name is there, tensors and lists are as good as arrays."""
+"""All metrics: every public name exists, and tensors and lists give the same numbers as arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitpose_training.evaluation.suppression import oks_nms, rescore
 
 
 @pytest.mark.filterwarnings("error")
-def test_tensors_and_lists_are_as_good_as_arrays():
+def test_tensors_and_lists_give_the_same_numbers_as_arrays():
     generator = torch.Generator().manual_seed(0)
     found, truth = torch.rand(2, 6, 16, 2, generator=generator)
     mask, scores = torch.rand(6, 16, generator=generator) > 0.3, torch.rand(6, 16, generator=generator)
@@ -42,5 +42,5 @@ def test_tensors_and_lists_are_as_good_as_arrays():
     assert epe(half, truth, mask) == epe(half.float(), truth, mask)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     assert all(hasattr(metrics, name) for name in metrics.__all__)

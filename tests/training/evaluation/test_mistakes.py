@@ -1,4 +1,4 @@
-"""Jitter, inversion, swap and miss are told apart; poses find their people; the worst are drawn."""
+"""Mistakes are classified as jitter, inversion, swap or miss, poses are paired with people, the worst are drawn."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def labels(*people):
 
 
 def distance_for(similar, keypoint):
-    """Pixels at which a keypoint has this similarity to its place."""
+    """Return the distance in pixels at which a keypoint has this similarity to its true position."""
     return 2 * COCO.sigmas[keypoint] * np.sqrt(-2 * AREA * np.log(similar))
 
 
-def test_similarity_is_that_of_oks():
+def test_similarity_is_the_term_of_oks():
     left_hip = COCO.index("left_hip")
     moved = np.zeros((17, 2))
     moved[left_hip, 0] = distance_for(0.7, left_hip)
     assert similarity(moved, np.zeros((17, 2)), AREA, np.array(COCO.sigmas))[left_hip] == pytest.approx(0.7)
 
 
-def test_each_kind_of_mistake_is_recognised():
+def test_each_kind_of_mistake_is_recognized():
     me, other = person(0, (0, 0)), person(1, (0, 2000))
     nose, left_eye, right_eye, left_knee, left_hip, right_hip, left_ear = (
         COCO.index(n) for n in ("nose", "left_eye", "right_eye", "left_knee", "left_hip", "right_hip", "left_ear")
@@ -59,7 +59,7 @@ def test_each_kind_of_mistake_is_recognised():
     found[left_eye, 0] += distance_for(0.6, left_eye)
     found[left_hip] = me.keypoints[right_hip]
     found[left_knee] = other.keypoints[left_knee]
-    found[right_eye] = other.keypoints[left_eye]  # mirrored and somebody else's
+    found[right_eye] = other.keypoints[left_eye]  # the mirror keypoint of another person
     found[left_ear] = (-5000, -5000)
     kinds = classify(found, [other.keypoints, me.keypoints], [other.visible, me.visible], [AREA, AREA], 1, COCO)
     expected = np.zeros(17, int)
@@ -75,8 +75,8 @@ def test_each_kind_of_mistake_is_recognised():
 
 
 @given(seed=st.integers(0, 2**32 - 1), people=st.integers(1, 4), name=st.sampled_from(["coco", "mpii", "interhand"]))
-def test_kinds_are_a_loop(seed, people, name):
-    """The definition in words, one keypoint after another; hands have neither sigmas nor mirror keypoints."""
+def test_kinds_equal_a_loop(seed, people, name):
+    """The loop follows the definition keypoint by keypoint. InterHand has neither sigmas nor mirror keypoints."""
     keypoints = KEYPOINT_SETS[name]
     count_of = keypoints.num_keypoints
     sigmas = keypoints.sigmas or [DEFAULT_SIGMA] * count_of
@@ -105,14 +105,14 @@ def test_kinds_are_a_loop(seed, people, name):
     assert classify(found, list(truth), list(seen), areas.tolist(), own, keypoints).tolist() == expected
 
 
-def test_poses_that_are_no_numbers_are_misses():
+def test_poses_with_nan_are_misses():
     me = person(0, (0, 0))
     found = np.full((17, 2), np.nan)
     assert set(classify(found, [me.keypoints], [me.visible], [AREA], 0, COCO)) == {KINDS.index("miss")}
     assert pair(labels(me), [result(found)]) == []
 
 
-def test_poses_find_their_people_by_id_or_by_oks():
+def test_poses_are_paired_with_people_by_id_or_by_oks():
     a, b, c = person(0, (0, 0)), person(1, (0, 2000)), person(2, (0, 0), image=2)
     data = labels(a, b, c)
     found = [
@@ -127,7 +127,7 @@ def test_poses_find_their_people_by_id_or_by_oks():
     by_id = pair(data, [result(b.keypoints, annotation_id=0), result(a.keypoints, annotation_id=1)])
     assert sorted((p.person.annotation_id, p.oks < 0.1) for p in by_id) == [(0, True), (1, True)]
     counts = count(data, by_id)
-    assert counts.sum() == 3 * 17  # every labelled keypoint of everybody
+    assert counts.sum() == 3 * 17  # all labeled keypoints of all three people
     assert counts[:, KINDS.index("swap")].sum() == 2 * 17 and counts[:, KINDS.index("miss")].sum() == 17
     text, by_name = breakdown(counts, COCO)
     assert by_name["nose"] == {"good": 0, "jitter": 0, "inversion": 0, "swap": 2, "miss": 1}
@@ -147,9 +147,9 @@ def test_the_worst_are_drawn_first(tmp_path):
     assert draw_worst(pairs, COCO, tmp_path / "worst.png", most=2) == 2
     with Image.open(tmp_path / "worst.png") as picture:
         pixels = np.array(picture).astype(int)
-    assert (np.ptp(pixels, axis=2) > 60).sum() > 200  # coloured skeletons on grey
+    assert (np.ptp(pixels, axis=2) > 60).sum() > 200  # colored skeletons on gray
     half = pixels.shape[1] // 2
     assert draw_worst(pairs[::-1], COCO, tmp_path / "again.png", most=1) == 1
     with Image.open(tmp_path / "again.png") as picture:
-        assert (np.array(picture).astype(int) == pixels[:, : half - 3]).mean() > 0.99  # the very worst is the first
+        assert (np.array(picture).astype(int) == pixels[:, : half - 3]).mean() > 0.99  # the worst is drawn first
     assert draw_worst([], COCO, tmp_path / "none.png") == 0 and not (tmp_path / "none.png").exists()

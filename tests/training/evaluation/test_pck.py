@@ -1,4 +1,4 @@
-"""PCK, AUC and EPE: published numbers, plain loops as witnesses, refusals in one line."""
+"""PCK, AUC and EPE: they give published numbers, equal plain loops, and refuse bad input in one line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_published_numbers_of_auc_and_epe():
 
 
 def test_exact_hands_have_an_auc_of_095():
-    """Not 1: nothing is nearer than the first threshold, 0."""
+    """Not 1, because no distance is below the first threshold, 0."""
     truth = np.random.default_rng(0).uniform(0, 100, (4, 21, 2))
     mask = np.ones((4, 21), bool)
     assert pck(truth, truth, mask, 0.2, np.full((4, 2), 50.0)) == 1
@@ -78,14 +78,14 @@ def test_pck_auc_and_epe_are_loops(seed, people, steps):
     assert epe(found, truth, mask) == pytest.approx(sum(every) / len(every) if every else 0, abs=1e-12)
 
 
-def test_what_is_no_number_is_no_hit():
+def test_nan_is_never_correct():
     found = TRUTH.copy()
     found[0, 0] = NAN
     accuracy, _ = pck_by_keypoint(found, TRUTH, MASK, 0.5, [[10, 10]] * 2)
     assert accuracy.tolist() == [0.5, 1, -1, 1, 1] and epe(found, TRUTH, MASK) == INF
 
 
-def test_shapes_that_do_not_go_together_are_refused():
+def test_shapes_that_do_not_match_are_refused():
     for shapes in ((FOUND[:1], TRUTH, MASK), (FOUND, TRUTH, MASK[:, :3]), (FOUND[0], TRUTH[0], MASK[0])):
         for call in (lambda g: pck(*g, 0.5, [[10, 10]] * 2), lambda g: auc(*g, 10), lambda g: epe(*g)):
             with pytest.raises(
@@ -95,8 +95,8 @@ def test_shapes_that_do_not_go_together_are_refused():
 
 
 @pytest.mark.parametrize("normalizer", [[10, 10], [[10, 10]] * 3, [[10, 10, 10]] * 2, [[[10]]]])
-def test_a_normalizer_that_could_mean_two_things_is_refused(normalizer):
-    """Two numbers for two people: theirs, or those of x and y?"""
+def test_an_ambiguous_normalizer_is_refused(normalizer):
+    """Two numbers for two people could be one per person, or one for x and one for y."""
     assert pck(FOUND, TRUTH, MASK, 0.5, 10) == pck(FOUND, TRUTH, MASK, 0.5, [[10, 10]] * 2) == 0.875
     for call in (lambda: pck(FOUND, TRUTH, MASK, 0.5, normalizer), lambda: auc(FOUND, TRUTH, MASK, normalizer)):
         with pytest.raises(ValueError, match=r"normalizer has shape .*, expected a number or \(2, 2\)"):

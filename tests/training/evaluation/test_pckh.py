@@ -1,4 +1,4 @@
-"""PCKh: Tompson's predictions by a plain loop, the border counted in, refusals in one line."""
+"""PCKh: it equals a plain loop on real predictions, includes the threshold, and refuses bad input in one line."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_exact_mpii_predictions_are_100(samples):
     found = pckh_mpii(truth, samples / "mpii/mpii_gt_val.mat")
     assert {k: v for k, v in found.items() if v != pytest.approx(100, abs=1e-12)} == {}
     assert {"PCKh", "PCKh@0.1", *GROUPS, *KEYPOINT_SETS["mpii"].names} == set(found)
-    moved = pckh_mpii(truth - 1, samples / "mpii/mpii_gt_val.mat")  # those who forget that they begin at 1
+    moved = pckh_mpii(truth - 1, samples / "mpii/mpii_gt_val.mat")  # 0-based by mistake
     assert moved["PCKh"] == 100 and moved["PCKh@0.1"] == 100
 
 
-def test_pckh_is_a_loop(samples):
-    """Predictions of Tompson et al. for all 2,958 people."""
+def test_pckh_equals_a_loop(samples):
+    """On the predictions of Tompson et al. for all 2,958 people."""
     mat = loadmat(samples / TOMPSON)
     predicted, truth = (mat[k].transpose(2, 0, 1).tolist() for k in ("pos_pred_src", "pos_gt_src"))
     missing, boxes = mat["jnt_missing"].T.tolist(), mat["headboxes_src"].transpose(2, 0, 1).astype(float).tolist()
@@ -54,7 +54,7 @@ def test_pckh_is_a_loop(samples):
         assert {round(v, 9) for v in each} == {round(seen[KEYPOINT_SETS["mpii"].names[j]], 9) for j in joints}
 
 
-def test_pckh_counts_the_border_in_and_unlabelled_joints_out():
+def test_pckh_includes_the_threshold_and_ignores_unlabeled_joints():
     truth = np.zeros((1, 16, 2))
     found = np.zeros((1, 16, 2))
     found[0, 0], found[0, 1], found[0, 2], found[0, 3] = (5, 0), (5.01, 0), (99, 0), (NAN, 0)
@@ -76,7 +76,7 @@ def test_pckh_counts_the_border_in_and_unlabelled_joints_out():
             pckh(*people)
 
 
-def test_files_that_are_not_mpiis_are_refused(samples, tmp_path):
+def test_files_in_another_format_are_refused(samples, tmp_path):
     zeros = np.zeros((5, 16, 2))
     (tmp_path / "text.mat").write_text("no\nmatlab file\n" * 20)
     (tmp_path / "empty.mat").write_bytes(b"")

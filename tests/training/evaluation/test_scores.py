@@ -1,4 +1,4 @@
-"""From results to the numbers of each data set: ground truth is perfect, whoever is missed lowers them."""
+"""Scores of each data set: ground truth is perfect, and every missed person lowers the score."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = {
     "ochuman": ("ochuman", "ochuman/test_ochuman.json"),
     "interhand": ("interhand", "interhand2.6m/test_interhand2.6m_data.json"),
 }
-NOT_THERE = {  # -1: nobody of this size, or no image of this crowdedness, is in the sample
+MISSING = {  # numbers that are -1 because the sample has no person of this size or no image of this crowd level
     "aic": ["APM", "ARM"],
     "aic original": [],
     "ap10k": ["APM", "ARM"],
@@ -46,7 +46,7 @@ NOT_THERE = {  # -1: nobody of this size, or no image of this crowdedness, is in
 
 @pytest.fixture(scope="session")
 def labels_of(samples):
-    """labels_of(file) -> what the reader makes of a sample."""
+    """labels_of(file) -> labels of a sample file."""
 
     def read(file):
         name, path = FILES[file]
@@ -56,7 +56,7 @@ def labels_of(samples):
 
 
 def results_of(people, move=(0, 0)):
-    """The annotated poses as `evaluate_labels` gives them: MPII's in coordinates that begin at 0, as all others."""
+    """Return the annotated poses, shifted by `move` pixels, as results of `evaluate_labels`, 0-based also for MPII."""
     out = []
     for person in people:
         points = np.concatenate([person.keypoints + np.float32(move), person.visible[:, None]], 1)
@@ -80,7 +80,7 @@ def test_ground_truth_is_perfect(labels_of, file):
     labels = labels_of(file)
     metrics = score([labels], results_of(labels.people))
     lacking = {name for name, value in metrics.items() if value == -1}
-    assert lacking == set(NOT_THERE.get(file, []))
+    assert lacking == set(MISSING.get(file, []))
     for name, value in metrics.items():
         assert value == -1 or value == pytest.approx(1, abs=1e-12), name
     assert ("AIC score" in metrics) == file.startswith("aic")
@@ -95,8 +95,8 @@ def test_exact_mpii_poses_are_100(labels_of):
     assert score([labels], results_of(labels.people, (1000, 0)))["PCKh"] == 0
 
 
-def test_mpii_begins_at_1(samples, labels_of):
-    """Half a pixel within half a head's size, and half a pixel beyond it."""
+def test_mpii_ground_truth_is_1_based(samples, labels_of):
+    """Errors half a pixel below and half a pixel above half the head size: an offset of one pixel would show."""
     labels, results = labels_of("mpii"), results_of(labels_of("mpii").people)
     boxes = loadmat(samples / "mpii/mpii_gt_val.mat")["headboxes_src"].astype(float)
     sizes = 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0)
@@ -114,13 +114,13 @@ def test_exact_hands(labels_of):
     assert metrics == {"PCK": 1.0, "AUC": pytest.approx(16 / 20), "EPE": pytest.approx(5, abs=1e-4)}
 
 
-def test_the_auc_of_hands_goes_up_to_30_pixels(labels_of):
+def test_thresholds_of_the_auc_of_hands_go_up_to_30_pixels(labels_of):
     labels = labels_of("interhand")
     for away, share in ((5.95, 16 / 20), (6.05, 15 / 20)):  # the fifth threshold is 6 pixels
         assert score([labels], results_of(labels.people, (away, 0)))["AUC"] == pytest.approx(share)
 
 
-def test_hands_are_found_within_a_fifth_of_the_longer_side(labels_of):
+def test_pck_of_hands_is_at_a_fifth_of_the_longer_side(labels_of):
     labels = labels_of("interhand")
     for share, expected in ((0.199, 1.0), (0.201, 0.0)):
         results = results_of(labels.people)
@@ -137,7 +137,7 @@ def test_one_missed_person_lowers_the_score(labels_of, file):
     for i in {0, len(results) // 2, len(results) - 1}:
         metrics = score([labels], results[:i] + results[i + 1 :])
         assert 0 < main_number(labels, metrics) < best
-        assert metrics.get("AIC score", 0.5) < 1 and metrics.get("EPE", 0) == 0  # EPE: of those that were found
+        assert metrics.get("AIC score", 0.5) < 1 and metrics.get("EPE", 0) == 0  # EPE covers only hands that were found
     nothing = score([labels], [])
     assert main_number(labels, nothing) == 0 and nothing.get("EPE", -1) == -1  # nothing to measure
     assert nothing.get("AIC score", 0) == 0
@@ -153,8 +153,8 @@ def test_the_order_of_results_does_not_matter(labels_of, file):
     assert score([labels], results[::-1]) == score([labels], results)
 
 
-def test_the_official_score_of_aic_is_that_of_the_original_file(samples, labels_of):
-    """Through the COCO form and back."""
+def test_the_official_score_of_aic_survives_the_conversion_to_coco(samples, labels_of):
+    """`score` converts the original file to COCO format and back, which must not change its official score."""
     labels = labels_of("aic original")
     rng = np.random.default_rng(0)
     results = results_of(labels.people)
@@ -168,8 +168,8 @@ def test_the_official_score_of_aic_is_that_of_the_original_file(samples, labels_
     assert score([labels], results)["AIC score"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_use_area_is_that_of_the_data_set(labels_of):
-    """CrowdPose and AIC go by the box, whatever area the file states."""
+def test_use_area_is_a_property_of_the_data_set(labels_of):
+    """AIC uses the area of the box, whatever area the file states. COCO uses the stated area."""
     labels = labels_of("aic")
     results = results_of(labels.people, (2, 0))
     before = score([labels], results)
@@ -184,8 +184,8 @@ def test_use_area_is_that_of_the_data_set(labels_of):
     assert score([coco], results)["AP"] > before["AP"]
 
 
-def test_people_of_mpii_who_cannot_be_read_are_missed(samples, tmp_path, labels_of):
-    """PCKh is that of the whole file, and finds the head boxes by the place in it."""
+def test_mpii_people_who_cannot_be_read_count_as_missed(samples, tmp_path, labels_of):
+    """PCKh covers the whole file, and finds head boxes by the index in it."""
     data = read_json(samples / FILES["mpii"][1])
     data[1]["center"] = [-1, -1]
     (tmp_path / "x.json").write_text(json.dumps(data))
@@ -204,11 +204,11 @@ def both(labels_of, samples):
 
 
 def test_several_files_count_as_one(samples, labels_of):
-    """The numbers of one file with everything, though images and annotations of both have equal ids."""
+    """Scores equal those of one file with all people, although the two files share ids of images and annotations."""
     first, second = both(labels_of, samples)
     shift = {image["id"]: i for i, image in enumerate(second.truth["images"])}
     old = [image["id"] for image in first.truth["images"]]
-    for image in second.truth["images"]:  # now four ids are those of the first file
+    for image in second.truth["images"]:  # now four ids occur in the first file too
         image["id"] = old[shift[image["id"]]] if shift[image["id"]] < 4 else image["id"]
     for row in second.truth["annotations"]:
         row["image_id"] = old[shift[row["image_id"]]] if shift[row["image_id"]] < 4 else row["image_id"]
@@ -229,7 +229,7 @@ def test_several_files_count_as_one(samples, labels_of):
 
 
 def read_labels_again(labels, samples):
-    """Labels whose truth was changed, as the reader would give them."""
+    """Write the changed truth of `labels` to a file and read it again."""
     import tempfile
     from pathlib import Path
 
@@ -241,7 +241,7 @@ def read_labels_again(labels, samples):
 
 
 def test_several_files_of_hands(labels_of):
-    """They may have equal ids, and each person has a result of their own."""
+    """The files may share ids: every person still has a separate result."""
     labels = labels_of("interhand")
     people, truth = joined([labels, labels])
     assert truth is None and [p.image for p in people] == 2 * [p.image for p in labels.people]
@@ -256,13 +256,13 @@ def test_one_file_keeps_its_ids(labels_of):
     assert people == labels.people and truth is labels.truth
 
 
-def test_whoever_can_be_evaluated_is(labels_of):
+def test_all_sample_files_can_be_evaluated(labels_of):
     for file in FILES:
         check_can_evaluate([labels_of(file)])
     check_can_evaluate([labels_of(file) for file in FILES if file != "aic original"])
 
 
-def test_what_cannot_be_evaluated_is_refused_before_a_training(samples, tmp_path, labels_of):
+def test_data_that_cannot_be_evaluated_is_refused_before_training(samples, tmp_path, labels_of):
     coco, mpii = labels_of("coco"), labels_of("mpii")
 
     def refused(labels, message):
@@ -270,17 +270,16 @@ def test_what_cannot_be_evaluated_is_refused_before_a_training(samples, tmp_path
             check_can_evaluate(labels)
         assert message in str(error.value) and "\n" not in str(error.value)
 
-    refused([Labels(DATA_SETS["coco"], [], coco.truth, images=4, unlabelled=2)], "nobody to evaluate on: coco: 0 used")
-    refused([coco, Labels(DATA_SETS["ap10k"], [], None)], "nobody to evaluate on: ap10k: 0 used of 0 entries")
+    unlabeled = Labels(DATA_SETS["coco"], [], coco.truth, images=4, unlabelled=2)
+    refused([unlabeled], "no people to evaluate on: coco: 0 used")
+    refused([coco, Labels(DATA_SETS["ap10k"], [], None)], "no people to evaluate on: ap10k: 0 used of 0 entries")
     check_can_evaluate([coco, Labels(DATA_SETS["coco"], [], coco.truth)])  # the other file has people
-    refused([mpii, mpii], "got 2 files of MPII to evaluate on, expected one")
+    refused([mpii, mpii], "got 2 MPII files to evaluate on, expected one")
     shutil.copy(samples / FILES["mpii"][1], tmp_path / "mpii.json")
     alone = read_labels("mpii", tmp_path / "mpii.json", samples / "mpii")
     refused([alone], f"{tmp_path / 'mpii_gt_val.mat'}: no such file; PCKh needs MPII's head sizes")
-    unmeasured = DataSet(
-        KEYPOINT_SETS["interhand"], COCO_LAYOUT, COCO_METRIC
-    )  # COCO files with keypoints that have no sigmas
-    refused([Labels(unmeasured, labels_of("interhand").people, coco.truth)], "interhand has no OKS sigmas")
+    no_sigmas = DataSet(KEYPOINT_SETS["interhand"], COCO_LAYOUT, COCO_METRIC)
+    refused([Labels(no_sigmas, labels_of("interhand").people, coco.truth)], "interhand has no OKS sigmas")
     crowd = labels_of("crowdpose")
     del crowd.truth["images"][0]["crowdIndex"]
     refused([crowd], "has crowdIndex None, expected a number")
@@ -288,7 +287,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_training(samples, tmp_path
 
 def test_another_head_box_file_is_refused_in_one_line(samples, tmp_path):
     shutil.copy(samples / FILES["mpii"][1], tmp_path / "mpii.json")
-    shutil.copy(samples / "mpii/mpii_gt_val_with_tompson_preds.mat", tmp_path / "mpii_gt_val.mat")  # of 2,958 people
+    shutil.copy(samples / "mpii/mpii_gt_val_with_tompson_preds.mat", tmp_path / "mpii_gt_val.mat")  # for 2,958 people
     labels = read_labels("mpii", tmp_path / "mpii.json", samples / "mpii")
     with pytest.raises(ValueError, match=r"got predictions of shape \(5, 16, 2\), expected \(2958, 16, 2\)"):
         score([labels], results_of(labels.people))

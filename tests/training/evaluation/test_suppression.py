@@ -1,4 +1,4 @@
-"""OKS suppression and the scores of people: plain loops as witnesses, refusals in one line."""
+"""OKS suppression and the scores of people: they equal plain loops, and refuse bad input in one line."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def test_suppression_of_near_copies():
     assert oks_nms(*given, soft=True) == [0, 2, 1]
     assert oks_nms(points[:0], [], [], COCO.sigmas, 0.9) == [] == oks_nms([], [], [], COCO.sigmas, 0.9)
     ones = np.stack([np.ones((17, 3)), np.ones((17, 3)), np.zeros((17, 3))])
-    assert oks_nms(ones, [3, 2, 1], [1] * 3, [1] * 17, 1 - 1e-9) == [0, 2]  # equal people: OKS 1
-    assert oks_nms(ones[:, :, :2], [3, 2, 1], [1] * 3, COCO.sigmas, 0.01) == [0, 2]  # others: below 0.01
+    assert oks_nms(ones, [3, 2, 1], [1] * 3, [1] * 17, 1 - 1e-9) == [0, 2]  # equal poses have OKS 1
+    assert oks_nms(ones[:, :, :2], [3, 2, 1], [1] * 3, COCO.sigmas, 0.01) == [0, 2]  # different ones below 0.01
 
 
-def test_of_equal_scores_the_later_person_is_the_better_one():
-    """As in the code behind the published numbers: the other order moves the AP of moved people by 0.002."""
+def test_among_equal_scores_the_later_person_ranks_higher():
+    """As in the code behind the published numbers. The other order changes the AP of the shifted poses by 0.002."""
     points = np.zeros((4, 17, 2)) + np.array([10, 10, 500, 900])[:, None, None]
     for soft, expected in ((False, [3, 2, 1]), (True, [3, 2, 1, 0])):
         assert oks_nms(points, [0.5] * 4, [100] * 4, COCO.sigmas, 0.9, soft=soft) == expected
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_pose_that_is_no_number_hides_nobody(samples, soft):
-    """Whoever evaluates the rest then says so; without it everybody else would be gone in silence."""
+def test_a_pose_with_nan_suppresses_no_other_pose(samples, soft):
+    """It is kept, so that the evaluation reports it. Otherwise it would silently suppress all other people."""
     points = np.arange(4.0)[:, None, None] * 1000 + np.zeros((4, 17, 3))
     points[1] = NAN
     assert sorted(oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO.sigmas, 0.9, soft=soft)) == [0, 1, 2, 3]
@@ -56,7 +56,7 @@ def test_a_pose_that_is_no_number_hides_nobody(samples, soft):
 @pytest.mark.parametrize(
     "change", [dict(scores=[1, 2]), dict(areas=[1, 2, 3, 4]), dict(sigmas=[0.1]), dict(keypoints=[[1, 2]] * 3)]
 )
-def test_people_that_do_not_go_together_are_not_suppressed(change):
+def test_shapes_that_do_not_match_are_refused(change):
     given = dict(keypoints=np.zeros((3, 17, 3)), scores=[1, 2, 3], areas=[1, 2, 3], sigmas=COCO.sigmas, threshold=0.9)
     assert len(oks_nms(**given)) == 1
     with pytest.raises(
@@ -74,16 +74,16 @@ def test_soft_suppression_keeps_twenty():
 
 
 def test_suppression_by_visible_keypoints():
-    """Two people who share the keypoints that both see, and are far apart in the others."""
+    """Two poses that are equal in half of their keypoints and far apart in the others."""
     points = np.zeros((2, 4, 3))
     points[1, 2:, :2] = 1000
     points[:, :, 2] = [[0.9, 0.9, 0.9, 0.1], [0.9, 0.3, 0.1, 0.9]]
     given = (points, [2, 1], [100] * 2, [0.05] * 4)
     assert oks_nms(*given, 0.6) == [0, 1]  # half of the keypoints are equal
     assert oks_nms(*given, 0.4) == [0]
-    assert oks_nms(*given, 0.8, visible_threshold=0.2) == [0]  # both see the first alone
+    assert oks_nms(*given, 0.8, visible_threshold=0.2) == [0]  # only the first keypoint is visible in both
     assert oks_nms(*given, 0.6, visible_threshold=0.05) == [0, 1]
-    assert oks_nms(*given, 0.6, visible_threshold=0.95) == [0, 1]  # no keypoint is seen by both: nothing in common
+    assert oks_nms(*given, 0.6, visible_threshold=0.95) == [0, 1]  # no keypoint is visible in both
 
 
 def oks_loop(a, b, area, sigmas):
@@ -99,7 +99,7 @@ def oks_loop(a, b, area, sigmas):
     threshold=st.sampled_from([0.3, 0.6, 0.9]),
     soft=st.booleans(),
 )
-def test_suppression_is_the_greedy_loop(seed, people, threshold, soft):
+def test_suppression_equals_a_greedy_loop(seed, people, threshold, soft):
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, 20, (people, 1, 2)) + rng.uniform(0, 8, (people, 5, 2))
     scores, areas, sigmas = rng.random(people), rng.uniform(500, 4000, people), rng.uniform(0.03, 0.1, 5)
@@ -118,7 +118,7 @@ def test_suppression_is_the_greedy_loop(seed, people, threshold, soft):
 
 
 @given(seed=st.integers(0, 2**32 - 1), people=st.integers(0, 24), threshold=st.sampled_from([0.3, 0.6, 0.9]))
-def test_soft_suppression_by_visible_keypoints_is_a_loop(seed, people, threshold):
+def test_soft_suppression_by_visible_keypoints_equals_a_loop(seed, people, threshold):
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, 20, (people, 1, 2)) + rng.uniform(0, 8, (people, 5, 2))
     points = np.concatenate([points, rng.random((people, 5, 1))], -1)
@@ -160,7 +160,7 @@ def test_scores_of_people():
 
 
 def test_equal_people_have_equal_scores():
-    """Whatever the other keypoints are that do not count: AP puts equal scores in the order of images."""
+    """Even if different keypoints count. AP ranks equal scores in the order of images, so rounding must not matter."""
     rng = np.random.default_rng(0)
     points = np.full((50, 133), 0.8)
     points[rng.random(points.shape) < 0.5] = 0

@@ -1,4 +1,4 @@
-"""Evaluation: damage is named and left out one by one, several categories and files count, exit codes."""
+"""Evaluation: damaged rows are reported and left out, several categories and files are supported, exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def model():
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Working folder with images/1.png to 3.png of 80x60; write(annotations) -> the sources of `evaluate`."""
+    """Working directory with images/1.png to 3.png, 80 pixels wide and 60 high.
+
+    write(annotations) -> sources of `evaluate`.
+    """
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()
     for i in (1, 2, 3):
@@ -61,7 +64,7 @@ def test_results_carry_the_category_and_image_of_their_box(data, model):
     assert [(r["image_id"], r["category_id"]) for r in results] == [(1, 26), (1, 22), (2, 22)]
 
 
-def test_damaged_ground_truth_is_named_and_left_out(data, model):
+def test_damaged_ground_truth_is_reported_and_left_out(data, model):
     broken = person(2, 2)
     broken["keypoints"][0] = NAN
     good = [person(1, 1), person(3, 3)]
@@ -71,7 +74,7 @@ def test_damaged_ground_truth_is_named_and_left_out(data, model):
     assert (metrics, results, []) == evaluate(model, data(good))
 
 
-def test_boxes_outside_are_left_out_one_by_one(data, model):
+def test_only_boxes_outside_the_image_are_left_out(data, model):
     rows = [person(1, 1), person(2, 1, bbox=[90, 5, 30, 30]), person(3, 2)]
     _, results, problems = evaluate(model, data(rows, width=200))  # the image on disk is 80 wide
     assert [r["image_id"] for r in results] == [1, 2]
@@ -91,12 +94,12 @@ def test_broken_images_count_as_missed(data, model):
     assert len(problems) == 1 and "images/1.png: not an image" in problems[0]
 
 
-def test_detections_of_interest(data, model):
+def test_only_detections_of_annotated_images_and_categories_count(data, model):
     sources = data([person(1, 1, category_id=4), person(2, 2, category_id=4)], categories=[{"id": 4}])
     box = [5, 5, 60, 50]
     found = [
         {"image_id": 1, "category_id": 4, "bbox": box, "score": 0.7},
-        {"image_id": 1, "category_id": 9, "bbox": [40, 20, 30, 30], "score": 0.9},  # of something else
+        {"image_id": 1, "category_id": 9, "bbox": [40, 20, 30, 30], "score": 0.9},  # another category
         {"image_id": 77, "category_id": 4, "bbox": box},  # on an image without annotations
         {"image_id": 2, "bbox": box},
         {"image_id": 2, "bbox": box, "score": None},
@@ -149,7 +152,7 @@ def test_sample_data_sets_evaluate(samples, file, name, images, main_score):
 
 
 class Constant(torch.nn.Module):
-    """A head that gives the same maps [K, h, w] for every sample."""
+    """A head that returns the same heatmaps [K, h, w] for every sample."""
 
     def __init__(self, maps):
         super().__init__()
@@ -159,8 +162,8 @@ class Constant(torch.nn.Module):
         return self.maps.expand(len(features), -1, -1, -1)
 
 
-def test_a_crop_of_each_data_set_is_the_one_of_its_training(samples):
-    """MPII's boxes are stretched, InterHand's padded by 1.5: a prediction of the middle comes back as the middle."""
+def test_crops_of_a_data_set_are_the_same_as_in_training(samples):
+    """MPII's boxes are stretched and InterHand's padded by 1.5. A fixed heatmap peak shows where the crop lies."""
     for name, file in {"mpii": "mpii/test_mpii", "interhand": "interhand2.6m/test_interhand2.6m_data"}.items():
         model = vp.create_model("vitpose-tiny", (name,), "minimal", (64, 48), depth=1).eval()
         height, width = model.config.heatmap_size
@@ -187,20 +190,20 @@ def row_area(results, person):
     return next(row["area"] for row in results if row["annotation_id"] == person.annotation_id)
 
 
-def test_detections_are_for_data_sets_with_areas(data, samples):
+def test_mpii_is_not_evaluated_with_detections(data, samples):
     model = vp.create_model("vitpose-tiny", ("mpii",), image_size=(64, 48), depth=1)
     with pytest.raises(ValueError, match="mpii is evaluated with its annotated boxes, got detections"):
         evaluate(model, [(samples / "mpii/test_mpii.json", samples / "mpii")], detections=[])
 
 
-def test_a_head_of_other_keypoints_is_refused(data, model):
+def test_a_head_with_other_keypoints_is_refused(data, model):
     sources = data([person(1, 1)])
-    with pytest.raises(ValueError, match="the head aic has 14 keypoints, coco has other 17"):
+    with pytest.raises(ValueError, match="the head aic has 14 keypoints, but coco has 17 different ones"):
         other = vp.create_model("vitpose-tiny", ("aic",), image_size=(64, 48), depth=1)
         evaluate_labels(other, [read_labels("coco", *sources[0])])
 
 
-def test_command_names_each_problem_once_and_exits_1(data, model, capsys):
+def test_command_reports_each_problem_once_and_exits_with_1(data, model, capsys):
     vp.save_model(model, "weights")
     data([person(1, 1), person(2, 2)])
     assert run("--out", "results") == 0
@@ -229,7 +232,7 @@ def test_command_names_each_problem_once_and_exits_1(data, model, capsys):
         ({}, ("--device", "gpu"), "device 'gpu' cannot be used"),
     ],
 )
-def test_failures_are_one_line(data, model, capsys, files, options, message):
+def test_failures_print_one_line(data, model, capsys, files, options, message):
     vp.save_model(model, "weights")
     data([person(1, 1)])
     for name, text in files.items():

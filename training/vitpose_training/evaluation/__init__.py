@@ -1,1 +1,1 @@
-"""From a model to the metrics of a data set, its mistakes, and pictures of the worst."""
+"""Evaluation: run a model on a data set, score its poses, break down its mistakes and draw the worst of them."""

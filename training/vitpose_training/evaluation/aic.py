@@ -1,4 +1,4 @@
-"""AI Challenger's official score (SPEC 7.3), beside which COCO's numbers are given."""
+"""AI Challenger's official score (docs/numerics.md 7.3), and the AIC metric, which adds it to the COCO numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from vitpose_training.evaluation.coco_ap import score_coco
 
 
 def aic_score(annotations_json: Any, predictions_json: Any) -> float:
-    """AI Challenger's official score, on files (or lists) in its original format (SPEC 7.3).
+    """Compute AI Challenger's official score (docs/numerics.md 7.3).
 
-    The mean over OKS thresholds .50:.05:.95 of the predictions that match a person better than that, divided by the
-    larger number of people and predictions of each image. Only visible keypoints (v = 1) count.
+    For each OKS threshold .50:.05:.95, it counts the predictions whose best OKS with a person of their image is above
+    the threshold, and divides by the sum over images of max(number of people, number of predictions). The score is the
+    mean over thresholds. Only visible keypoints (v = 1) count.
+
+    Args:
+        annotations_json: Ground truth in AI Challenger's original format, as a file or a list.
+        predictions_json: Predictions in the same format. They need no `human_annotations`.
 
     Raises:
-        ValueError: a file that does not have this format, in one line that names the entry.
+        ValueError: If the format is wrong. The message is one line that names the entry.
     """
     truth, found = _aic_people(annotations_json, "annotations"), _aic_people(predictions_json, "predictions")
     sigmas = np.array(KEYPOINT_SETS["aic"].sigmas)
@@ -42,7 +47,7 @@ def aic_score(annotations_json: Any, predictions_json: Any) -> float:
 
 
 def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """image id -> (keypoints [P, 14, 3], boxes x1, y1, x2, y2 [P, 4]; 0 where there are none)."""
+    """Return for each image id the keypoints [P, 14, 3] and the boxes x1, y1, x2, y2 [P, 4], 0 for a missing box."""
     rows = read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given
     name = str(given) if isinstance(given, (str, os.PathLike)) else what
     if not isinstance(rows, list):
@@ -56,7 +61,7 @@ def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray
             if not (np.isfinite(points).all() and np.isfinite(corners).all()):
                 raise ValueError("a number is not finite")
             if out.setdefault(str(row["image_id"]), (points, corners))[0] is not points:
-                raise ValueError("the image_id is that of an earlier entry")
+                raise ValueError("the image_id is already used by an earlier entry")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
@@ -66,19 +71,19 @@ def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def _score_aic(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """COCO's ten numbers, and "AIC score"."""
+    """Return the ten COCO numbers and "AIC score"."""
     _, truth = joined(files)
     return score_coco(files, results) | {"AIC score": aic_score(_original_truth(truth), _original_results(results))}
 
 
 def _original_truth(truth: dict[str, Any]) -> list[Row]:
-    """AIC annotations in the original format (SPEC 7.3), which the official score is defined on."""
+    """Convert COCO annotations back to the original AIC format (docs/numerics.md 7.3)."""
     rows: dict[Any, Row] = {}
     for image in truth["images"]:
         rows[image["id"]] = {"image_id": str(image["id"]), "keypoint_annotations": {}, "human_annotations": {}}
     for annotation in truth["annotations"]:
         points = np.array(annotation["keypoints"], dtype=float).reshape(-1, 3)
-        points[:, 2] = np.array([3, 2, 1])[points[:, 2].astype(int)]  # unlabelled, occluded, visible
+        points[:, 2] = np.array([3, 2, 1])[points[:, 2].astype(int)]  # not labeled, occluded, visible
         x, y, w, h = annotation["bbox"]
         row, name = rows[annotation["image_id"]], f"human{annotation['id']}"
         row["keypoint_annotations"][name] = points.flatten().tolist()
@@ -87,6 +92,7 @@ def _original_truth(truth: dict[str, Any]) -> list[Row]:
 
 
 def _original_results(results: list[Row]) -> list[Row]:
+    """Convert COCO keypoint results to the original AIC format."""
     rows: dict[Any, Row] = {}
     for i, result in enumerate(results):
         row = rows.setdefault(result["image_id"], {"image_id": str(result["image_id"]), "keypoint_annotations": {}})

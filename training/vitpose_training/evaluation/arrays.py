@@ -1,4 +1,4 @@
-"""What the metrics share: arrays of what is given, and whether their shapes go together."""
+"""Helpers of the metrics: convert arguments to arrays and check their shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 
 
 def as_array(values: Any, dtype: Any = float) -> np.ndarray:
-    """An array of `dtype` (None: as given) of an array, a tensor of any device and precision, or nested lists."""
+    """Convert an array, a tensor on any device and of any precision, or nested lists to an array.
+
+    Args:
+        values: The values.
+        dtype: The dtype of the result. None keeps the dtype of the values, but bfloat16 becomes float32.
+    """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy has no bfloat16
@@ -18,13 +23,13 @@ def as_array(values: Any, dtype: Any = float) -> np.ndarray:
 
 
 def check_shapes(what: str, arrays: Sequence[np.ndarray], fits: bool, expected: str) -> None:
-    """Refuse arrays whose shapes do not go together.
+    """Raise a one-line ValueError with the shapes of `arrays` unless `fits` is true.
 
     Args:
-        what: their names, for the message. fits: whether their shapes are as `expected`, which the message says.
-
-    Raises:
-        ValueError: they do not fit; one line.
+        what: The names of the arrays, used in the message.
+        arrays: The arrays.
+        fits: Whether their shapes are as expected.
+        expected: The expected shapes, used in the message.
     """
     if not fits:
         shapes = ", ".join(str(array.shape) for array in arrays)

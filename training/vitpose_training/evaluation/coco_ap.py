@@ -1,5 +1,7 @@
-"""COCO's average precision by pycocotools, with checks in front of it (SPEC 7.1), and its relatives for crowds and
-whole bodies."""
+"""Average precision (AP) of keypoints: COCO, CrowdPose and COCO-WholeBody (docs/numerics.md 7.1).
+
+pycocotools computes the numbers. This module checks ground truth and results first.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from vitpose_fast.rows import Row, is_number, read_json
 from vitpose_training.data.people import Labels, Metric, joined
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
-CROWD_LIMITS = (0.2, 0.8)  # of crowdIndex: easy below, hard from there on
-PARTS = {  # of the 133 whole-body keypoints
+CROWD_LIMITS = (0.2, 0.8)  # crowdIndex of easy images is below the first, of hard images at least the second
+PARTS = {  # slices of the 133 whole-body keypoints
     "body": slice(0, 17),
     "foot": slice(17, 23),
     "face": slice(23, 91),
@@ -35,38 +37,45 @@ PARTS = {  # of the 133 whole-body keypoints
 def evaluate_coco(
     truth_json: Any, results: Any, keypoint_set: str | KeypointSet, use_area: bool = True
 ) -> dict[str, float]:
-    """The ten COCO keypoint numbers (SPEC 7.1).
+    """Compute the ten COCO keypoint numbers (docs/numerics.md 7.1).
 
-    Categories are matched apart and averaged, as pycocotools does. Rows of results with an `annotation_id` or `id` that
-    came before in their image (the padding of a sampler) count once. Without ids every row counts, as in pycocotools:
-    nothing tells a repeated row from two equal poses, and published numbers hold such poses.
+    As in pycocotools, categories are matched separately and their numbers averaged.
+
+    A result with an `annotation_id` or `id` that occurred before in the same image counts once, because samplers pad
+    their last batch with repeated samples. Without ids every result counts, as in pycocotools: a repeated result cannot
+    be distinguished from two people with equal poses, and some published numbers include such poses.
 
     Args:
-        truth_json: COCO annotations: a file or a dict, see `vitpose_fast.coco.check_annotations`.
-        results: COCO keypoint results, a file or a list: `image_id`, `keypoints`, `score`, and `category_id` where the
-            truth has several.
-        keypoint_set: name, .json file or value.
-        use_area: OKS by the annotated `area`, else by 0.53 times that of the box.
+        truth_json: COCO annotations, a file or a dict, see `vitpose_fast.coco.check_annotations`.
+        results: COCO keypoint results, a file or a list. Each has `image_id`, `keypoints`, `score`, and `category_id`
+            if the ground truth has several categories.
+        keypoint_set: The keypoint set: its name, a .json file or the set itself.
+        use_area: Whether OKS uses the annotated `area`. Otherwise it uses 0.53 times the area of the box.
 
     Returns:
-        AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL; 0 where nothing was found, -1 where there is no ground truth.
+        AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM and ARL by name. A number is 0 if nothing was found, and -1 if it
+        has no ground truth.
 
     Raises:
-        ValueError: a keypoint set without sigmas, damaged ground truth; results that are not finite, have another
-            number of keypoints, name unknown images or categories, or have one id and differ.
+        ValueError: If the keypoint set has no sigmas, if the ground truth is damaged, or if a result is not finite, has
+            a wrong number of keypoints, names an unknown image or category, or differs from a result with the same id.
     """
     evaluation = _Evaluation(truth_json, results, find_keypoint_set(keypoint_set), use_area)
     return dict(zip(STATS, evaluation.stats(), strict=True))
 
 
 def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
-    """CrowdPose's nine numbers: AP AP50 AP75 AR AR50 AR75, and AP of easy, medium and hard images (APE, APM, APH).
+    """Compute CrowdPose's nine numbers: AP, AP50, AP75, AR, AR50, AR75, and the AP of easy, medium and hard images.
 
-    Images are told apart by `crowdIndex`: easy < 0.2 <= medium < 0.8 <= hard (SPEC 7.1). Arguments and errors as in
-    `evaluate_coco`; areas are 0.53 times those of the boxes.
+    The last three are called APE, APM and APH. The `crowdIndex` of an image is its level: easy < 0.2 <= medium < 0.8 <=
+    hard (docs/numerics.md 7.1). OKS uses 0.53 times the area of the box.
+
+    Args:
+        truth_json: As in `evaluate_coco`. Every image needs a `crowdIndex`.
+        results: As in `evaluate_coco`.
 
     Raises:
-        ValueError: also an image without a crowdIndex.
+        ValueError: As in `evaluate_coco`, and if an image has no `crowdIndex`.
     """
     evaluation = _Evaluation(truth_json, results, KEYPOINT_SETS["crowdpose"], use_area=False)
     crowd = []
@@ -84,11 +93,12 @@ def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
 
 
 def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
-    """COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", ..., "whole AR").
+    """Compute the COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", ...).
 
-    Each part is evaluated alone, with its sigmas, on the people who have labelled keypoints there (SPEC 7.3), and
-    on the results that have one there which scores above 0. Arguments and errors as in `evaluate_coco`; keypoints are
-    lists of 133 x, y, v.
+    Each part of `PARTS` is evaluated separately with its own sigmas (docs/numerics.md 7.3). People without a labeled
+    keypoint in the part are ignored, and results without a keypoint in the part that scores above 0 are left out.
+
+    Arguments and errors are as in `evaluate_coco`. Keypoints are flat lists of 133 x, y, v.
     """
     whole = KEYPOINT_SETS["wholebody"]
     checked = _Evaluation(truth_json, results, whole, use_area=True)
@@ -98,14 +108,18 @@ def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
 
 
 def _part_of(whole: KeypointSet, part: slice) -> KeypointSet:
+    """Return the keypoint set of a part, with names and sigmas only."""
     assert whole.sigmas is not None
     names, sigmas = whole.names[part], whole.sigmas[part]
     return replace(whole, names=names, sigmas=sigmas, flip_pairs=(), skeleton=(), upper_body=())
 
 
 class _Evaluation:
-    """Checked ground truth and results, numbered from 1 as pycocotools needs them (it takes a match with id 0 for none;
-    equal scores count in the order of image ids)."""
+    """Checked ground truth and results, with ids that pycocotools can handle.
+
+    Images, categories, annotations and results are numbered from 1, because pycocotools takes a match with id 0 for no
+    match. Images keep the order of their ids, in which pycocotools ranks results with equal scores.
+    """
 
     def __init__(self, truth: Any, results: Any, keypoint_set: KeypointSet, use_area: bool) -> None:
         if keypoint_set.sigmas is None:
@@ -114,7 +128,7 @@ class _Evaluation:
         name = str(truth) if isinstance(truth, (str, os.PathLike)) else "ground truth"
         self.truth, problems = check_annotations(_loaded(truth), keypoint_set, name)
         if problems:
-            raise ValueError(f"{problems[0]} ({len(problems)} damaged in all)")
+            raise ValueError(f"{problems[0]} ({len(problems)} damaged in total)")
         self.truth["images"].sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
         number = {image["id"]: n for n, image in enumerate(self.truth["images"], 1)}
         ids = [category["id"] for category in self.truth["categories"]] or [1]
@@ -143,14 +157,14 @@ class _Evaluation:
                     continue
                 if first != index:
                     raise ValueError(
-                        f"results {first} and {index} have one id, {shown(key)}, and differ: leave one of them out"
+                        f"results {first} and {index} have the same id, {shown(key)}, but differ: remove one of them"
                     )
             found.append(own)
         self.found = [{**row, "id": n} for n, row in enumerate(found, 1)]
         self.images = len(number)
 
     def _checked(self, index: int, row: Any, number: dict[Any, int]) -> Row:
-        """A result as pycocotools loads it: its area and box are those of the keypoints."""
+        """Check a result and complete it as pycocotools does: box and area become the extent of the keypoints."""
         if not isinstance(row, dict):
             raise ValueError(f"result {index} is a {type(row).__name__}, expected a JSON object")
         image_id, triples, score = (row.get(key) for key in ("image_id", "keypoints", "score"))
@@ -170,8 +184,11 @@ class _Evaluation:
         return {**own, **_extent(list(triples))}
 
     def of_part(self, part: slice, keypoint_set: KeypointSet) -> _Evaluation:
-        """The same with some of the keypoints, as in COCO-WholeBody's own code: people without labelled ones among them
-        are ignored, results without one that scores above 0 left out; a result is as large as its body."""
+        """Return an evaluation of some of the keypoints, as in the official code of COCO-WholeBody.
+
+        People without a labeled keypoint in the part are ignored. Results without a keypoint in the part that scores
+        above 0 are left out. The size of a result is the extent of its body keypoints, whatever the part.
+        """
         out = _Evaluation.__new__(_Evaluation)
         out.keypoint_set, out.truth, out.categories, out.images = keypoint_set, self.truth, self.categories, self.images
         cut = slice(3 * part.start, 3 * part.stop)
@@ -188,7 +205,7 @@ class _Evaluation:
         return out
 
     def stats(self, images: Sequence[int] | None = None) -> list[float]:
-        """The ten numbers, on some of the images (by number)."""
+        """Return the ten numbers, on all images or on those with the given numbers."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -202,7 +219,7 @@ class _Evaluation:
             sides = []
             for annotations in (self.expected, self.found):
                 side = COCO()
-                copies = [dict(a) for a in annotations]  # the evaluation writes into them
+                copies = [dict(a) for a in annotations]  # because pycocotools changes them
                 side.dataset = {**base, "annotations": copies}
                 side.createIndex()
                 sides.append(side)
@@ -217,6 +234,7 @@ class _Evaluation:
 
 
 def _extent(triples: list[float]) -> Row:
+    """Return keypoints, the box around all of them and its area, as fields of a result."""
     x, y = triples[0::3], triples[1::3]
     box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
     return {"keypoints": triples, "bbox": box, "area": box[2] * box[3]}
@@ -227,7 +245,7 @@ def _loaded(given: Any) -> Any:
 
 
 def score_coco(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """`evaluate_coco` of the files of one data set, with its keypoints and areas."""
+    """Run `evaluate_coco` on the files of one data set, with its keypoint set and `use_area`."""
     own = files[0].data_set
     return evaluate_coco(joined(files)[1], results, own.keypoint_set, own.use_area)
 

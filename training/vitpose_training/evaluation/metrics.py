@@ -1,6 +1,6 @@
-"""The metrics of all data sets by name (SPEC 7); each group has a file of its own.
+"""All metrics by name (docs/numerics.md 7). Each group of metrics is implemented in its own module.
 
-Keypoints are [N, K, 2] in pixels: arrays, tensors of any device and precision, or nested lists.
+Keypoints are [N, K, 2] in pixels, as arrays, tensors on any device and of any precision, or nested lists.
 """
 
 from vitpose_training.evaluation.aic import aic_score

@@ -1,6 +1,7 @@
-"""Share of correct keypoints (PCK), the area under its curve (AUC) and the end-point error (EPE): the metric of hands.
+"""Percentage of correct keypoints (PCK), area under its curve (AUC), end-point error (EPE), and the metric of hands.
 
-Keypoints are [N, K, 2] in pixels: arrays, tensors of any device and precision, or nested lists.
+PCK and AUC are fractions of 1. Keypoints are [N, K, 2] in pixels, as arrays, tensors on any device and of any
+precision, or nested lists.
 """
 
 from __future__ import annotations
@@ -16,57 +17,77 @@ from vitpose_training.evaluation.arrays import as_array, check_shapes
 
 
 def _distances(predicted: Any, truth: Any, mask: Any, normalizer: Any) -> np.ndarray:
-    """[N, K] normalised distances, NaN where they do not count: masked out, or no positive normalizer."""
+    """Return normalized distances [N, K].
+
+    A distance is NaN if it does not count, because of the mask or a normalizer that is not positive. It is infinite if
+    the prediction is NaN.
+    """
     predicted, truth, mask, size = as_array(predicted), as_array(truth), as_array(mask, bool), as_array(normalizer)
     fits = predicted.shape == truth.shape and truth.ndim == 3 and mask.shape == truth.shape[:2]
     check_shapes("predicted, truth and mask", (predicted, truth, mask), fits, "[N, K, 2] twice and [N, K]")
     whole = (len(truth), truth.shape[2])
     if size.ndim and (size.ndim != 2 or any(n not in (1, m) for n, m in zip(size.shape, whole))):
-        raise ValueError(f"normalizer has shape {size.shape}, expected a number or {whole}: in x and y of each sample")
+        raise ValueError(f"normalizer has shape {size.shape}, expected a number or {whole}, x and y for each sample")
     size = np.broadcast_to(size, whole)
     counts = mask & (size > 0).all(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.linalg.norm((predicted - truth) / size[:, None], axis=-1)
-    distance[np.isnan(distance)] = np.inf  # a prediction that is not a number is no hit
+    distance[np.isnan(distance)] = np.inf  # so that a NaN prediction is never a hit
     return np.where(counts, distance, np.nan)
 
 
 def _shares(distance: np.ndarray, threshold: float) -> np.ndarray:
-    """[K]: the share of the distances that count which are below the threshold, -1 where none counts."""
+    """Return for each keypoint the fraction of counted distances below the threshold, -1 if none counts: [K]."""
     counted = ~np.isnan(distance)
-    hits = (distance < threshold).sum(0)  # NaN is not
+    hits = (distance < threshold).sum(0)  # comparisons with NaN are false
     return np.where(counted.any(0), hits / np.maximum(counted.sum(0), 1), -1.0)
 
 
 def _mean(shares: np.ndarray) -> float:
+    """Return the mean of the fractions that are not -1, or 0 if all of them are."""
     return float(shares[shares >= 0].mean()) if (shares >= 0).any() else 0.0
 
 
 def pck_by_keypoint(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> tuple[np.ndarray, int]:
-    """Share of samples within a distance, for each keypoint: (accuracies [K], -1 where nothing counts; how many count).
+    """Compute for each keypoint the fraction of samples that are predicted within a normalized distance.
 
     Args:
-        predicted, truth: [N, K, 2] px. mask: bool [N, K], which are labelled.
-        threshold: a hit is nearer than this, strictly, after division by the normalizer.
-        normalizer: [N, 2] px, in x and y, or one number; samples without positive ones do not count.
+        predicted: Predicted keypoints [N, K, 2] in pixels.
+        truth: True keypoints [N, K, 2] in pixels.
+        mask: Which keypoints are labeled, bool [N, K].
+        threshold: A prediction is correct if its distance divided by the normalizer is strictly below this.
+        normalizer: Lengths in pixels that divide the distances in x and y, [N, 2], or one number. A sample does not
+            count unless both of its normalizers are positive.
+
+    Returns:
+        The fractions [K], -1 for a keypoint without a sample that counts, and the number of keypoints that have one.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: If the shapes do not match.
     """
     accuracy = _shares(_distances(predicted, truth, mask, normalizer), threshold)
     return accuracy, int((accuracy >= 0).sum())
 
 
 def pck(predicted: Any, truth: Any, mask: Any, threshold: float, normalizer: Any) -> float:
-    """Share of correct keypoints: the mean over keypoints that have a sample; see `pck_by_keypoint`."""
+    """Compute PCK: the mean of `pck_by_keypoint` over the keypoints that have a sample, or 0 if none has one."""
     return _mean(_shares(_distances(predicted, truth, mask, normalizer), threshold))
 
 
 def auc(predicted: Any, truth: Any, mask: Any, normalizer: Any, steps: int = 20) -> float:
-    """Area under the curve of PCK: the mean over thresholds i / steps, i = 0 .. steps - 1 (the first one adds 0).
+    """Compute the area under the PCK curve: the mean PCK over thresholds i / steps for i = 0 .. steps - 1.
+
+    At the first threshold, 0, no prediction is correct, so perfect predictions have an AUC of 1 - 1 / steps.
 
     Args:
-        normalizer: px that the threshold 1 stands for, a number or [N, 2]. Others and errors as in `pck_by_keypoint`.
+        predicted: As in `pck_by_keypoint`.
+        truth: As in `pck_by_keypoint`.
+        mask: As in `pck_by_keypoint`.
+        normalizer: The distance in pixels at which the normalized distance is 1, a number or [N, 2].
+        steps: The number of thresholds.
+
+    Raises:
+        ValueError: If the shapes do not match, or `steps` is below 1.
     """
     if steps < 1:
         raise ValueError(f"got steps={steps}, expected 1 or more")
@@ -75,16 +96,17 @@ def auc(predicted: Any, truth: Any, mask: Any, normalizer: Any, steps: int = 20)
 
 
 def epe(predicted: Any, truth: Any, mask: Any) -> float:
-    """End-point error: the mean distance in pixels over labelled keypoints, 0 if there are none."""
+    """Compute the end-point error: the mean distance in pixels over labeled keypoints, or 0 if there are none."""
     distance = _distances(predicted, truth, mask, 1.0)
     counted = distance[~np.isnan(distance)]
     return float(counted.mean()) if len(counted) else 0.0
 
 
 def _score_hands(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """PCK within 0.2 of the box, AUC up to 30 pixels, mean error in pixels of the keypoints that were found.
+    """Score hands: PCK at 0.2 of the longer box side, AUC up to 30 pixels, and EPE in pixels.
 
-    Who was not found is missed: beyond every threshold.
+    A hand without a result is wrong at every threshold of PCK and AUC. EPE covers only hands with a result, and is -1
+    if there are none.
     """
     people, _ = joined(files)
     truth, mask = np.stack([p.keypoints for p in people]), np.stack([p.visible for p in people]) > 0

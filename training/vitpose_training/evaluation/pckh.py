@@ -1,6 +1,6 @@
-"""MPII's PCKh: keypoints within half of the head size (SPEC 7.3).
+"""MPII's PCKh: the percentage of keypoints within half the head size (docs/numerics.md 7.3).
 
-Keypoints are [N, 16, 2] in pixels: arrays, tensors of any device and precision, or nested lists.
+Keypoints are [N, 16, 2] in pixels, as arrays, tensors on any device and of any precision, or nested lists.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ from vitpose_fast.rows import Row
 from vitpose_training.data.people import Labels, Metric, points_of
 from vitpose_training.evaluation.arrays import as_array, check_shapes
 
-_HEAD = 0.6  # MPII's head size is this share of the head box's diagonal
-_MPII_GROUPS = {  # of the paper's table: mean of left and right
+_HEAD = 0.6  # MPII's head size is this fraction of the head box's diagonal
+_MPII_GROUPS = {  # columns of the paper's table; a group is the mean of left and right
     "Head": ("head_top",),
     **{n: (f"left_{n.lower()}", f"right_{n.lower()}") for n in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle")},
 }
 
 
 def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str, float]:
-    """MPII's PCKh in per cent: hits within half a head size (SPEC 7.3).
+    """Compute MPII's PCKh: the percentage of joints whose error is at most half the head size (docs/numerics.md 7.3).
 
     Args:
-        predicted, truth: [N, 16, 2] px. visible: bool [N, 16]. head_sizes: [N] px.
+        predicted: Predicted joints [N, 16, 2] in pixels.
+        truth: True joints [N, 16, 2] in pixels.
+        visible: Which joints are labeled, bool [N, 16].
+        head_sizes: Head sizes [N] in pixels.
 
     Returns:
-        "PCKh" and "PCKh@0.1": means over the joints without pelvis and thorax, weighted by how often they are labelled;
-        "Head", "Shoulder", ... of the paper's table; one value for each of the 16 joints. 0 where none is labelled.
+        "PCKh" and "PCKh@0.1", the means at 0.5 and 0.1 head sizes over all joints but pelvis and thorax, weighted by
+        how often a joint is labeled; "Head", "Shoulder", ... as in the paper's table; and one value for each of the 16
+        joints. A value without labeled joints is 0.
 
     Raises:
-        ValueError: shapes that do not go together, a head size that is not positive.
+        ValueError: If the shapes do not match, or a head size is not positive.
     """
     names = KEYPOINT_SETS["mpii"].names
     predicted, truth, sizes = as_array(predicted), as_array(truth), as_array(head_sizes)
@@ -62,10 +66,14 @@ def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str,
 
 
 def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[str, float]:
-    """`pckh` of predictions [N, 16, 2] in MPII's coordinates, which begin at 1, against its `mpii_gt_val.mat`.
+    """Compute `pckh` against MPII's ground truth file `mpii_gt_val.mat`.
+
+    Args:
+        predictions_one_based: Predicted joints [N, 16, 2] of all people of the file, in MPII's 1-based pixels.
+        mat_path: The ground truth file.
 
     Raises:
-        ValueError: another file, or another number of people; in one line.
+        ValueError: If the file is not MPII's ground truth, or holds another number of people. The message is one line.
     """
     from scipy.io import loadmat
 
@@ -90,7 +98,7 @@ def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[s
 
 
 def _score_mpii(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """PCKh of all entries of the file; those that could not be read count as missed."""
+    """Compute PCKh over all entries of the annotation file. Entries that could not be read count as missed."""
     mat = _head_boxes(files)
     points = np.full((files[0].entries, 16, 2), np.nan)
     for row in results:
@@ -99,11 +107,11 @@ def _score_mpii(files: Sequence[Labels], results: list[Row]) -> dict[str, float]
 
 
 def _head_boxes(files: Sequence[Labels]) -> Path:
-    """The file with MPII's head sizes, beside the annotations."""
+    """Return the path of mpii_gt_val.mat, which holds the head boxes and is in the folder of the annotations."""
     if len(files) > 1:
-        raise ValueError(f"got {len(files)} files of MPII to evaluate on, expected one (with its mpii_gt_val.mat)")
+        raise ValueError(f"got {len(files)} MPII files to evaluate on, expected one (with its mpii_gt_val.mat)")
     if not files[0].people:
-        raise ValueError("no person of MPII to evaluate on")
+        raise ValueError("no MPII person to evaluate on")
     mat = Path(files[0].people[0].source).parent / "mpii_gt_val.mat"
     if not mat.is_file():
         raise ValueError(f"{mat}: no such file; PCKh needs MPII's head sizes beside the annotations")

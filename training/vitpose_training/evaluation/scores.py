@@ -1,4 +1,4 @@
-"""Results of an evaluation to the numbers of each data set (SPEC 7)."""
+"""Score the results of an evaluation with the metric of their data set (docs/numerics.md 7)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,46 @@ from vitpose_training.data.people import Labels, Metric, by_data_set
 
 
 def score(labels: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """The metrics of a data set (SPEC 7) for results as `evaluate_labels` makes them.
+    """Compute the metric of a data set (docs/numerics.md 7).
+
+    Args:
+        labels: The annotation files of one data set.
+        results: Results as returned by `evaluate_labels`.
+
+    Returns:
+        The numbers of the metric by name.
 
     Raises:
-        ValueError: ground truth or results that cannot be evaluated, in one line.
+        ValueError: If ground truth or results cannot be evaluated. The message is one line.
     """
     return labels[0].data_set.metric.score(labels, results)
 
 
 def check_can_evaluate(labels: Sequence[Labels]) -> None:
-    """Refuse now what an evaluation would refuse after a training.
+    """Check before training that evaluation will be possible afterwards.
+
+    Args:
+        labels: Annotation files of any number of data sets.
 
     Raises:
-        ValueError: a keypoint set without OKS sigmas, ground truth or files that are of no use.
+        ValueError: If a data set has no people, or its metric cannot score them: for example if OKS sigmas, or a file
+            that the metric reads, are missing.
     """
     for group in by_data_set(labels).values():
         if not any(one.people for one in group):
-            raise ValueError(f"nobody to evaluate on: {group[0].summary()}")
+            raise ValueError(f"no people to evaluate on: {group[0].summary()}")
         try:
             score(group, [])
         except ValueError as error:
             files = ", ".join(dict.fromkeys(one.people[0].source for one in group if one.people))
-            raise ValueError(f"{files}: cannot be evaluated on: {error}") from None
+            raise ValueError(f"{files}: cannot be used for evaluation: {error}") from None
 
 
 def table(numbers: dict[str, float], metric: Metric) -> str:
-    """The numbers of a metric in lines of up to six, per cent but for distances. -1, nothing to measure, stays."""
+    """Format the numbers of a metric in lines of up to six.
+
+    Distances are in pixels, all other numbers are percentages. -1, which means that there is nothing to measure, stays.
+    """
 
     def shown(name: str, value: float) -> str:
         if name in metric.pixels:

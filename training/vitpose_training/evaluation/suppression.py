@@ -1,4 +1,4 @@
-"""OKS suppression: which of similar poses in an image stay, and the scores by which they compete (SPEC 7.1)."""
+"""OKS non-maximum suppression of similar poses, and the scores that rank them (docs/numerics.md 7.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.rows import Row
 from vitpose_training.evaluation.arrays import as_array, check_shapes
 
-_SOFT_MOST = 20  # people that the soft suppression keeps
+_SOFT_LIMIT = 20  # most people that soft suppression keeps
 
 
 def oks_nms(
@@ -23,20 +23,25 @@ def oks_nms(
     visible_threshold: float | None = None,
     soft: bool = False,
 ) -> list[int]:
-    """Suppress people that are much like a better one (SPEC 7.1): indices of those that stay, in order.
+    """Suppress people whose pose is similar to one with a higher score (docs/numerics.md 7.1).
 
-    Of equal scores the later person is the better one. A pose that is not a number is like no other: it stays, for the
-    evaluation to refuse.
+    Among equal scores the later person ranks higher. A pose with NaN has an OKS of 0 with every other pose, so it is
+    kept, and the evaluation can reject it.
 
     Args:
-        keypoints: [P, K, 3] x, y in pixels and score, or [P, K, 2] without `visible_threshold`.
-        scores: [P]. areas: [P] in px², of the padded boxes. sigmas: [K].
-        threshold: one whose OKS with a better one is above it is dropped.
-        visible_threshold: compare only keypoints that have a score above it in both; None: all.
-        soft: lower the scores of similar people by exp(-OKS² / threshold) instead, and keep the best 20.
+        keypoints: x and y in pixels and score, [P, K, 3]. [P, K, 2] is enough without `visible_threshold`.
+        scores: Scores of the people, [P].
+        areas: Areas of the padded boxes in px², [P].
+        sigmas: OKS sigmas, [K].
+        threshold: Drop a person whose OKS with a higher-ranking person is above this.
+        visible_threshold: Compare only keypoints whose scores are above this in both poses. None means all keypoints.
+        soft: Do not drop people, but multiply their scores by exp(-OKS² / threshold), and keep the best 20.
+
+    Returns:
+        The indices of the people that are kept, highest score first.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: If the shapes do not match.
     """
     points, left, area, sigma = (as_array(v) for v in (keypoints, scores, areas, sigmas))
     if not len(points):
@@ -49,7 +54,7 @@ def oks_nms(
     order = _best_first(left, np.arange(len(points)))
     left = left[order]
     keep: list[int] = []
-    while len(order) and not (soft and len(keep) >= _SOFT_MOST):
+    while len(order) and not (soft and len(keep) >= _SOFT_LIMIT):
         best, order, left = int(order[0]), order[1:], left[1:]
         keep.append(best)
         distance = ((points[best, :, :2] - points[order, :, :2]) ** 2).sum(-1)
@@ -71,15 +76,24 @@ def oks_nms(
 
 
 def _best_first(scores: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """By falling score, NaN last; of equal ones the higher number first: the published AP of moved people needs it."""
+    """Return the order of falling score, NaN last. Among equal scores the higher number is first.
+
+    mmpose ranks equal scores like this, and the AP that its tests expect for shifted poses depends on it.
+    """
     return np.lexsort((number, np.where(np.isnan(scores), -np.inf, scores)))[::-1]
 
 
 def suppress(results: list[Row], keypoint_set: KeypointSet, threshold: float = 0.9, soft: bool = False) -> list[Row]:
-    """`oks_nms` within each image, on COCO keypoint results that also carry `area`.
+    """Apply `oks_nms` within each image and return the results that are kept.
+
+    Args:
+        results: COCO keypoint results, each with the additional field `area` in px².
+        keypoint_set: The keypoint set, for its sigmas.
+        threshold: As in `oks_nms`.
+        soft: As in `oks_nms`.
 
     Raises:
-        ValueError: a keypoint set without sigmas.
+        ValueError: If the keypoint set has no sigmas.
     """
     if keypoint_set.sigmas is None:
         raise ValueError(f"{keypoint_set.name} has no OKS sigmas: poses cannot be compared")
@@ -101,12 +115,23 @@ def rescore(
     mode: Literal["bbox", "bbox_keypoint", "bbox_rle"] = "bbox_keypoint",
     threshold: float = 0.2,
 ) -> np.ndarray:
-    """Scores of people [P] from those of their boxes [P] and keypoints [P, K].
+    """Compute the scores [P] of people from the scores of their boxes and keypoints.
 
-    "bbox_keypoint": box times the mean of the keypoints above `threshold`, 0 if none (SPEC 7.1); "bbox_rle": box plus
-    mean plus maximum; "bbox": the box alone.
+    Args:
+        box_scores: Scores of the boxes, [P].
+        keypoint_scores: Scores of the keypoints, [P, K].
+        mode: "bbox_keypoint" multiplies the box score by the mean of the keypoint scores above `threshold`, which is 0
+            if there are none (docs/numerics.md 7.1). "bbox_rle" adds the mean and the maximum of the keypoint scores to
+            the box score. "bbox" returns the box score.
+        threshold: Only used by "bbox_keypoint".
+
+    Raises:
+        ValueError: If the shapes do not match, or the mode is unknown.
     """
-    boxes, points = as_array(box_scores), as_array(keypoint_scores, None)  # float32 is compared with 0.2 as float32
+    boxes, points = (
+        as_array(box_scores),
+        as_array(keypoint_scores, None),
+    )  # float32 stays float32 for the threshold
     fits = points.ndim == 2 and boxes.shape == (len(points),)
     check_shapes("scores of boxes and keypoints", (boxes, points), fits, "[P], [P, K]")
     if mode == "bbox":
@@ -120,5 +145,9 @@ def rescore(
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
-    """One after another: numpy's own sum rounds so that scores which are equal on paper are not, and AP sees that."""
+    """Sum over the last axis from left to right.
+
+    `np.sum` may round differently for rows that differ only in zeros. Then scores that should be equal differ in the
+    last bit, which changes the ranking and thus AP.
+    """
     return np.add.accumulate(values, -1)[..., -1]

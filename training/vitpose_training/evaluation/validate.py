@@ -1,4 +1,4 @@
-"""Evaluate a model on any of the data sets: `python training/validate.py`, `vitpose-fast validate`."""
+"""Evaluate a model on a data set: `python training/validate.py` or `vitpose-fast validate`."""
 
 from __future__ import annotations
 
@@ -30,41 +30,44 @@ from vitpose_training.evaluation.suppression import suppress
 
 @dataclass(frozen=True)
 class ValidateConfig:
-    """Options of one evaluation."""
+    """Options of an evaluation."""
 
     weights: str
-    """A checkpoint of any format: file, folder or hub id."""
+    """Checkpoint in any supported format: a file, a folder or a hub id."""
     task: str | None = None
-    """Which head, and with it the data set; None: the only one."""
+    """Task of the head to evaluate, which also selects the data set. None means the only task of the model."""
     data: Path = Path("data")
-    """Root of all data sets, in their original layouts; unused where files are given."""
+    """Root folder of all data sets, in their original layouts. Not used with --annotations and --images."""
     data_set: str | None = None
-    """Evaluate on another data set with the same keypoints, such as ochuman; None: that of the task."""
+    """Data set to evaluate on, with the same keypoints as the task, such as ochuman. None means the task's own."""
     split: str = "val"
-    """Of the data set."""
+    """Split of the data set."""
     annotations: Path | None = None
-    """Annotation file; None: the data set's own."""
+    """Annotation file. None means the file of the split."""
     images: Path | None = None
-    """Folder of its images."""
+    """Folder of the images that --annotations names."""
     boxes: Path | None = None
-    """COCO detections: a JSON list of image_id (or file_name), category_id, bbox, score; None: the annotated boxes."""
+    """COCO detections: a JSON list of image_id (or file_name), category_id, bbox, score. None means annotated boxes."""
     out: Path | None = None
-    """Folder for results.json (metrics and mistakes by keypoint), keypoints.json (COCO results) and worst.png."""
+    """Folder for results.json (metrics, mistakes by keypoint), keypoints.json (COCO results) and worst.png."""
     worst: int = 12
-    """How many of the worst cases are drawn."""
+    """Number of people with the worst poses to draw."""
     flip_test: bool = True
+    """Average the heatmaps of each crop and its mirror image."""
     batch_size: int = 64
+    """Number of crops per batch."""
     blur_kernel: int = 11
-    """Blur before decoding; 11 is for heatmaps of 64x48 and more."""
+    """Size of the blur before decoding. 11 suits heatmaps of 64x48 and larger."""
     official_boxes: bool = True
-    """As the model was trained: annotated boxes lose a pixel (SPEC 3.1)."""
+    """Make annotated boxes one pixel smaller, as the official loaders do (docs/numerics.md 3.1). Set as in training."""
     mpii_stretch: bool = True
-    """As the model was trained: MPII's square crops are stretched (SPEC 6.6)."""
+    """Stretch MPII's square crops to the input, as in the official code (docs/numerics.md 6.6). Set as in training."""
     device: str | None = None
+    """Device: cpu, cuda or cuda:N. None means CUDA if it is available."""
 
     def __post_init__(self) -> None:
         if (self.annotations is None) != (self.images is None):
-            raise ValueError("--annotations and --images go together: a file and the folder of its images")
+            raise ValueError("got one of --annotations and --images, expected both: a file and its image folder")
 
 
 def evaluate(
@@ -74,15 +77,20 @@ def evaluate(
     detections: Path | list[Row] | None = None,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row], list[str]]:
-    """Metrics of a model over annotation files of its task: (metrics, results, problems); see `evaluate_labels`.
+    """Evaluate a model on annotation files of a task. Reads the files and calls `evaluate_labels`.
 
     Args:
-        sources: (annotation file, folder of its images), in the layout of the task's data set.
-        task: which head, None: the only one.
-        detections, options: as in `evaluate_labels`.
+        model: The model.
+        sources: Pairs of an annotation file, in the layout of the task's data set, and the folder of its images.
+        task: The task of the head to evaluate. None means the only task of the model.
+        detections: As in `evaluate_labels`.
+        options: More arguments of `evaluate_labels`.
+
+    Returns:
+        Metrics, results and problems as from `evaluate_labels`. The problems include those of the annotation files.
 
     Raises:
-        ValueError: a file that is of no use, and what `evaluate_labels` refuses.
+        ValueError: If a file is unusable, or as in `evaluate_labels`.
     """
     found = data_set(model.config.task(model.resolve_task(task)))
     labels = [read_labels(found, annotations, images) for annotations, images in sources]
@@ -102,21 +110,37 @@ def evaluate_labels(
     world: World | None = None,
     limit: int | None = None,
 ) -> tuple[dict[str, float], list[Row], list[str]]:
-    """Metrics of a model over labels of one data set: (metrics, results, problems that came up).
+    """Evaluate a model on the labels of one data set.
 
-    Several files count as one, with images of their own. For the OKS metrics similar poses are suppressed (SPEC 7.1):
-    from the results with detections; with annotated boxes the results stay whole, the metrics leave them out. Images,
-    boxes and detections that cannot be used are named and left out: their people count as missed. Several processes
-    share the images; all of them get everything.
+    Several annotation files count as one data set; equal image ids in two files are different images. Images, boxes and
+    detections that cannot be used are reported and left out, and their people count as missed. With several processes,
+    each predicts a share of the images and all of them return the same values.
+
+    If the metric uses OKS, similar poses are suppressed before scoring (docs/numerics.md 7.1). With detections the
+    returned results are the suppressed ones. With annotated boxes they include every person.
 
     Args:
-        task: which head, None: that of the data set's name, else the only one.
-        detections: a file or list of COCO detections, for one annotation file; None: the annotated boxes.
-        limit: evaluate the first so many people only (the others count as missed): is everything in place?
+        model: The model.
+        labels: Annotation files of one data set.
+        task: The task of the head to evaluate. None means the task with the name of the data set if the model has it,
+            else the only task of the model.
+        detections: A file or a list of COCO detections, which is only possible with a single annotation file. None
+            means the annotated boxes.
+        flip_test: Average the heatmaps of each crop and its mirror image.
+        batch_size: The number of crops per batch.
+        blur_kernel: The size of the blur before decoding.
+        progress: Show a progress bar.
+        world: The processes that share the work. None means this process only.
+        limit: With annotated boxes, evaluate only the first `limit` people; with detections, only the first `limit`
+            images. All other people count as missed. This is for dry runs.
+
+    Returns:
+        The metrics by name; the results in COCO format, each with its padded crop's `area` in px²; and one line for
+        each problem with an image, a box or a detection.
 
     Raises:
-        ValueError: several annotation files with detections, detections for a data set without, other keypoints than
-            the head's.
+        ValueError: If there are detections for several annotation files or for a data set that is evaluated with
+            annotated boxes only, or if the head has other keypoints than the data set.
     """
     own = labels[0].data_set
     if task is None and own.name in model.heads:
@@ -129,7 +153,9 @@ def evaluate_labels(
     )
     if predictor.codec.keypoint_set.names != own.keypoint_set.names:
         head, count = predictor.codec.keypoint_set, own.keypoint_set.num_keypoints
-        raise ValueError(f"the head {head.name} has {head.num_keypoints} keypoints, {own.name} has other {count}")
+        raise ValueError(
+            f"the head {head.name} has {head.num_keypoints} keypoints, but {own.name} has {count} different ones"
+        )
     problems: list[str] = []
     if detections is not None:
         rows_of = dict(list(_detected(labels, truth, detections, problems).items())[:limit])
@@ -169,15 +195,16 @@ def evaluate_labels(
 
 
 def _row(person: Person) -> Row:
+    """Return the annotated box of a person in the form of a detection."""
     ids = {"image_id": person.image_id, "category_id": person.category_id, "annotation_id": person.annotation_id}
     return {"bbox": person.box, "score": 1.0, **ids}
 
 
 def check_detections(labels: Sequence[Labels], detections: Path | list[Row]) -> None:
-    """Refuse now what `evaluate_labels` would refuse of a file of detections.
+    """Check before training that `evaluate_labels` will accept these detections.
 
     Raises:
-        ValueError: a file that is of no use for these labels.
+        ValueError: If the detections are unusable with these labels.
     """
     _detected(labels, joined(labels)[1], detections, [])
 
@@ -185,9 +212,9 @@ def check_detections(labels: Sequence[Labels], detections: Path | list[Row]) -> 
 def _detected(
     labels: Sequence[Labels], truth: Any, detections: Path | list[Row], problems: list[str]
 ) -> dict[Path, list[Row]]:
-    """The detections of each annotated image, as far as they are of an annotated category."""
+    """Return the detections of each annotated image that have an annotated category, by image path."""
     if len(labels) > 1:
-        raise ValueError(f"got detections for {len(labels)} annotation files, expected one file with them")
+        raise ValueError(f"got detections for {len(labels)} annotation files, expected a single file")
     if truth is None:
         raise ValueError(f"{labels[0].data_set.name} is evaluated with its annotated boxes, got detections")
     rows, damaged = read_detections(detections)
@@ -210,6 +237,7 @@ def _detected(
 
 
 def _source(config: ValidateConfig, keypoint_set: KeypointSet) -> tuple[DataSet, Path, Path]:
+    """Return data set, annotation file and image folder. The data set uses the codec of the model's keypoint set."""
     found = data_set(config.data_set or keypoint_set)
     if config.data_set in DATA_SETS and found.keypoint_set.codec != keypoint_set.codec:
         found = replace(found, keypoint_set=replace(found.keypoint_set, codec=keypoint_set.codec))
@@ -219,7 +247,11 @@ def _source(config: ValidateConfig, keypoint_set: KeypointSet) -> tuple[DataSet,
 
 
 def main(args: list[str] | None = None) -> int:
-    """`vitpose-fast validate`: what is damaged is named and left out, exit code 1."""
+    """Run `vitpose-fast validate`.
+
+    Returns:
+        The exit code: 1 if anything damaged was left out. Each problem is printed to stderr.
+    """
     import tyro
 
     from vitpose_fast.checkpoints import load_model
@@ -255,5 +287,5 @@ def main(args: list[str] | None = None) -> int:
         write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(found, indent=1), encoding="utf-8"))
         write_atomic(out / "keypoints.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
         drawn = draw_worst(pairs, keypoint_set, out / "worst.png", config.worst)
-        print(f"{len(results)} people, the {drawn} worst of them drawn, written to {out}")
+        print(f"wrote the poses of {len(results)} people to {out}, and drew the {drawn} worst")
     return code

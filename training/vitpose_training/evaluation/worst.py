@@ -1,4 +1,4 @@
-"""Pictures of the poses that are most wrong."""
+"""Draw the worst poses of an evaluation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from vitpose_training.evaluation.mistakes import Pair
 
 
 def draw_worst(pairs: Sequence[Pair], keypoint_set: KeypointSet, path: Path, most: int = 12) -> int:
-    """Write a sheet of the people with the lowest OKS, what is annotated on the left and what was found on the right.
+    """Draw the people with the lowest OKS on one sheet.
+
+    Each person is drawn twice, with the annotated pose on the left and the predicted pose on the right.
+
+    Args:
+        pairs: People and their poses.
+        keypoint_set: The keypoints and limbs to draw.
+        path: The image file to write.
+        most: The largest number of people to draw.
 
     Returns:
-        How many there are; without any nothing is written. People whose image cannot be read any more are left out.
+        The number of people drawn. People whose image cannot be read are left out. If none is left, no file is written.
     """
     tiles: list[Image.Image] = []
     for one in sorted(pairs, key=lambda p: p.oks):
