@@ -26,9 +26,9 @@ HUB = ["huggingface_hub>=1.0"]
 
 
 class SourceArchive(sdist):
-    """A source archive whose bytes depend on the files alone: sorted, no owner, one date (SOURCE_DATE_EPOCH, else 0).
+    """Build a reproducible source archive: sorted entries, no owner, one date (SOURCE_DATE_EPOCH, or else 0).
 
-    For the wheel setuptools does this itself, where SOURCE_DATE_EPOCH is set.
+    Wheels need no extra code: setuptools makes them reproducible if SOURCE_DATE_EPOCH is set.
     """
 
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
@@ -36,7 +36,7 @@ class SourceArchive(sdist):
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
         date = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 
-        def plain(entry):
+        def reproducible(entry):
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
             entry.mtime = date
@@ -49,7 +49,7 @@ class SourceArchive(sdist):
             gzip.GzipFile("", "wb", fileobj=raw, mtime=date) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
         ):
-            archive.add(Path(root_dir or ".") / base_dir, base_dir, filter=plain)  # adds in the order of the names
+            archive.add(Path(root_dir or ".") / base_dir, base_dir, filter=reproducible)  # adds entries sorted by name
         return file
 
 
@@ -87,8 +87,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(".", include=["vitpose_fast", "vitpose_fast.*"]), *find_packages("kernels")]
     + find_packages("training"),
-    # The folders kernels/ and training/ hold one package each and are none themselves: a top-level package called
-    # `kernels` would shadow another project's.
+    # The folders kernels/ and training/ hold one package each and are not packages themselves: a top-level package
+    # `kernels` would shadow the project of that name on PyPI.
     package_dir={"vitpose_kernels": "kernels/vitpose_kernels", "vitpose_training": "training/vitpose_training"},
     package_data={"": ["py.typed"]},
     install_requires=CORE,

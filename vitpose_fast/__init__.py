@@ -1,4 +1,4 @@
-"""vitpose_fast: fast ViTPose and ViTPose++ in PyTorch. Names are loaded when first used."""
+"""Fast ViTPose and ViTPose++ in PyTorch. Public names are imported lazily, on first access."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_HOME = {  # public name -> the module that defines it; "" for a submodule of this package
     "create_model": "vitpose_fast.models.vitpose",
     "ViTPose": "vitpose_fast.models.vitpose",
     "ModelConfig": "vitpose_fast.models.config",

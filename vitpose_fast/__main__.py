@@ -1,4 +1,7 @@
-"""The front door: `vitpose-fast COMMAND`, `python -m vitpose_fast COMMAND`. Commands are loaded when asked for."""
+"""The command line: `vitpose-fast COMMAND` or `python -m vitpose_fast COMMAND`.
+
+A command's module is imported only when that command runs, so `--help` does not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,49 @@ import logging
 import sys
 from collections.abc import Callable
 
-COMMANDS = {  # name -> (function, what it does)
-    "demo": ("vitpose_training.demo.demo:main", "train the tiny model on rendered people, evaluate it, draw its poses"),
-    "predict": ("vitpose_fast.commands:predict", "poses of people in images: results.json and pictures"),
-    "train": ("vitpose_training.run.train:main", "train on any of the data sets, alone or under torchrun"),
-    "validate": ("vitpose_training.evaluation.validate:main", "the metrics of a checkpoint on any of the data sets"),
+COMMANDS = {  # name -> ("module:function", one line of help)
+    "demo": (
+        "vitpose_training.demo.demo:main",
+        "train the tiny model on rendered people, evaluate it and draw its poses",
+    ),
+    "predict": (
+        "vitpose_fast.commands:predict",
+        "estimate the poses of people in images; write results.json and pictures",
+    ),
+    "train": ("vitpose_training.run.train:main", "train on any supported data set, in one process or under torchrun"),
+    "validate": (
+        "vitpose_training.evaluation.validate:main",
+        "compute the metrics of a checkpoint on any supported data set",
+    ),
     "convert": (
         "vitpose_fast.commands:convert",
-        "read any checkpoint, write ours, the official or the Hugging Face one",
+        "read a checkpoint of any format; write our, the official or the Hugging Face format",
     ),
-    "bench": ("vitpose_fast.bench:main", "run the benchmarks of a checkout, leave a result file"),
+    "bench": ("vitpose_fast.bench:main", "run the benchmarks of a checkout and write a result file"),
     "kernels": (
         "vitpose_fast.kernel_report:main",
-        "compile every kernel for any GPU: registers, spills, roofline floors",
+        "compile every kernel for every supported GPU; report registers, spills and roofline times",
     ),
     "info": (
         "vitpose_training.data.survey:info",
-        "versions, devices and presets; what is in a checkpoint; or check a data set",
+        "show versions, devices and presets; describe a checkpoint; or check a data set",
     ),
 }
 
 
 def usage() -> str:
-    """The text of `vitpose-fast --help`."""
+    """Return the text of `vitpose-fast --help`."""
     lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: vitpose-fast COMMAND [options]    (COMMAND --help for its options)", "", *lines])
+    return "\n".join(
+        ["usage: vitpose-fast COMMAND [options]    (vitpose-fast COMMAND --help lists its options)", "", *lines]
+    )
 
 
 def run(command: Callable[[], int]) -> int:
-    """Call a command; a failure that its user can cause becomes one line on stderr and exit code 1."""
+    """Call a command and return its exit code.
+
+    An error that the user can cause is printed as one line on stderr and gives 1; Ctrl-C gives 130.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command()
@@ -49,7 +66,11 @@ def run(command: Callable[[], int]) -> int:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point; leaves with 0, with 1 for a failure said in one line, with 2 for wrong usage."""
+    """Run the command line and exit: with 0 on success, 1 on an error (see `run`), 2 on wrong usage.
+
+    Args:
+        args: the arguments after the program name. Default: those of the process.
+    """
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -60,7 +81,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"vitpose-fast {__version__}")
         sys.exit(0)
     if args[0] not in COMMANDS:
-        print(f"vitpose-fast: no command {args[0]!r}; valid: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"vitpose-fast: unknown command {args[0]!r}; valid: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     module, function = COMMANDS[args[0]][0].split(":")
 

@@ -1,6 +1,7 @@
-"""`vitpose-fast bench`: run the benchmarks of a checkout and leave one JSON file. Needs pytest and pytest-benchmark.
+"""`vitpose-fast bench`: run the benchmarks of a checkout and write one JSON file. Needs pytest and pytest-benchmark.
 
-With `--budget SECONDS --out DIR`: proof and numbers in the minutes that a GPU is at hand, see `benchmarks/budget.py`.
+With `--budget SECONDS --out DIR` it checks and measures the kernels within a GPU session of a few minutes; see
+`benchmarks/budget.py`.
 """
 
 from __future__ import annotations
@@ -15,59 +16,66 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-SUITES = {  # the most important first, should the time run out
+SUITES = {  # in order of importance, since the time limit may end the run early
     "model": ["test_model.py"],
     "ops": ["test_ops.py", "test_ops_on_maps.py", "test_tiles.py"],
     "pipeline": ["test_pipeline.py"],
     "table12": ["test_table12.py"],
     "training": ["test_training_step.py"],
-    "compiled": ["test_model.py", "test_ops.py", "test_ops_on_maps.py"],  # rivals by torch.compile, minutes each
+    "compiled": ["test_model.py", "test_ops.py", "test_ops_on_maps.py"],  # rivals under torch.compile, minutes each
 }
 
 
 def find_benchmarks() -> Path:
-    """The folder `benchmarks/` of the checkout that this package, or the working folder, belongs to.
+    """Return the folder `benchmarks/` of the checkout that contains this package, or else of the current directory.
 
     Raises:
-        ValueError: there is none; an installed package does not carry the benchmarks.
+        ValueError: neither has one; the installed package does not include the benchmarks.
     """
     for root in (Path(__file__).resolve().parents[1], Path.cwd()):
         if (root / "benchmarks" / "harness.py").is_file():
             return root / "benchmarks"
-    raise ValueError("bench: there are no benchmarks here; run it in a checkout of the repository")
+    raise ValueError(
+        "bench: found no benchmarks/ next to the package or in this directory; run it in a checkout of the repository"
+    )
 
 
 def with_sources(checkout: Path) -> dict[str, str]:
-    """The environment variables with which a process imports the three packages from a checkout."""
+    """Return the environment variables for a process that imports the three packages from a checkout."""
     paths = [*map(str, (checkout, checkout / "kernels", checkout / "training")), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def result_name(device: str, date: str, quick: bool) -> str:
-    """File name of a result file: <device>-<date>.json."""
+    """Return the name of a result file: <device>-<date>.json, or <device>-<date>-quick.json for a quick run."""
     words = "".join(c if c.isalnum() else " " for c in device.lower()).split()
     return f"{'-'.join(words)}-{date}{'-quick' if quick else ''}.json"
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """`name` in the folder, numbered where earlier results of the day have it."""
+    """Return the path of `name` (a .json file) in a folder, with a number appended if that path exists already."""
     stem = name.removesuffix(".json")
     paths = (folder / f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in range(1, 1000))
     return next(path for path in paths if not path.exists())
 
 
 def _with_budget(options: argparse.Namespace, folder: Path) -> int:
-    """Become the runner of `benchmarks/budget.py`, which outlives whatever its steps do to the device."""
-    alone = {"--all": options.all or None, "--suites": options.suites, "-k": options.k, "--minutes": options.minutes}
-    given = [flag for flag, value in alone.items() if value is not None]
+    """Replace this process by `benchmarks/budget.py`, which survives steps that crash or lose the device."""
+    without_budget = {
+        "--all": options.all or None,
+        "--suites": options.suites,
+        "-k": options.k,
+        "--minutes": options.minutes,
+    }
+    given = [flag for flag, value in without_budget.items() if value is not None]
     if given:
-        raise ValueError(f"bench: {given[0]} does not go with --budget; choose among its --steps")
+        raise ValueError(f"bench: {given[0]} cannot be combined with --budget; select work with --steps")
     if options.out is None:
-        raise ValueError("bench: --budget needs --out DIR, a folder for its files")
+        raise ValueError("bench: --budget needs --out DIR, the folder for its files")
     began = time.time()
     has_gpu = options.device != "cpu" and importlib.import_module("torch").cuda.is_available()
     if options.device == "cuda" and not has_gpu:
-        raise ValueError("bench: got --device cuda, but PyTorch finds no CUDA GPU here; --device cpu rehearses without")
+        raise ValueError("bench: got --device cuda, but PyTorch finds no CUDA GPU; use --device cpu for a rehearsal")
     device = "cuda" if has_gpu else "cpu"
     command = [sys.executable, "-m", "benchmarks.budget", "--budget", f"{options.budget:g}", "--device", device]
     command += ["--out", str(options.out.absolute()), "--began", f"{began:.1f}"]
@@ -81,27 +89,30 @@ def _with_budget(options: argparse.Namespace, folder: Path) -> int:
 
 
 def main(args: list[str]) -> int:
-    """The command: 0, or 1 where a benchmark failed; all others are in the file."""
+    """Run the command and return its exit code: 1 if a benchmark failed, else 0.
+
+    The results of the benchmarks that succeeded are written in both cases.
+    """
     parser = argparse.ArgumentParser(prog="vitpose-fast bench", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="all suites (the same as naming none)")
+    parser.add_argument("--all", action="store_true", help="run all suites (the default)")
     parser.add_argument("--suites", nargs="+", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
     parser.add_argument(
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="end within that time: compile, check every kernel, measure what matters most; --out is a folder",
+        help="finish within this time: compile, check every kernel, measure the most important; --out is a folder",
     )
-    parser.add_argument("--steps", help="with --budget: which steps, in which order, like env,warm,smoke,model")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: five minutes on two cores")
-    parser.add_argument("--minutes", type=float, help="begin no new benchmark after that long; default 19")
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
-    parser.add_argument("--commit", help="commit to write into the file where there is no git")
-    parser.add_argument("-k", metavar="EXPRESSION", help="only the benchmarks whose names match, as in pytest")
+    parser.add_argument("--steps", help="with --budget: the steps to run, in this order, such as env,warm,smoke,model")
+    parser.add_argument("--quick", action="store_true", help="small shapes and few rounds: five minutes on two cores")
+    parser.add_argument("--minutes", type=float, help="start no new benchmark after this many minutes; default: 19")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda if available")
+    parser.add_argument("--commit", help="commit to record in the file; default: the commit that git reports")
+    parser.add_argument("-k", metavar="EXPRESSION", help="run only benchmarks whose names match, as in pytest")
     options = parser.parse_args(args)
     folder = find_benchmarks()
     if options.steps is not None and options.budget is None:
-        raise ValueError("bench: --steps are those of a run with --budget SECONDS")
+        raise ValueError("bench: --steps needs --budget SECONDS")
     if options.budget is not None:
         return _with_budget(options, folder)
     absent = [name for name in ("pytest", "pytest_benchmark") if find_spec(name) is None]
@@ -119,7 +130,7 @@ def main(args: list[str]) -> int:
     environment = with_sources(folder.parent)
     started, codes = time.monotonic(), []
     suites = SUITES if options.all else options.suites or SUITES
-    for suite in suites:  # a process each: one that breaks leaves the others whole
+    for suite in suites:  # one process per suite: a crash does not affect the other suites
         left = (19.0 if options.minutes is None else options.minutes) - (time.monotonic() - started) / 60
         own = ["--minutes", f"{max(left, 0):.2f}", "--compiled", "only" if suite == "compiled" else "no"]
         own += [f"benchmarks/{file}" for file in SUITES[suite]]
@@ -127,6 +138,6 @@ def main(args: list[str]) -> int:
     if not options.out and out.exists():
         stamp = json.loads(out.read_text(encoding="utf-8"))["environment"]
         out = out.rename(free_path(folder / "results", result_name(stamp["device"], stamp["date"], stamp["quick"])))
-    print(f"results: {out}" if out.exists() else "nothing was measured, no file is written")
-    nothing = 5  # of pytest: no test was selected
-    return int(any(done.returncode not in (0, nothing) for done in codes))
+    print(f"results: {out}" if out.exists() else "nothing was measured; no file was written")
+    no_tests = 5  # exit code of pytest if no test was selected
+    return int(any(done.returncode not in (0, no_tests) for done in codes))

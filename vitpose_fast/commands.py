@@ -1,4 +1,4 @@
-"""The commands that need no data set: predict, convert, info."""
+"""Commands that need no data set: `predict`, `convert` and `info`."""
 
 from __future__ import annotations
 
@@ -31,34 +31,38 @@ from vitpose_fast.runtime import freeze
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Poses of people in images: results.json (COCO keypoint results) and a picture for each image."""
+    """Estimate the poses of people in images and write results.json (COCO keypoint results) and a picture per image."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files or folders of them."""
+    """Image files, or folders of image files."""
     weights: str
-    """A checkpoint of any format: file, folder or hub id."""
+    """Checkpoint of any supported format: a file, a folder or a Hugging Face hub id."""
     out: Path = Path("poses")
-    """Folder of the results."""
+    """Folder for the results."""
     boxes: Path | None = None
-    """People as COCO detections: a JSON list of image_id or file_name, bbox [x, y, width, height], score.
-    None: every image is one person."""
+    """JSON file of COCO detections: image_id or file_name, bbox [x, y, width, height] and optionally score.
+    A COCO annotation file works too. Default: every image is one person."""
     task: str | None = None
-    """Which head, where the checkpoint has several."""
+    """Task whose head to use. Required if the checkpoint has several heads."""
     flip_test: bool = False
-    """Average with the mirrored image."""
+    """Average the predictions for each person and their mirror image."""
     min_box_score: float = 0.0
-    """Leave out boxes with a lower score."""
+    """Skip boxes with a lower score."""
     min_keypoint_score: float = 0.2
-    """Draw keypoints from this score on."""
+    """Draw only keypoints with at least this score."""
     batch_size: int = 64
+    """People per forward pass."""
     freeze: Literal["fp32", "bf16", "fp16"] | None = None
-    """Make the model ready for inference in this precision: takes seconds, pays for many images. None: as it is."""
+    """Freeze the model in this precision first. Takes seconds and pays off for many images. Default: do not freeze."""
     device: str | None = None
-    """None: CUDA where there is one."""
+    """Device to run on. Default: CUDA if available, else the CPU."""
 
 
 def predict(args: list[str] | None = None) -> int:
-    """`vitpose-fast predict`: a damaged image or box is named and left out, the rest is done, exit code 1."""
+    """Run `vitpose-fast predict`.
+
+    Damaged images and boxes are reported and skipped; the exit code is then 1 instead of 0.
+    """
     from vitpose_fast.checkpoints import load_model
 
     config = tyro.cli(PredictConfig, prog="vitpose-fast predict", args=args)
@@ -75,7 +79,7 @@ def predict(args: list[str] | None = None) -> int:
         frozen.report()
     predictor = PosePredictor(used, config.flip_test, config.task, config.batch_size)
     given: list[Path] = []
-    decoded: dict[Path, Tensor] = {}  # until they are drawn: as many as the predictor holds
+    decoded: dict[Path, Tensor] = {}  # kept until drawn: no more images than the predictor holds
 
     def items() -> Iterator[tuple[Any, Any, Any]]:
         wanted = [(path, None if boxes is None else boxes.get(path, [])) for path in paths]
@@ -94,7 +98,7 @@ def predict(args: list[str] | None = None) -> int:
                 results += [{**r, "file_name": str(path)} for r in poses.to_coco(ids[path])]
                 picture = draw_poses(decoded.pop(path), poses, config.min_keypoint_score, boxes=boxes is not None)
                 save_picture(picture, out / _free_name(path.stem, names))
-        finally:  # an interrupted run keeps what it has
+        finally:  # an interrupted run keeps its results
             write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
         bar.update(len(paths) - bar.n)
     code = print_problems(problems)
@@ -103,7 +107,11 @@ def predict(args: list[str] | None = None) -> int:
 
 
 def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
-    """(every image file once, problems: folders without images)."""
+    """Return every image file once, and the problems found: folders without images.
+
+    Raises:
+        ValueError: no image at all.
+    """
     paths, problems = [], []
     for path in given:
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
@@ -121,6 +129,7 @@ def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
+    """Return `stem`.jpg, with a number appended if that name is taken, and add it to `taken`."""
     name, number = f"{stem}.jpg", 1
     while name in taken:
         number += 1
@@ -130,10 +139,13 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[str]) -> dict[Path, list[Row]]:
-    """The detections of each image, by their file name or image id; all those of one image have one id.
+    """Read detections and group them by image, matched by file name or else by image id.
+
+    Each image has at most one image id, and each id belongs to one image: a detection that contradicts this is added to
+    `problems` and skipped. So are damaged detections. Boxes that score below `min_score` are skipped silently.
 
     Raises:
-        ValueError: a file of no use, a detection that fits two images, or none that fits any.
+        ValueError: the file is unusable, a detection matches two images, or no detection matches any image.
     """
     detections, damaged = read_detections(file)
     problems += damaged
@@ -143,11 +155,11 @@ def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[
         for key in {path.name, path.stem} | number:
             by_name.setdefault(key, []).append(path)
     out: dict[Path, list[Row]] = {}
-    image_of: dict[Any, Path] = {str(path): path for path in paths}  # nobody else's id
-    others = 0
+    image_of: dict[Any, Path] = {str(path): path for path in paths}  # a path is an id of its own image only
+    unmatched = 0
     for detection in detections:
         image = _image_of(detection, by_name, file)
-        others += image is None
+        unmatched += image is None
         if image is None or detection["score"] < min_score:
             continue
         own, image_id = out.setdefault(image, []), detection.get("image_id")
@@ -157,67 +169,78 @@ def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[
             problems.append(f"{file}: detection {detection['index']}: image_id is {image_id!r}, but {fact}")
             continue
         own.append(detection)
-    if detections and others == len(detections):
-        raise ValueError(f"{file}: none of its {len(detections)} boxes is for one of the {len(paths)} images")
-    if others:
-        print(f"{file}: {others} of {len(detections)} boxes are for other images", file=sys.stderr)
+    if detections and unmatched == len(detections):
+        raise ValueError(f"{file}: none of its {len(detections)} boxes belongs to any of the {len(paths)} images")
+    if unmatched:
+        print(f"{file}: {unmatched} of {len(detections)} boxes belong to other images", file=sys.stderr)
     return out
 
 
 def _image_of(detection: Row, by_name: dict[int | str, list[Path]], file: Path) -> Path | None:
-    """The image of a detection: the one whose path ends like its file name; without one, that called like its id."""
+    """Return the image that a detection belongs to, or None.
+
+    An image matches if its path and the detection's `file_name` have the same end: one of them may start with folders
+    that the other lacks. Equal paths take precedence. Without a `file_name` the `image_id` is compared in the same way,
+    and then with the name of the image without its suffix, as text or as a number.
+
+    Raises:
+        ValueError: two images match.
+    """
     wanted = detection["file_name"] if "file_name" in detection else detection["image_id"]
     found: list[Path] = []
     if isinstance(wanted, str):
         name = PurePath(wanted.replace("\\", "/"))
-        found = [path for path in by_name.get(name.name, []) if _end_alike(path, name)]
+        found = [path for path in by_name.get(name.name, []) if _same_end(path, name)]
         found = [path for path in found if path == name] or found
     if not found and "file_name" not in detection:
         found = by_name.get(wanted, [])
     if len(found) > 1:
         both = " and ".join(map(str, found[:2]))
         raise ValueError(
-            f"{file}: detection {detection['index']} ({wanted}) fits {both}; name it by a longer file_name"
+            f"{file}: detection {detection['index']} ({wanted}) matches {both}; give it a longer file_name"
         )
     return found[0] if found else None
 
 
-def _end_alike(a: PurePath, b: PurePath) -> bool:
+def _same_end(a: PurePath, b: PurePath) -> bool:
+    """Return whether the shorter of two paths is the end of the longer one."""
     return all(p == q for p, q in zip(reversed(a.parts), reversed(b.parts)))
 
 
 def _image_ids(paths: list[Path], boxes: dict[Path, list[Row]]) -> dict[Path, int | str]:
-    """An id of its own for every image: that of its detections, the number that is its name, or its path."""
+    """Return a unique id for every image: from its detections, else the number that is its name, else its path."""
     ids = {path: rows[0]["image_id"] for path, rows in boxes.items() if rows and "image_id" in rows[0]}
     taken = Counter(ids.values())
     numbers = {path: int(path.stem) for path in paths if path.stem.isdecimal() and path not in ids}
     taken.update(numbers.values())
     for path in paths:
-        alone = path in numbers and taken[numbers[path]] == 1
-        ids.setdefault(path, numbers[path] if alone else str(path))
+        unique = path in numbers and taken[numbers[path]] == 1
+        ids.setdefault(path, numbers[path] if unique else str(path))
     return ids
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Read a checkpoint of any format and write another."""
+    """Read a checkpoint of any supported format and write it in another format."""
 
     source: tyro.conf.Positional[str]
-    """File, folder or hub id."""
+    """Checkpoint to read: a file, a folder or a Hugging Face hub id."""
     out: tyro.conf.Positional[Path]
-    """Folder (ours, hf) or .pth file (official) to write."""
+    """Path to write to: a folder for the formats ours and hf, a .pth file for official."""
     format: Literal["ours", "official", "hf"] = "ours"
+    """Format to write."""
     task: str | None = None
-    """Keep one task only, its experts merged: a plain ViTPose. For a single head: its keypoint set."""
+    """Keep only this task and merge its experts into a plain ViTPose. For a single head: its keypoint set."""
     num_heads: int | None = None
-    """Attention heads, where neither config.json nor the width tells."""
+    """Number of attention heads. Needed if neither config.json nor the width determines it."""
     image_size: tuple[int, int] | None = None
-    """(height, width) to resize the position embedding for."""
+    """Input size (height, width) to resize the position embedding to."""
     overwrite: bool = False
+    """Replace an existing output."""
 
 
 def convert(args: list[str] | None = None) -> int:
-    """`vitpose-fast convert`."""
+    """Run `vitpose-fast convert`."""
     from vitpose_fast.checkpoints import load_model, save_hf, save_model, save_official
 
     config = tyro.cli(ConvertConfig, prog="vitpose-fast convert", args=args)
@@ -237,13 +260,13 @@ def convert(args: list[str] | None = None) -> int:
 
 
 def info(args: list[str] | None = None) -> int:
-    """`vitpose-fast info [CHECKPOINT]`: versions and presets, or what a checkpoint holds."""
+    """Run `vitpose-fast info [CHECKPOINT]`: print versions and presets, or describe a checkpoint."""
 
     def show(source: Annotated[str | None, tyro.conf.Positional] = None) -> int:
-        """Versions, devices and presets; or what is in a checkpoint.
+        """Print versions, devices and presets, or describe a checkpoint.
 
         Args:
-            source: a checkpoint of any format.
+            source: checkpoint of any supported format.
         """
         import vitpose_fast
 
@@ -259,8 +282,9 @@ def info(args: list[str] | None = None) -> int:
 
         model = load_model(source)
         c = model.config
-        print(f"{model.load_report.source}: {model.load_report.family} checkpoint")  # findings are logged
-        print(f"width {c.width}, depth {c.depth}, heads {c.num_heads}, image {c.image_size[0]}x{c.image_size[1]}")
+        print(f"{model.load_report.source}: {model.load_report.family} checkpoint")  # load_model logs the details
+        height, width = c.image_size
+        print(f"width {c.width}, depth {c.depth}, attention heads {c.num_heads}, image {height}x{width}")
         print(f"decoder {c.decoder}, experts {len(c.tasks) if c.part_features else 0} of {c.part_features} channels")
         for name in model.heads:
             print(f"head {name}: {c.task(name).num_keypoints} keypoints")

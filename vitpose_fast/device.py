@@ -1,4 +1,4 @@
-"""The device that a model runs on: chosen by name, and out of memory at times."""
+"""Choose the device to run on, and recognize out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None: CUDA where there is one.
+    """Return the named device; None means CUDA if available, else the CPU.
 
     Raises:
-        ValueError: no such device, or not on this machine.
+        ValueError: the device does not exist on this machine, or is neither a CPU nor a CUDA device.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("nothing here runs on it")
+            raise RuntimeError("only CPU and CUDA devices are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -23,10 +23,13 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host (which torch reports as a plain RuntimeError)."""
+    """Return whether an error was caused by a failed allocation, on a GPU or on the host.
+
+    For the host torch raises a plain RuntimeError, so the message decides.
+    """
     words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     found: BaseException | None = error
-    while found is not None:  # the end of a failed recording raises an error of its own on top
+    while found is not None:  # a failed CUDA graph capture raises another error on top
         if isinstance(found, (MemoryError, torch.OutOfMemoryError)) or any(w in str(found).lower() for w in words):
             return True
         found = found.__context__

@@ -1,4 +1,4 @@
-"""Pictures: skeletons over photos, sheets of pictures, training curves."""
+"""Draw skeletons on images, contact sheets and training curves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from vitpose_fast.files import write_atomic
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.poses import Poses
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 _LEFT, _RIGHT, _MIDDLE = (255, 128, 32), (64, 160, 255), (96, 224, 96)  # orange, blue, green
 
 
-def keypoint_colours(keypoint_set: KeypointSet) -> list[Colour]:
-    """Orange for the person's left, blue for the right, green between; a colour wheel where names have no sides."""
+def keypoint_colours(keypoint_set: KeypointSet) -> list[Color]:
+    """Return one RGB color per keypoint: orange for the person's left, blue for the right, green for the middle.
+
+    If no keypoint name has a side, the colors run through the color wheel.
+    """
     names = [n.lower() for n in keypoint_set.names]
     sides = [
         _LEFT if n.startswith(("left", "l_")) else _RIGHT if n.startswith(("right", "r_")) else None for n in names
@@ -32,10 +35,13 @@ def keypoint_colours(keypoint_set: KeypointSet) -> list[Colour]:
 
 
 def draw_poses(image: Tensor, poses: Poses, min_score: float = 0.2, boxes: bool = False) -> Image.Image:
-    """Skeletons over an image [h, w, 3] uint8; keypoints scored below `min_score` are left out."""
+    """Draw skeletons on an image uint8 [h, w, 3], and the boxes if `boxes` is True.
+
+    Keypoints whose score is below `min_score` or NaN are not drawn.
+    """
     picture = Image.fromarray(image.cpu().numpy())
     canvas = ImageDraw.Draw(picture)
-    colours = keypoint_colours(poses.keypoint_set)
+    colors = keypoint_colours(poses.keypoint_set)
     for points, scores, box in zip(poses.keypoints.tolist(), poses.scores.tolist(), poses.boxes.tolist()):
         x, y, w, h = box
         size = max(1.0, min(w, h) / 60)
@@ -44,17 +50,17 @@ def draw_poses(image: Tensor, poses: Poses, min_score: float = 0.2, boxes: bool 
             canvas.rectangle((x, y, x + w, y + h), outline=(255, 255, 255))
         for a, b in poses.keypoint_set.skeleton:
             if shown[a] and shown[b]:
-                mixed = tuple((p + q) // 2 for p, q in zip(colours[a], colours[b]))
+                mixed = tuple((p + q) // 2 for p, q in zip(colors[a], colors[b]))
                 canvas.line((*points[a], *points[b]), fill=mixed, width=round(1.4 * size) + 1)
-        for (px, py), colour, show in zip(points, colours, shown):
+        for (px, py), color, show in zip(points, colors, shown):
             if show:
                 r = size + 1
-                canvas.ellipse((px - r, py - r, px + r, py + r), fill=colour, outline=(0, 0, 0))
+                canvas.ellipse((px - r, py - r, px + r, py + r), fill=color, outline=(0, 0, 0))
     return picture
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int = 4, gap: int = 6) -> Image.Image:
-    """Pictures of one size in rows of `columns`, on white."""
+    """Arrange pictures in rows of `columns` on a white background, all resized to the size of the first."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     out = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255))
@@ -64,12 +70,12 @@ def sheet(pictures: Sequence[Image.Image], columns: int = 4, gap: int = 6) -> Im
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Write a PNG or JPEG atomically, by the suffix."""
+    """Write a picture atomically, in the format that the suffix names, such as .png or .jpg."""
     write_atomic(path, lambda p: picture.save(p, quality=92))
 
 
 def plot_training(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Loss and validation AP of a `metrics.jsonl` over the steps, as a picture."""
+    """Plot the loss and the validation AP of a `metrics.jsonl` against the optimizer step, and save the figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,6 +90,6 @@ def plot_training(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
     scores = [(r["step"], r["AP"]) for r in rows if "AP" in r]
     right = left.twinx()
     right.plot([s for s, _ in scores], [v for _, v in scores], color="tab:orange", marker="o")
-    right.set(ylabel="held-out AP", ylim=(0, 1))
+    right.set(ylabel="validation AP", ylim=(0, 1))
     right.yaxis.label.set_color("tab:orange")
     write_atomic(path, lambda p: figure.savefig(p, dpi=120))

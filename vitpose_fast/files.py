@@ -1,4 +1,4 @@
-"""Files that survive a crash: everything is written beside its place and moved there when complete."""
+"""Crash-safe writes: files and folders are written under a temporary name and renamed once they are complete."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """The folder, made if needed.
+    """Create a folder if needed, check that it is writable, and return its path.
 
     Raises:
-        OSError: it cannot be made or written to, in one line.
+        OSError: the folder cannot be created or written to; the message is one line.
     """
     folder = Path(path)
     try:
@@ -24,12 +24,18 @@ def make_folder(path: str | os.PathLike) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"cannot write to folder {folder}: {reason}; choose another") from None
+        raise OSError(f"cannot write to folder {folder}: {reason}; choose another folder") from None
     return folder
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)`, flush it to disk and move it to `path`: readers see the old file or the new one."""
+    """Write a file atomically: readers see either the old file or the complete new one.
+
+    Calls `write(temporary path)`, flushes the result to disk and renames it to `path`.
+
+    Raises:
+        OSError: `write` failed, for whatever reason; the message names `path`.
+    """
     path = Path(path)
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix="partial-", suffix=path.suffix)
@@ -46,10 +52,10 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
 
 
 def write_named_by_digest(folder: str | os.PathLike, start: str, end: str, write: Callable[[Path], object]) -> Path:
-    """Like `write_atomic`, with 16 digits of the sha256 between start and end of the file's name.
+    """Like `write_atomic`, but put 16 hex digits of the content's SHA-256 between `start` and `end` of the file name.
 
     Returns:
-        The file, which can be checked by its own name.
+        The path of the file. Its name allows checking the content later.
     """
     folder = make_folder(folder)
     temporary = folder / f"partial-{os.getpid()}{end}"
@@ -65,16 +71,17 @@ def write_named_by_digest(folder: str | os.PathLike, start: str, end: str, write
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what a process that was killed while writing into `folder` has left there."""
+    """Remove the temporary files and folders that a process left in `folder` when it was killed while writing."""
     for path in Path(folder).glob("partial-*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object], overwrite: bool = False) -> None:
-    """Call `write(temporary folder)` and move the folder to `path`.
+    """Write a folder atomically: call `write(temporary folder)`, flush the result to disk and rename it to `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is False, or it holds files that the new folder does not replace.
+        OSError: `write` failed, for whatever reason; the message names `path`.
     """
     path = Path(path).resolve()
     if path.exists() and not overwrite:
@@ -89,7 +96,7 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
         _sync(temporary)
         if path.exists():
             _check_replaces(path, temporary)
-            if not _exchange(temporary, path):  # two moves: a crash between them leaves both under clear names
+            if not _exchange(temporary, path):  # two renames: after a crash between them both folders are left
                 old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
                 os.replace(path, old)
                 try:
@@ -106,17 +113,17 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step, where the system can (Linux); False, and nothing done, where it cannot."""
+    """Swap two paths atomically and return True; do nothing and return False where the system cannot (not Linux)."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+        at_fdcwd, rename_exchange = -100, 2
+        return libc.renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0
     except (AttributeError, OSError, TypeError):
         return False
 
 
 def _check_replaces(old: Path, new: Path) -> None:
-    """Overwriting a folder must not delete what somebody else put there."""
+    """Raise FileExistsError if replacing the folder `old` by `new` would delete files that `new` does not contain."""
     ours = {p.name for p in new.iterdir()}
     foreign = sorted(p.name for p in old.iterdir() if p.name not in ours) if old.is_dir() else []
     if foreign:
@@ -124,7 +131,10 @@ def _check_replaces(old: Path, new: Path) -> None:
 
 
 def _write(write: Callable[[Path], object], temporary: Path, path: Path) -> None:
-    """Full disks and the like: torch and safetensors report them under types of their own."""
+    """Call `write(temporary)` and turn any failure into an OSError that names `path`.
+
+    torch and safetensors raise their own exception types for failures such as a full disk.
+    """
     try:
         write(temporary)
     except Exception as error:
@@ -132,12 +142,13 @@ def _write(write: Callable[[Path], object], temporary: Path, path: Path) -> None
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or folder to disk; folders cannot be flushed on Windows and are skipped there."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

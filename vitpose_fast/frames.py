@@ -1,4 +1,4 @@
-"""The images of a group of people on the device that crops them."""
+"""Upload of images to the device that crops people out of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from vitpose_fast.geometry import box_to_center_scale
 
 
 class Frames:
-    """The images of a group; on a GPU only the rows that a crop looks at are uploaded, each image once.
+    """The images of a group of people, uploaded to the device when they are first needed.
 
-    An uploaded image keeps its size, so that coordinates (and rounding) do not depend on what was uploaded.
+    From the CPU to a GPU each image is uploaded once, and only the rows that its crops read. The tensor on the GPU has
+    the size of the whole image (its other rows are uninitialized), so that coordinates and their rounding do not depend
+    on which rows were uploaded.
+
+    Args:
+        images: uint8 [h, w, 3], on any device.
+        boxes: for each image the boxes [P, 4] (x, y, width, height) to be cropped from it, in pixels.
+        codec, padding, fix_aspect: how boxes become crops, see `functional.crop`.
+        device: where the crops are made.
     """
 
     def __init__(
@@ -29,7 +37,7 @@ class Frames:
         self.uploaded: dict[int, Tensor] = {}
 
     def on_device(self, first: int, last: int) -> list[Tensor]:
-        """Images first..last; those before them are not asked for again."""
+        """Return images `first` to `last` (inclusive) on the device, and release all images before `first`."""
         self.uploaded = {i: image for i, image in self.uploaded.items() if i >= first}
         for i in range(first, last + 1):
             if i not in self.uploaded:
@@ -49,10 +57,11 @@ class Frames:
 def needed_rows(
     boxes: Tensor, size: tuple[int, int], height: int, padding: float = 1.25, fix_aspect: bool = True
 ) -> slice:
-    """Rows of an image that the crops (H, W) of boxes [P, 4] may look at."""
+    """Return the rows that the crops of boxes [P, 4] may read from an image; `size` is the crop size (H, W)."""
     if not len(boxes):
         return slice(0, 0)
     center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
-    half = torch.maximum(scale[:, 1], scale[:, 0] * size[0] / size[1]) / 2 + 2  # "msra" goes by the width; 2: the taps
+    # The "msra" codec scales both axes by the width of the crop. Two more rows are for the interpolation taps.
+    half = torch.maximum(scale[:, 1], scale[:, 0] * size[0] / size[1]) / 2 + 2
     top, bottom = int((center[:, 1] - half).min()), int((center[:, 1] + half).max()) + 1
     return slice(min(max(top, 0), height), min(max(bottom, 0), height))

@@ -1,7 +1,7 @@
-"""Backbone and classic decoder with everything folded that inference leaves constant; made by `runtime.freeze`.
+"""Backbone and classic decoder for inference, with constants folded into the weights. Built by `runtime.freeze`.
 
-Two layouts of the same arithmetic: for the Triton kernels (deconvolution in phases, LayerNorm folded into the linear
-layer after it where that is asked for) and for PyTorch's own operators (channels-last convolutions).
+There are two layouts of the same arithmetic: one for the Triton kernels (deconvolutions split into phases, LayerNorm
+optionally folded into the following linear layer) and one for PyTorch's own operators (channels-last convolutions).
 """
 
 from __future__ import annotations
@@ -21,16 +21,21 @@ from vitpose_kernels.deconv import pack_deconv
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """A weight that is never trained: contiguous, rounded once, from float64 where it was folded."""
+    """Return a contiguous parameter without gradient, rounded to `dtype`.
+
+    Values that were folded arrive in float64, so this is their only rounding.
+    """
     return nn.Parameter(value.detach().to(dtype).contiguous(), requires_grad=False)
 
 
 class FrozenLinear(FastModule):
-    """Linear layer, with the LayerNorm before it folded in (`norm` given) or none.
+    """Linear layer, optionally with the preceding LayerNorm folded in.
 
     Args:
         weight, bias: [F, C] and [F], float64.
-        norm: the LayerNorm whose weight and bias become part of `weight` and `bias`; its statistics stay to be taken.
+        dtype: the dtype of the stored weights.
+        norm: LayerNorm whose weight and bias are folded into `weight` and `bias`. `forward` still computes the mean and
+            variance of its input. None: the input is used directly.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: nn.LayerNorm | None = None) -> None:
@@ -40,11 +45,11 @@ class FrozenLinear(FastModule):
             bias = bias + weight @ norm.bias.double()
             weight = weight * norm.weight.double()
         self.weight, self.bias = constant(weight, dtype), constant(bias, dtype)
-        # Of the weight as it is stored: what the mean takes away again must be what it put in.
+        # Sums of the rounded weight: the mean must be subtracted with the same weights that multiplied it.
         self.weight_sums = None if norm is None else constant(self.weight.double().sum(1), torch.float32)
 
     def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, F]."""
+        """Map [B, N, C] to [B, N, F]: linear layer, then GELU if `gelu`, then the addition of `residual` if given."""
         norm = None
         if self.eps is not None and self.weight_sums is not None:
             norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
@@ -59,13 +64,17 @@ class FrozenNorm(FastModule):
         self.weight, self.bias, self.eps = constant(norm.weight, dtype), constant(norm.bias, dtype), norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize [..., C] over its channels."""
         out = F.layer_norm(x, self.weight, self.bias, self.eps, impl=self.impl)
         assert isinstance(out, Tensor)
         return out
 
 
 class FrozenBlock(FastModule):
-    """A transformer block: q scaled by its weights, one qkv product, residuals added where the products are written."""
+    """Transformer block with folded weights; each residual is added in the epilogue of the product before it.
+
+    The scale of q is folded into the qkv weights, unless relative position needs the unscaled q.
+    """
 
     def __init__(self, block: Block, dtype: torch.dtype, fold_norm: bool) -> None:
         super().__init__()
@@ -77,7 +86,7 @@ class FrozenBlock(FastModule):
         self.rel_pos = nn.ParameterList()
         width = qkv_weight.shape[1]
         self.scale = (width // attn.num_heads) ** -0.5
-        if attn.rel_pos_h is not None and attn.rel_pos_w is not None:  # they multiply the unscaled q
+        if attn.rel_pos_h is not None and attn.rel_pos_w is not None:
             self.rel_pos.extend([constant(attn.rel_pos_h, dtype), constant(attn.rel_pos_w, dtype)])
         else:
             qkv_weight, qkv_bias = qkv_weight.clone(), qkv_bias.clone()
@@ -98,7 +107,7 @@ class FrozenBlock(FastModule):
         self.expert_bias = constant(mlp.expert_bias, dtype) if isinstance(mlp, SplitFFN) else None
 
     def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+        """Map [B, N, C] to [B, N, C]; `task` int64 [B] selects the experts and is required for a split FFN."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = (self.rel_pos[0], self.rel_pos[1]) if len(self.rel_pos) else None
         out = F.attention(qkv, self.grid, rel_pos=rel_pos, scale=self.scale, impl=self.impl, **self.attention)
@@ -113,11 +122,12 @@ class FrozenBlock(FastModule):
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
+    """Freeze a linear layer without folding anything into it."""
     return FrozenLinear(linear.weight.detach().double(), linear.bias.detach().double(), dtype)
 
 
 class FrozenBackbone(FastModule):
-    """Images to features: patches and position in one step, then the blocks."""
+    """Backbone that maps images to features: patch and position embedding in one op, then the blocks."""
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype, fold_norm: bool) -> None:
         super().__init__()
@@ -131,7 +141,7 @@ class FrozenBackbone(FastModule):
         self.last_norm = FrozenNorm(backbone.last_norm, dtype)
 
     def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:
-        """[B, 3, H, W] normalised, task ids int64 [B] -> [B, C, rows, columns]."""
+        """Map normalized images [B, 3, H, W] and task ids int64 [B] to features [B, C, rows, columns]."""
         config = self.config
         x = F.patch_embed(
             images, self.weight, self.bias, self.position, config.patch_stride, config.patch_padding, impl=self.impl
@@ -142,7 +152,13 @@ class FrozenBackbone(FastModule):
 
 
 class FrozenDecoder(FastModule):
-    """Classic decoder, BatchNorm folded into the deconvolutions; for the kernels or for PyTorch's convolutions."""
+    """Classic decoder with BatchNorm folded into the deconvolutions.
+
+    Args:
+        head: the decoder to freeze.
+        dtype: the dtype of the stored weights.
+        kernels: lay the weights out for the Triton kernels; otherwise for PyTorch's convolutions.
+    """
 
     def __init__(self, head: ClassicHead, dtype: torch.dtype, kernels: bool) -> None:
         super().__init__()
@@ -168,14 +184,14 @@ class FrozenDecoder(FastModule):
         self.predictor_weight, self.predictor_bias = constant(final.weight, dtype), constant(final.bias, dtype)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, rows, columns] -> [B, K, h, w]."""
+        """Map features [B, C, rows, columns] to heatmaps [B, K, h, w]."""
         x, (rows, columns) = features, features.shape[2:]
         if not self.kernels:
             for weight, bias in zip(self.weights, self.biases, strict=True):
                 x = nn.functional.conv_transpose2d(x, weight, bias, stride=2, padding=1).relu_()
             return nn.functional.conv2d(x, self.predictor_weight, self.predictor_bias)
         predictor = self.predictor_weight.flatten(1), self.predictor_bias
-        fused = predictor[0].shape[1] <= 256  # the most that the kernel holds of one pixel
+        fused = predictor[0].shape[1] <= 256  # the fused kernel holds at most 256 channels per pixel
         tokens, last = x.flatten(2).transpose(1, 2), len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             final = predictor if fused and i == last else None

@@ -1,4 +1,8 @@
-"""Every op, once. `impl=None | "triton" | "reference"`; formulas and shapes stand at the head of each op's file."""
+"""All ops of the library as functions on tensors. The module of each op documents its formula and shapes.
+
+Every op takes `impl`: None (the default) runs the Triton kernels for CUDA tensors if Triton is installed, and the
+PyTorch reference otherwise; "triton" and "reference" force one of the two.
+"""
 
 from vitpose_kernels.attention import attention
 from vitpose_kernels.crop import crop

@@ -1,4 +1,4 @@
-"""CUDA graphs of functions of tensors: recorded once per batch bucket, replayed without the cost of launches."""
+"""CUDA graphs of tensor functions: captured once per batch bucket, then replayed without launch overhead."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_CAPTURING = threading.Lock()  # CUDA captures one graph at a time in a process
-_recorder: int | None = None  # the thread that captures: what it calls inside is recorded, not replayed
+_CAPTURING = threading.Lock()  # CUDA captures one graph at a time per process
+_recorder: int | None = None  # id of the capturing thread; calls that it makes meanwhile become part of its graph
 
 
 class _Recorded(NamedTuple):
@@ -20,16 +20,20 @@ class _Recorded(NamedTuple):
 
 
 class Graphs:
-    """Replays functions from graphs; the first dimension of every input and output is the batch.
+    """Capture functions as CUDA graphs and replay them. The first dimension of every input and output is the batch.
 
-    A batch is padded to the next bucket (padding repeats the first sample or holds what an earlier batch left: samples
-    must not depend on each other) and cut into pieces of the largest.
+    A batch is padded to the next larger bucket, and split if it exceeds the largest one. The padding repeats the first
+    sample or holds stale values of an earlier batch, so samples must not depend on each other.
 
-    For one device; any number of threads and streams may call. The graphs share their memory, so replays run one after
-    the other: a lock orders the threads, and on the device each replay waits for the event at the end of the last one.
+    One instance serves one device, and any number of threads and streams. The graphs share a memory pool, so replays
+    never overlap: a lock serializes the threads, and on the device each replay waits for an event at the end of the
+    previous one.
 
     Args:
-        buckets: batch sizes to record, ascending.
+        buckets: batch sizes to capture, in ascending order.
+
+    Raises:
+        ValueError: the buckets are empty, not strictly ascending, or below 1.
     """
 
     def __init__(self, buckets: Sequence[int]) -> None:
@@ -40,21 +44,27 @@ class Graphs:
         self._pool: Any = None
         self._stream: Any = None
         self._lock = threading.Lock()
-        self._last_replay: Any = None  # event
+        self._last_replay: Any = None  # event at its end
 
     def bucket(self, batch: int) -> int:
-        """Smallest bucket that holds `batch`, else the largest."""
+        """Return the smallest bucket that holds `batch`, or the largest bucket if none does."""
         return next((b for b in self.buckets if b >= batch), self.buckets[-1])
 
     def __call__(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs): a tensor or a tuple of them, copies that later calls leave alone.
+        """Return function(*inputs), a tensor or a tuple of tensors, computed by replaying a graph.
 
-        `name` stands for the function: the same name must mean the same computation.
+        The results are copies that later calls do not overwrite. An empty batch, or a call during a capture by the same
+        thread, runs the function directly.
+
+        Args:
+            name: identifies the computation; the same name must always mean the same function.
+            function: called only to capture a graph, with inputs padded to a bucket.
+            inputs: tensors with the same batch size.
         """
         batch = inputs[0].shape[0]
         if _recorder == threading.get_ident() or batch == 0:
             return function(*inputs)
-        with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode could not be filled outside it
+        with torch.inference_mode(False), torch.no_grad():  # outside inference mode its tensors are read-only
             return in_pieces(lambda *piece: self._replay(name, function, *piece), inputs, self.buckets[-1])
 
     def _replay(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -81,17 +91,17 @@ class Graphs:
         with _CAPTURING, torch.cuda.device(inputs[0].device):
             _recorder = threading.get_ident()
             try:
-                # One stream of our own, for the device of the inputs: libraries get their work space when it warms up,
-                # not inside the memory of a graph.
+                # A stream used only for captures: libraries allocate their workspace for it during the warm-up below,
+                # outside of the graph's memory.
                 self._stream = self._stream or torch.cuda.Stream()
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self._stream):  # compile, allocate work space, choose algorithms
+                with torch.cuda.stream(self._stream):  # warm up: compile, allocate workspaces, choose algorithms
                     for _ in range(2):
                         function(*inputs)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 graph = torch.cuda.CUDAGraph()
-                # "thread_local": other threads may allocate meanwhile (a DataLoader that pins memory, another model).
+                # "thread_local": other threads (a DataLoader that pins memory, another model) may allocate meanwhile.
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     outputs = function(*inputs)
             finally:
@@ -99,14 +109,14 @@ class Graphs:
         return _Recorded(graph, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
 
     def __deepcopy__(self, memo: dict) -> Graphs:
-        return Graphs(self.buckets)  # graphs hold addresses: a copy records its own
+        return Graphs(self.buckets)  # graphs contain addresses, so a copy captures its own
 
     def __reduce__(self) -> tuple:
         return Graphs, (self.buckets,)
 
 
 def in_pieces(function: Callable[..., Any], inputs: Sequence[Tensor], size: int) -> Any:
-    """function(*inputs) with at most `size` samples at a time; its tensor, or tuple of tensors, joined."""
+    """Call `function` on at most `size` samples at a time and concatenate the outputs (a tensor or a tuple of them)."""
     parts = [function(*piece) for piece in zip(*(x.split(size) for x in inputs), strict=True)]
     if len(parts) == 1:
         return parts[0]
@@ -114,6 +124,6 @@ def in_pieces(function: Callable[..., Any], inputs: Sequence[Tensor], size: int)
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """A contiguous copy with `size` samples, the missing ones repeating the first."""
+    """Return a contiguous copy of `x` with `size` samples, padded by repeating the first."""
     index = torch.arange(size, device=x.device)
     return x.index_select(0, torch.where(index < x.shape[0], index, 0)).contiguous()

@@ -1,4 +1,4 @@
-"""Images in: files, PIL images, arrays and tensors to uint8 [h, w, 3] RGB tensors, or one clear line why not."""
+"""Convert image files, PIL images, arrays and tensors to uint8 [h, w, 3] RGB tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitpose_fast.rows import Row
 
 try:
     import simplejpeg
-except ImportError:  # in the extra [train]
+except ImportError:  # optional; the extra [train] installs it
     simplejpeg = None
 
 log = logging.getLogger("vitpose_fast")
@@ -30,13 +30,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def read_image(path: str | os.PathLike) -> Tensor:
-    """Decode a file: uint8 [h, w, 3] RGB, EXIF orientation applied.
+    """Decode an image file to uint8 [h, w, 3] RGB, with its EXIF orientation applied.
 
-    JPEG files are decoded by simplejpeg where it is installed, which notices damage that Pillow shows as wrong pixels;
-    what it refuses is logged and tried by Pillow.
+    If simplejpeg is installed it decodes JPEG files, because it detects damage that Pillow turns into wrong pixels.
+    Files that it rejects are logged and decoded by Pillow, and so are JPEG files that EXIF rotates or mirrors (without
+    a log message).
 
     Raises:
-        ValueError: missing, not an image, truncated, too many pixels (refused from the header), or not 8 bit; one line.
+        ValueError: the file is missing, not an image, truncated, not 8 bits per channel, or has too many pixels (which
+            its header tells, before decoding). The message is one line.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,7 +47,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:  # reads the header only
-                strict = _decode_strictly(path) if image.format == "JPEG" and not _turned(image) else None
+                strict = _decode_strictly(path) if image.format == "JPEG" and not _is_rotated(image) else None
                 return from_pil(ImageOps.exif_transpose(image)) if strict is None else strict
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS
@@ -60,27 +62,27 @@ def read_image(path: str | os.PathLike) -> Tensor:
         raise ValueError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says that the picture is to be turned or mirrored."""
+def _is_rotated(image: Image.Image) -> bool:
+    """Return whether the EXIF orientation asks for a rotation or reflection."""
     return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _decode_strictly(path: Path) -> Tensor | None:
-    """A JPEG file by simplejpeg; None where that is not installed, or refuses the file (logged)."""
+    """Decode a JPEG file with simplejpeg; return None if it is not installed or rejects the file, which is logged."""
     if simplejpeg is None:
         return None
     try:
         return torch.from_numpy(simplejpeg.decode_jpeg(path.read_bytes(), strict=True))
     except ValueError as error:
-        log.warning("%s: simplejpeg refuses it (%s); decoded by Pillow", path, " ".join(str(error).split()))
+        log.warning("%s: simplejpeg rejects it (%s); decoded by Pillow", path, " ".join(str(error).split()))
         return None
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """PIL image as it stands (paths honour EXIF, PIL images are the caller's) to uint8 [h, w, 3] RGB.
+    """Convert a PIL image to uint8 [h, w, 3] RGB. Its EXIF orientation is ignored, unlike in `read_image`.
 
     Raises:
-        ValueError: 16 or 32 bits per channel, which a conversion to 8 bits would clip silently.
+        ValueError: the image has 16 or 32 bits per channel, which a conversion to 8 bits would clip silently.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel; convert it first")
@@ -88,10 +90,10 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def as_image(image: Any) -> Tensor:
-    """A path, PIL image, uint8 [h, w, 3] RGB array or tensor (CPU or CUDA) to a uint8 [h, w, 3] tensor.
+    """Convert a path, PIL image, or uint8 [h, w, 3] RGB array or tensor (CPU or CUDA) to a uint8 [h, w, 3] tensor.
 
     Raises:
-        ValueError: anything else, saying what was given.
+        ValueError: the input is anything else; the message tells what was given and what is expected.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
@@ -117,21 +119,28 @@ def as_image(image: Any) -> Tensor:
 def open_images(
     wanted: Iterable[tuple[Path, list[Row] | None]], problems: list[str]
 ) -> Iterator[tuple[int, Tensor, list[Row] | None]]:
-    """Decode images, one at a time: (index, pixels uint8 [h, w, 3], the rows whose `bbox` meets the image or None).
+    """Decode images one at a time and yield (index, pixels, rows).
 
-    Images that cannot be read and boxes outside of theirs are left out and named in `problems`.
+    Images that cannot be read, and boxes that lie outside their image, are skipped and reported in `problems`.
+
+    Args:
+        wanted: (path, rows) of each image; the rows have a `bbox` [x, y, width, height]. None: no boxes are known.
+        problems: list that messages are appended to.
+
+    Yields:
+        The index in `wanted`, the pixels uint8 [h, w, 3], and the rows whose box overlaps the image (None for None).
     """
     for index, (path, rows) in enumerate(wanted):
         try:
             pixels = read_image(path)
-        except (ValueError, OSError) as error:  # OSError: a name too long, a folder that may not be searched
+        except (ValueError, OSError) as error:  # OSError: name too long, or folder not accessible
             problems.append(str(error))
             continue
         if rows:
             height, width = pixels.shape[:2]
             boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
             outside = boxes_outside(boxes, (height, width)).tolist()
-            lost = [row["bbox"] for row, out in zip(rows, outside) if out]
-            problems += [f"{path}: box {shown(list(box))} lies outside the {width}x{height} image" for box in lost]
+            dropped = [row["bbox"] for row, out in zip(rows, outside) if out]
+            problems += [f"{path}: box {shown(list(box))} lies outside the {width}x{height} image" for box in dropped]
             rows = [row for row, out in zip(rows, outside) if not out]
         yield index, pixels, rows

@@ -1,4 +1,4 @@
-"""`vitpose-fast kernels`: compile every shipped kernel ahead of time and say what it uses. Needs no GPU."""
+"""`vitpose-fast kernels`: compile every shipped kernel ahead of time and report what it uses. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -23,16 +23,29 @@ from vitpose_kernels.sizes import MODELS
 if TYPE_CHECKING:
     from vitpose_kernels.gpu.aot import Resources, Source
 
-_FLOORS = [chip for chip in map(chip_named, ("A100", "H200")) if chip]
+_FLOORS = [chip for chip in map(chip_named, ("A100", "H200")) if chip]  # chips of the roofline times
 
 
 def compile_all(
     archs: Iterable[int], dtype: torch.dtype, models: Iterable[str], ops: Iterable[str], jobs: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(kernels, launches): what each distinct kernel uses on each chip, and the cost of each shipped launch.
+    """Compile every kernel that the models launch, and return (kernels, launches).
 
-    kernels: arch, op, kernel, used_by (labels), registers, spills, shared, tensor_cores, num_warps, num_stages,
-    problem ("" where all is well). launches: model, op, kernel, gflop, mbytes, floor_us (chip -> microseconds).
+    Args:
+        archs: compute capabilities, such as 90.
+        dtype: the dtype of activations and weights.
+        models, ops: names in `MODELS` and `OPS`.
+        jobs: number of compiler processes.
+
+    Returns:
+        kernels: a row for each distinct kernel and architecture: arch, op, kernel, used_by (labels of launches),
+            registers (per thread), spills and shared (bytes), tensor_cores, has_dot, error, num_warps, num_stages, and
+            problem ("" if there is none).
+        launches: a row for each shipped launch: model, op, kernel, gflop, mbytes, and floor_us (name of a chip ->
+            roofline time in microseconds, a lower bound).
+
+    Raises:
+        ValueError: a compiler process was killed.
     """
     from vitpose_kernels.gpu.aot import known_spill, measure_source, shipped, source
 
@@ -60,7 +73,7 @@ def compile_all(
                 used = future.result()
             except BrokenProcessPool:
                 raise ValueError(
-                    "kernels: a process that compiled was killed; is memory short? use fewer --jobs"
+                    "kernels: a compiler process was killed, perhaps for lack of memory; use fewer --jobs"
                 ) from None
             problem = problem_of(used, known_spill(src, arch), arch)
             row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages, "problem": problem}
@@ -68,7 +81,13 @@ def compile_all(
 
 
 def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
-    """What is wrong with a compiled kernel, "" for nothing."""
+    """Return what is wrong with a compiled kernel, or "" if nothing is.
+
+    Args:
+        used: what the kernel uses.
+        allowed_spills: bytes of register spills that are known and accepted.
+        arch: compute capability, such as 90.
+    """
     if used.error:
         return f"does not compile: {used.error}"
     if used.spills > allowed_spills:
@@ -80,27 +99,29 @@ def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell; the first row is the head."""
+    """Format rows as a text table. The first row is the header; columns are as wide as their widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def main(args: list[str]) -> int:
-    """The command: 0, or 1 where a kernel spills, does not fit its chip, or misses the tensor cores."""
+    """Run the command and return its exit code: 1 if any kernel has a problem (see `problem_of`), else 0."""
     known = [f"sm_{arch}" for arch in ARCHITECTURES]
     parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
-    parser.add_argument("--json", metavar="FILE", help="also write both tables to a file")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of compiler processes; default: all cores"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write both tables to this file")
     options = parser.parse_args(args)
     if not HAS_TRITON:
-        raise ValueError("kernels: triton is not installed here; it exists for Linux: pip install triton")
+        raise ValueError("kernels: triton is not installed; on Linux run pip install triton")
     if interpreting():
-        raise ValueError("kernels: TRITON_INTERPRET is set, which leaves no compiler; unset it")
+        raise ValueError("kernels: TRITON_INTERPRET is set, which disables the compiler; unset it")
     archs = [int(name.removeprefix("sm_")) for name in options.arch]
     kernels, launches = compile_all(archs, getattr(torch, options.dtype), options.models, options.ops, options.jobs)
     head = ["chip", "kernel", "used by", "warps", "stages", "registers", "spills", "shared", "tensor cores", ""]

@@ -1,7 +1,7 @@
 """The fast ops as nn.Modules, with the parameter names of the official code.
 
-Every module here has an attribute `impl`, None at first: the op is chosen by device. `use_impl(model, "triton")` or
-`use_impl(model, "reference")` sets it in a whole model.
+Every module has an attribute `impl`. Its default, None, selects the implementation of the op by device;
+`use_impl(model, "triton")` and `use_impl(model, "reference")` set it throughout a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def use_impl(model: Model, impl: str | None) -> Model:
-    """Make every fast op of a model run as `impl`: None (by device), "triton" or "reference". Returns the model."""
+    """Set `impl` of every fast op in a model (None, "triton" or "reference") and return the model."""
     for module in model.modules():
         if isinstance(module, FastModule):
             module.impl = impl
@@ -27,16 +27,17 @@ def use_impl(model: Model, impl: str | None) -> Model:
 
 
 class FastModule(nn.Module):
-    """A module around an op of `functional`."""
+    """Base class of the modules that call an op of `functional`; `impl` is passed on to the op."""
 
     impl: str | None = None
 
 
 class PatchEmbed(FastModule):
-    """16x16 convolution with the official zero padding: patches to tokens.
+    """Embed image patches as tokens: a 16x16 convolution with the official zero padding.
 
     Args:
-        width: channels C. stride, padding: pixels; 16 and 2, or 8 and 4, in the official models.
+        width: number of channels C.
+        stride, padding: in pixels; 16 and 2 in the official models, or 8 and 4.
     """
 
     def __init__(self, width: int, stride: int = 16, padding: int = 2) -> None:
@@ -44,9 +45,10 @@ class PatchEmbed(FastModule):
         self.proj = nn.Conv2d(3, width, 16, stride, padding)
 
     def forward(self, images: Tensor, position: Tensor | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, N, C], plus position [N, C].
+        """Map images [B, 3, H, W] to tokens [B, N, C], and add `position` [N, C] if given.
 
-        PyTorch's convolution where gradients are recorded, and under autocast, which adds the position in float32.
+        The fused op runs only with a position, with gradients disabled, and outside autocast. Otherwise PyTorch's
+        convolution runs; under autocast the position is added in float32.
         """
         if position is None or torch.is_grad_enabled() or is_autocast(images):
             tokens = self.proj(images).flatten(2).transpose(1, 2)
@@ -58,24 +60,27 @@ class PatchEmbed(FastModule):
 
 
 class LayerNorm(nn.LayerNorm, FastModule):
-    """LayerNorm over the channels, alone or together with the residual addition before it."""
+    """LayerNorm over the channels, optionally fused with the residual addition that precedes it."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """x [..., C] -> its norm; with a residual (x + residual, the norm of that)."""
+        """Normalize x [..., C]; with a residual, return (x + residual, its normalization)."""
         return F.layer_norm(x, self.weight, self.bias, self.eps, residual, impl=self.impl)
 
 
 class WindowAttention(FastModule):
-    """Multi-head attention over a grid of tokens: whole map, windows, shifted and pooled windows (SPEC 10).
+    """Multi-head attention over a grid of tokens, whole or in (shifted, pooled) windows (docs/numerics.md 10).
 
-    Parameters are named as in the official code: `qkv`, `proj`; with relative position `rel_pos_h` [2h - 1, D] and
-    `rel_pos_w` [2w - 1, D] (zeros at first), shared by the heads.
+    Parameters are named as in the official code: `qkv` and `proj`. With relative position there are also `rel_pos_h`
+    [2h - 1, D] and `rel_pos_w` [2w - 1, D] for windows of h rows and w columns, initialized to zero and shared by the
+    attention heads.
 
     Args:
-        width: channels C; num_heads: H, with C = H * D.
+        width: number of channels C.
+        num_heads: number of attention heads H; C = H * D.
         grid: (rows, columns) of tokens.
-        window: (rows, columns) of a window, None: the whole map. shift, pool: as in `functional.attention`.
-        rel_pos: learn a decomposed relative position of the window.
+        window: (rows, columns) of a window; None means the whole grid.
+        shift, pool: see `functional.attention`.
+        rel_pos: learn a decomposed relative position within the window.
     """
 
     def __init__(
@@ -99,14 +104,14 @@ class WindowAttention(FastModule):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, width // num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C], N the tokens of the grid, row-major."""
+        """Map [B, N, C] to [B, N, C], where N are the tokens of the grid in row-major order."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
         return self.proj(F.attention(qkv, self.grid, self.window, self.shift, self.pool, rel_pos, impl=self.impl))
 
 
 class FFN(nn.Module):
-    """Dense feed-forward network with exact GELU: `fc1` C -> ratio * C, `fc2` back to C."""
+    """Dense feed-forward network: `fc1` from C to ratio * C channels, exact GELU, `fc2` back to C."""
 
     def __init__(self, width: int, ratio: int = 4) -> None:
         super().__init__()
@@ -114,16 +119,22 @@ class FFN(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor, task: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C], plus `residual`. `task` is unused: dense and split FFN are called alike."""
+        """Map [B, N, C] to [B, N, C] and add `residual`. `task` is ignored; it keeps the signature of `SplitFFN`."""
         out = self.fc2(nn.functional.gelu(self.fc1(x)))
         return out if residual is None else residual + out
 
 
 class SplitFFN(FastModule):
-    """ViTPose++ FFN: `fc2` gives the first C - P channels for every task, one of T experts the last P (SPEC 1.4).
+    """Feed-forward network of ViTPose++ with one expert per task (docs/numerics.md 1.4).
 
-    The experts are stacked in `expert_weight` [T, P, 4C] and `expert_bias` [T, P]; state dicts carry the official
-    names `experts.<i>.weight`, `experts.<i>.bias`.
+    `fc2` computes the first C - P output channels for every task, and the expert of the sample's task the last P. The
+    experts are stacked in `expert_weight` [T, P, 4C] and `expert_bias` [T, P]; state dicts use the official names
+    `experts.<i>.weight` and `experts.<i>.bias`.
+
+    Args:
+        width: number of channels C.
+        part_features: number of expert channels P.
+        num_tasks: number of tasks T.
     """
 
     def __init__(self, width: int, part_features: int, num_tasks: int) -> None:
@@ -137,13 +148,13 @@ class SplitFFN(FastModule):
         self.register_load_state_dict_pre_hook(_stack_experts)
 
     def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[B, N, C], task int64 [B] -> [B, N, C], plus `residual`."""
+        """Map [B, N, C] to [B, N, C] with the expert of each sample's task (int64 [B]), and add `residual`."""
         fc1, fc2 = self.fc1, self.fc2
         experts = self.expert_weight, self.expert_bias
         return F.split_ffn(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, residual, impl=self.impl)
 
     def merged(self, task: int) -> FFN:
-        """The dense FFN that gives the same outputs for one task."""
+        """Return the dense FFN with the same outputs for one task."""
         dense = FFN(self.fc1.in_features).to(self.fc1.weight)
         with torch.no_grad():
             dense.fc1.load_state_dict(self.fc1.state_dict())
@@ -153,12 +164,14 @@ class SplitFFN(FastModule):
 
 
 def _unstack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Split the experts of a state dict into entries with the official names (a state dict hook)."""
     for kind in ("weight", "bias"):
         for i, value in enumerate(state.pop(f"{prefix}expert_{kind}").unbind(0)):
             state[f"{prefix}experts.{i}.{kind}"] = value
 
 
 def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Stack the experts of a state dict, the inverse of `_unstack_experts` (a hook before loading)."""
     count = module.expert_weight.shape[0]
     for kind in ("weight", "bias"):
         names = [f"{prefix}experts.{i}.{kind}" for i in range(count)]
@@ -167,12 +180,15 @@ def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any
 
 
 class TaskFFN(nn.Module):
-    """A whole FFN per task, of Table 11: instead of the shared one (I-FFN), or added to it (IS-FFN).
+    """One whole FFN per task, instead of a shared FFN (I-FFN) or added to one (IS-FFN), as in Table 11 of ViTPose++.
 
-    For ablations: each sample's weights are gathered, which costs B * 8 * C² numbers of memory a layer.
+    Meant for ablations only: the weights are gathered for every sample, which takes B * 8 * C² elements of memory per
+    layer.
 
     Args:
-        width: channels C. num_tasks: T. shared: add a dense FFN for all tasks; the experts then start at 0.
+        width: number of channels C.
+        num_tasks: number of tasks T.
+        shared: add a dense FFN for all tasks; the outputs of the experts are then initialized to zero.
     """
 
     def __init__(self, width: int, num_tasks: int, shared: bool) -> None:
@@ -186,7 +202,7 @@ class TaskFFN(nn.Module):
         nn.init.zeros_(self.fc2_weight) if shared else nn.init.trunc_normal_(self.fc2_weight, std=0.02)
 
     def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[B, N, C], task int64 [B] -> [B, N, C], plus `residual`."""
+        """Map [B, N, C] to [B, N, C] with the expert of each sample's task (int64 [B]), and add `residual`."""
         hidden = nn.functional.gelu(_per_sample(x, self.fc1_weight, self.fc1_bias, task))
         out = _per_sample(hidden, self.fc2_weight, self.fc2_bias, task)
         if self.shared is not None:
@@ -194,7 +210,7 @@ class TaskFFN(nn.Module):
         return out if residual is None else residual + out
 
     def merged(self, task: int) -> FFN:
-        """The dense FFN that gives the same outputs for one task; with a shared one of twice the hidden channels."""
+        """Return the dense FFN with the same outputs for one task; a shared FFN doubles its hidden channels."""
         parts = [(self.fc1_weight[task], self.fc1_bias[task], self.fc2_weight[task], self.fc2_bias[task])]
         if self.shared is not None:
             fc1, fc2 = self.shared.fc1, self.shared.fc2
@@ -210,16 +226,23 @@ class TaskFFN(nn.Module):
 
 
 def _per_sample(x: Tensor, weight: Tensor, bias: Tensor, task: Tensor) -> Tensor:
-    """x [B, N, I] times the weight [T, O, I] of each sample's task: [B, N, O]. Every task gets a gradient."""
+    """Apply the linear layer of each sample's task: [B, N, I] -> [B, N, O], with weight [T, O, I] and bias [T, O].
+
+    Every task gets a gradient, which is zero for tasks that are absent from the batch.
+    """
     out = torch.bmm(x, weight.index_select(0, task).transpose(1, 2))
-    return out + bias.index_select(0, task)[:, None].to(out.dtype)  # autocast leaves additions alone
+    return out + bias.index_select(0, task)[:, None].to(out.dtype)  # autocast does not cast additions
 
 
 class HeatmapLoss(FastModule):
-    """Weighted mean squared error between heatmaps and the target of keypoints, which is never stored.
+    """Weighted mean squared error between heatmaps and the Gaussian target of keypoints.
+
+    The kernels compute the target on the fly and never store it.
 
     Args:
-        codec: "udp" or "msra". sigma: heatmap pixels. image_size: (H, W) of the crop; None: four times the heatmap.
+        codec: "udp" or "msra".
+        sigma: standard deviation of the Gaussian in heatmap pixels.
+        image_size: (H, W) of the crop; None means four times the heatmap size.
     """
 
     def __init__(self, codec: str = "udp", sigma: float = 2.0, image_size: tuple[int, int] | None = None) -> None:
@@ -227,18 +250,26 @@ class HeatmapLoss(FastModule):
         self.codec, self.sigma, self.image_size = codec, sigma, image_size
 
     def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, K, h, w], keypoints [B, K, 2] in crop pixels, visible [B, K] -> scalar; see `functional.heatmap_loss`."""
+        """Return the loss, a scalar; see `functional.heatmap_loss`.
+
+        Args:
+            heatmaps: [B, K, h, w].
+            keypoints: [B, K, 2] in crop pixels.
+            visible: [B, K].
+            mask: see `functional.heatmap_loss`.
+        """
         return F.heatmap_loss(
             heatmaps, keypoints, visible, self.codec, self.sigma, mask, self.image_size, impl=self.impl
         )
 
 
 class HeatmapDecoder(FastModule):
-    """Heatmaps to keypoints.
+    """Decode heatmaps to keypoints.
 
     Args:
-        codec: "udp", "msra" or "argmax". blur_kernel: odd size of the blur of "udp".
-        flip_pairs: channels that swap in a mirrored image.
+        codec: "udp", "msra" or "argmax".
+        blur_kernel: odd kernel size of the blur that "udp" applies.
+        flip_pairs: pairs of channels that swap in a mirrored image.
     """
 
     def __init__(
@@ -255,7 +286,7 @@ class HeatmapDecoder(FastModule):
         flipped: Tensor | None = None,
         covariance: bool = False,
     ) -> tuple[Tensor, ...]:
-        """[B, K, h, w] -> keypoints [B, K, 2], scores [B, K]; see `functional.heatmap_decode`."""
+        """Map heatmaps [B, K, h, w] to keypoints [B, K, 2] and scores [B, K]; see `functional.heatmap_decode`."""
         return F.heatmap_decode(
             heatmaps,
             self.codec,

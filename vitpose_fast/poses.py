@@ -1,4 +1,4 @@
-"""Poses: the keypoints of the people of one image, frozen."""
+"""Poses: the immutable result of pose estimation in one image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ from vitpose_fast.keypoints import KeypointSet
 
 
 def person_scores(scores: Tensor, box_scores: Tensor, threshold: float = 0.2) -> Tensor:
-    """Box score times the mean of the keypoint scores above `threshold` (0 if none): [P, K], [P] -> [P] (SPEC 7.1)."""
+    """Return the score of each person, as in the COCO protocol of the official code (docs/numerics.md 7.1).
+
+    It is the box score times the mean of the keypoint scores above `threshold`, or 0 if there are none.
+
+    Args:
+        scores: keypoint scores [P, K]; NaN is not counted.
+        box_scores: [P].
+        threshold: keypoint scores up to this value are not counted.
+
+    Returns:
+        Person scores [P].
+    """
     counted = scores > threshold  # NaN is not
     mean = torch.where(counted, scores, 0.0).sum(1) / counted.sum(1).clamp(min=1)
     return mean * box_scores
@@ -22,13 +33,14 @@ def person_scores(scores: Tensor, box_scores: Tensor, threshold: float = 0.2) ->
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Poses:
-    """People of one image; float32 tensors on the CPU, coordinates in image pixels.
+    """Keypoints, scores and boxes of the people in one image.
 
-    A keypoint without a positive heatmap is (-1, -1); one whose heatmap held NaN is NaN and so is its score.
+    All tensors are float32 on the CPU; coordinates are in image pixels. A keypoint is (-1, -1) if its heatmap has no
+    positive value. A keypoint and its score are NaN if its heatmap has a NaN.
     """
 
     keypoints: Tensor  # [P, K, 2] (x, y)
-    scores: Tensor  # [P, K], heatmap maxima
+    scores: Tensor  # [P, K], maxima of the heatmaps
     boxes: Tensor  # [P, 4] (x, y, width, height)
     box_scores: Tensor  # [P]
     person_scores: Tensor  # [P]
@@ -38,15 +50,15 @@ class Poses:
         return len(self.keypoints)
 
     def numpy(self) -> dict[str, np.ndarray]:
-        """The five tensors as arrays, by name."""
+        """Return the five tensors as NumPy arrays by name."""
         names = ("keypoints", "scores", "boxes", "box_scores", "person_scores")
         return {name: getattr(self, name).numpy() for name in names}
 
     def to_coco(self, image_id: int | str, category_id: int = 1) -> list[dict[str, Any]]:
-        """COCO keypoint results, one dict a person: `keypoints` [x, y, score] * K and `score`, the person score.
+        """Return COCO keypoint results: one dict per person, with `keypoints` [x, y, score] * K and the person `score`.
 
-        The box is under `box`: with a key `bbox` pycocotools would take its area for that of the keypoints. A broken
-        (NaN) keypoint is written as 0, 0, 0.
+        The box is stored as `box`. If there were a `bbox`, pycocotools would use its area instead of the area of the
+        keypoints. A NaN keypoint is written as 0, 0, 0.
         """
         triples = torch.cat([self.keypoints, self.scores[..., None]], -1).double()
         triples = torch.where(triples.isfinite().all(-1, keepdim=True), triples, 0.0).flatten(1)
@@ -65,10 +77,10 @@ class Poses:
 
     @classmethod
     def from_coco(cls, results: Iterable[Mapping[str, Any]], keypoint_set: KeypointSet) -> Poses:
-        """The inverse of `to_coco`, for the results of one image.
+        """Build poses from the COCO results of one image, the inverse of `to_coco`.
 
         Raises:
-            ValueError: a result with another number of keypoints.
+            ValueError: a result does not have the number of keypoints of `keypoint_set`.
         """
         results = list(results)
         k = keypoint_set.num_keypoints
@@ -87,7 +99,7 @@ class Poses:
         )
 
     def to_supervision(self) -> Any:
-        """`supervision.KeyPoints` of these people.
+        """Return these people as `supervision.KeyPoints`.
 
         Raises:
             ImportError: supervision is not installed.

@@ -1,4 +1,4 @@
-"""PosePredictor: images and boxes to Poses, in batches across people and images."""
+"""PosePredictor: estimate poses from images and boxes, batched across people and images."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from vitpose_fast.poses import Poses, person_scores
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAITING_IMAGES = 64  # images held while a batch of people fills up
-_MAX_TRIES = 64  # with a single person out of memory: another process may be giving it back
+_MAX_TRIES = 64  # tries with a single person on out-of-memory: another process may release memory meanwhile
 
 
 class PosePredictor:
     """Estimate the poses of people in images.
 
-    On a GPU everything happens there: images that are CUDA tensors stay where they are, other images have only the rows
-    uploaded that are needed, and the keypoints come back in one copy that is waited for once.
+    On a GPU the whole pipeline runs on the device. Images that are CUDA tensors are used in place; of other images only
+    the rows that the crops read are uploaded. The keypoints of a group of images come back in one copy, with one
+    synchronization.
 
     Args:
-        model: a ViTPose model or a frozen one (`freeze`: faster), on any device; it is used in evaluation mode.
-        flip_test: average with the mirrored crop (twice the work, a little better).
-        task: which head, None: the only one.
-        batch_size: people per forward pass; where memory runs out half as many, from then on.
+        model: a ViTPose model, or a frozen one (see `freeze`), which is faster. It may be on any device and is run in
+            evaluation mode.
+        flip_test: run the mirrored crop too and average the heatmaps (twice the work, slightly better accuracy).
+        task: the task whose head to use. None selects the only head of the model.
+        batch_size: people per forward pass. On out-of-memory the batch is halved, from then on, and retried.
         sampling: "float" or "exact-cv4", see `functional.crop`.
-        blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 is for heatmaps of 64x48 and more.
-        padding, fix_aspect: how boxes become crops, see `functional.crop`; as the model was trained.
+        blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 suits heatmaps of 64x48 and larger.
+        padding, fix_aspect: how boxes become crops, see `functional.crop`. Use the values of the training.
 
     Raises:
-        ValueError: unknown task, or None with several heads.
+        ValueError: `batch_size` is below 1, the task is unknown, or it is None and the model has several heads.
     """
 
     def __init__(
@@ -72,17 +74,20 @@ class PosePredictor:
     def __call__(self, image: Any, boxes: Any = None, box_scores: Any = None) -> Poses: ...
 
     def __call__(self, image: Any, boxes: Any = None, box_scores: Any = None) -> Poses | list[Poses]:
-        """Poses of one image, or a list of them for a list of images.
+        """Estimate the poses in one image, or in each image of a list.
 
         Args:
             image: path, PIL image, uint8 [h, w, 3] RGB array or tensor, or a list of these.
-            boxes: [P, 4] (x, y, width, height) in pixels; a list of these (or None) for a list of images. None: the
-                whole image is one person.
-            box_scores: [P] or a list of these; None: 1.
+            boxes: [P, 4] (x, y, width, height) in pixels; for a list of images a list of these (or None). None means
+                that the whole image is one person.
+            box_scores: [P]; for a list of images a list of these (or None). None means 1 for every box.
+
+        Returns:
+            The poses of the image, or a list of them for a list of images.
 
         Raises:
-            ValueError: one line that names the image or box at fault.
-            MemoryError: not even one person fits into memory.
+            ValueError: an image or box is invalid; the message is one line that names it.
+            MemoryError: a single person does not fit into memory.
         """
         single = not isinstance(image, (list, tuple))
         images = [image] if single else list(image)
@@ -94,14 +99,15 @@ class PosePredictor:
     def predict_many(
         self, items: Iterable[tuple[Any, Any, Any]], on_error: Callable[[int, ValueError], None] | None = None
     ) -> Iterator[tuple[int, Poses]]:
-        """Poses of many images as they come, (index, Poses) in order; people of several images share a batch.
+        """Estimate the poses in many images and yield (index, Poses) in order; people of several images share a batch.
 
         Args:
-            items: (image, boxes, box_scores) as in `__call__`.
-            on_error: called with index and error of an image that cannot be used, which is then left out; None: raise.
+            items: (image, boxes, box_scores) as in `__call__`; read lazily.
+            on_error: called with the index and the error of an invalid item, which is then skipped. None means that the
+                error is raised.
         """
         waiting: list[_Item] = []
-        pending: _Pending | None = None  # on a GPU one group is computed while the next one is read
+        pending: _Pending | None = None  # on a GPU one group is computed while the next is read
         for index, item in enumerate(items):
             try:
                 image, boxes, scores = self._check(*item)
@@ -124,29 +130,29 @@ class PosePredictor:
         yield from self._finish(started)
 
     def stream(self, frames_and_boxes: Iterable[tuple[Any, ...]]) -> Iterator[Poses]:
-        """Poses of frame after frame, in order: people of several frames share a batch.
+        """Estimate the poses in a stream of frames, in order; people of several frames share a batch.
 
-        Results come in groups: when `batch_size` people (or 64 frames) are together, on a GPU one group later, while
-        the next one is computed.
+        Results come in groups, each as soon as `batch_size` people or 64 frames have been read. On a GPU a group is
+        yielded one group later, so that the next one is computed meanwhile.
 
         Args:
-            frames_and_boxes: (frame, boxes) or (frame, boxes, box_scores), as in `__call__`; read as they are needed.
+            frames_and_boxes: (frame, boxes) or (frame, boxes, box_scores), as in `__call__`; read lazily.
 
         Raises:
-            ValueError: one line that names the frame by its number.
+            ValueError: a frame or box is invalid; the message is one line, with the number of the frame (from 1 on).
         """
         for _, poses in self.predict_many((*item, None)[:3] for item in frames_and_boxes):
             yield poses
 
     def warm_up(self, batches: Iterable[int] | None = None) -> None:
-        """Do now what the first calls would wait for: compile kernels, record CUDA graphs, take memory.
+        """Compile kernels, capture CUDA graphs and allocate memory now, so that the first calls do not wait for it.
 
         Args:
-            batches: numbers of people per call that will occur. None: all; for a frozen model on a GPU these are its
-                buckets up to that of `batch_size` (12 graphs by default), otherwise a whole batch stands for them.
+            batches: numbers of people per call to prepare. Default: for a frozen model on a GPU every bucket up to the
+                one that holds `batch_size` (12 graphs with the default buckets), otherwise one full batch.
 
         Raises:
-            ValueError: a number below 1.
+            ValueError: a number is below 1.
         """
         graphs = getattr(self.model, "graphs", None)
         if batches is None:
@@ -155,7 +161,7 @@ class PosePredictor:
         for people in batches:
             if people < 1:
                 raise ValueError(f"warm_up: got {people} people, expected at least 1")
-            # Kernels are compiled for frames whose sides 16 divides and for others, for one frame and for several.
+            # Triton specializes kernels on sides that are divisible by 16, and on one frame or several.
             images = [torch.zeros(height, width, 3, dtype=torch.uint8) for height, width in ((64, 64), (63, 61))]
             boxes = [[[0, 0, image.shape[1], image.shape[0]]] * people for image in images]
             for image, own in zip(images, boxes, strict=True):
@@ -164,7 +170,11 @@ class PosePredictor:
                 self(images, [own[: people // 2] for own in boxes])
 
     def _check(self, image: Any, boxes: Any, box_scores: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """(image, boxes [P, 4] float64, scores [P]) or a ValueError that names the image where it has a name."""
+        """Validate an item and return (image, boxes [P, 4] float64, scores [P]).
+
+        Raises:
+            ValueError: the item is invalid; the message names the image if it is a path.
+        """
         pixels = as_image(image)
         name = f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
         height, width = pixels.shape[:2]
@@ -187,7 +197,7 @@ class PosePredictor:
         return pixels, boxes, scores
 
     def _start(self, items: list[_Item]) -> _Pending | None:
-        """Begin with the people of some images; on a GPU nothing waits for it here."""
+        """Start to compute the people of some images; on a GPU this does not wait for the results."""
         if not items:
             return None
         boxes = torch.cat([item.boxes for item in items])
@@ -212,8 +222,8 @@ class PosePredictor:
                         tries += 1
                     else:
                         start, tries = start + len(parts[-1]), 0
-                    if tries:  # outside `except`, where the error still holds what was allocated
-                        self._spare_memory(tries, images, len(boxes[people]))
+                    if tries:  # after `except`, where the error still references tensors
+                        self._reduce_batch(tries, images, len(boxes[people]))
                 found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoint_set.num_keypoints, 3)
                 if found.device.type != "cuda":
                     return _Pending(items, found, None)
@@ -224,22 +234,26 @@ class PosePredictor:
             if training:
                 self.model.train()
 
-    def _spare_memory(self, tries: int, images: Frames, people: int) -> None:
-        """After running out of memory: fewer people at once from now on, or an error if not even one fits."""
+    def _reduce_batch(self, tries: int, images: Frames, people: int) -> None:
+        """Handle an out-of-memory error: release cached memory and halve the batch from now on.
+
+        Raises:
+            MemoryError: a single person has failed `_MAX_TRIES` times in a row.
+        """
         images.uploaded.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if people > 1:
             self._people_at_once = people // 2
-            _LOG.warning("out of memory with %d people at once; going on with %d", people, self._people_at_once)
+            _LOG.warning("out of memory with a batch of %d people; retrying with %d", people, self._people_at_once)
         elif tries >= _MAX_TRIES:
             raise MemoryError(
                 f"out of memory on {self.model.device} with a single person, {tries} times in a row; free some memory, "
-                f"freeze the model to 16 bit, or take a smaller one"
+                f"freeze the model to 16 bit, or use a smaller one"
             )
 
     def _finish(self, pending: _Pending | None) -> Iterator[tuple[int, Poses]]:
-        """Wait for a group, once, and hand out its poses."""
+        """Wait for a started group, with one synchronization, and yield its poses."""
         if pending is None:
             return
         if pending.done is not None:
@@ -260,8 +274,8 @@ class PosePredictor:
             )
 
     def _forward(self, images: Frames, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """(x, y, score) of the keypoints of one batch of people, [P, K, 3] float32 on the device of the model."""
-        first, last = int(image_index[0]), int(image_index[-1])  # in order: the other images stay out of the crop
+        """Return the keypoints (x, y, score) of one batch of people: [P, K, 3] float32 on the device of the model."""
+        first, last = int(image_index[0]), int(image_index[-1])  # ascending, so only these images are needed
         device = self.model.device
         crops = self.codec.crop(
             images.on_device(first, last),
@@ -281,7 +295,7 @@ class PosePredictor:
         return self.model.run(name, self._keypoints, center, scale, *crops.split(len(boxes)))
 
     def _keypoints(self, center: Tensor, scale: Tensor, *crops: Tensor) -> Tensor:
-        """[P, K, 3] of crops [P, 3, H, W], for the flip test followed by their mirror images."""
+        """Return [P, K, 3] (see `_forward`) of crops [P, 3, H, W]; the flip test adds a tensor of mirrored crops."""
         heatmaps = self.model(torch.cat(crops) if len(crops) > 1 else crops[0], self.task)
         assert isinstance(heatmaps, Tensor)
         maps = heatmaps.split(len(center))
@@ -290,7 +304,7 @@ class PosePredictor:
 
 
 class _Item(NamedTuple):
-    """One image and its people."""
+    """One image and the boxes of its people; `number` is its index among all images."""
 
     number: int
     image: Tensor
@@ -299,7 +313,7 @@ class _Item(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """A group of images whose people [P, K, 3] are on their way to the host, there when `done` has happened."""
+    """A started group of images. The keypoints `found` [P, K, 3] are valid once the CUDA event `done` has occurred."""
 
     items: list[_Item]
     found: Tensor
@@ -307,14 +321,17 @@ class _Pending(NamedTuple):
 
 
 def _numbers(values: Any, name: str) -> Tensor:
-    """float64 tensor on the CPU of a tensor, array or nested list of numbers."""
+    """Convert a tensor, array or nested list of numbers to a float64 tensor on the CPU."""
     try:
         return values.detach().double().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values, float))
     except (TypeError, ValueError):
-        raise ValueError(f"{name} are not numbers in rows of one length, got {type(values).__name__}") from None
+        raise ValueError(
+            f"{name} are not an array of numbers with rows of equal length, got {type(values).__name__}"
+        ) from None
 
 
 def _one_each(values: Any, count: int, name: str) -> list[Any]:
+    """Return a list with one entry per image; None gives a list of None."""
     values = [None] * count if values is None else list(values)
     if len(values) != count:
         raise ValueError(f"got {len(values)} {name} for {count} images, expected one entry each")

@@ -1,4 +1,4 @@
-"""What is damaged, in words: values in one short line, and the list of what was left out."""
+"""Report damaged input: format bad values, and list what was skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def shown(value: Any) -> str:
-    """A value in one short line, however long or deep it is."""
+    """Format any value as one short line, however long or deeply nested it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     text = short.repr(value)
@@ -17,18 +17,18 @@ def shown(value: Any) -> str:
 
 
 def first_of(problems: list[str], name: str) -> str:
-    """The end of a message about a file of no use: its first problem, if there is one."""
+    """Return the end of the message about an unusable file: its first problem, or "" if no problem is known."""
     return f"; the first of {len(problems)} problems: {problems[0].removeprefix(f'{name}: ')}" if problems else ""
 
 
 def shortened(problems: Sequence[str], most: int = 20) -> list[str]:
-    """The problems, each once; from `most` on only how many more there are."""
+    """Return the problems without duplicates; after the first `most`, only the number of the others."""
     lines = list(dict.fromkeys(problems))
     return lines if len(lines) <= most else [*lines[:most], f"{len(lines) - most} more problems"]
 
 
 def print_problems(problems: Sequence[str]) -> int:
-    """Name on stderr what was left out; the exit code: 1 if there was anything."""
+    """Print what was skipped to stderr and return the exit code: 1 if there is any problem, else 0."""
     for line in shortened(problems):
         print(f"skipped: {line}", file=sys.stderr)
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""freeze: prepare a model for inference and report what it costs in accuracy."""
+"""Prepare a model for inference (`freeze`) and report what it costs in accuracy."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from vitpose_fast.modules import use_impl
 from vitpose_kernels.launch import HAS_TRITON
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
-_CPU_PIECE = 24 << 20  # bytes
-_SAMPLES = 2  # crops that the error is measured on
+_CPU_PIECE = 24 << 20  # bytes of the largest activation of a piece
+_SAMPLES = 2  # crops on which the error is measured
 
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What `freeze` did and what it cost. Errors are against the model in float64, on smooth random crops.
+    """What `freeze` folded, and what it costs in accuracy.
+
+    Errors are measured against the unfrozen model in float64, on smooth random crops.
 
     Attributes:
-        folded: what became part of the weights.
-        dtype, implementation: how it runs.
-        heatmap_error: root mean square over all heads, relative to that of the heatmaps.
-        keypoint_error: median and maximum distance of decoded keypoints, in crop pixels.
-        weights_mib: memory of the weights.
-        launches: GPU kernels (on a CPU: operators that are not views) of one forward pass, counted by `report()`.
-        notes: what a user should know.
+        folded: names of what was folded into the weights.
+        dtype: dtype of the weights and activations.
+        implementation: "Triton kernels" or "PyTorch operators".
+        heatmap_error: root mean square error of the heatmaps of all heads, relative to their root mean square.
+        keypoint_error: median and maximum distance between decoded keypoints, in crop pixels.
+        weights_mib: size of the weights in MiB.
+        launches: GPU kernels per forward pass (on a CPU: operators that are not views); None until `report()` counts
+            them.
+        notes: remarks for the user.
     """
 
     folded: tuple[str, ...]
@@ -63,9 +67,10 @@ class FreezeReport:
 
 
 class FrozenViTPose(PoseModel):
-    """A model for inference only, used like `ViTPose`; made by `freeze`.
+    """A ViTPose for inference only, with the interface of `ViTPose`. Created by `freeze`.
 
-    On a GPU batches are replayed from CUDA graphs (`Graphs`); heatmaps are copies that stay what they are.
+    On a GPU forward passes are replayed from CUDA graphs (see `Graphs`). Heatmaps are copies that later calls do not
+    overwrite.
     """
 
     def __init__(self, model: ViTPose, dtype: torch.dtype, kernels: bool, fold_norm: bool) -> None:
@@ -79,16 +84,21 @@ class FrozenViTPose(PoseModel):
 
     @torch.no_grad()
     def forward(self, images: Tensor, task: str | Sequence[str] | None = None) -> Any:
+        """Map images to heatmaps, as `PoseModel.forward` does.
+
+        Raises:
+            ValueError: the images are not [B, 3, H, W] with the image size of the model.
+        """
         height, width = self.config.image_size
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, height, width):
             raise ValueError(f"images have shape {list(images.shape)}, expected [B, 3, {height}, {width}]")
         return super().forward(images, task)
 
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """function(*inputs), on a GPU from the graph of that name: the name must stand for the whole computation.
+        """Return function(*inputs); on a GPU it is replayed from a CUDA graph, which `name` identifies (see `Graphs`).
 
-        On a CPU in pieces whose largest activation stays below what malloc keeps: beyond it every layer gets fresh
-        pages, which cost several percent of the time.
+        On a CPU the batch is split so that the largest activation stays below the size up to which malloc reuses
+        memory. Larger ones get fresh pages from the system in every layer, which costs several percent of the time.
         """
         if torch.compiler.is_compiling():
             return function(*inputs)
@@ -101,7 +111,7 @@ class FrozenViTPose(PoseModel):
         return in_pieces(function, inputs, max(1, _CPU_PIECE // hidden))
 
     def report(self) -> FreezeReport:
-        """Print what was folded and what it cost, and return it."""
+        """Print and return the report of `freeze`. The first call runs the model to count its launches."""
         assert self.freeze_report is not None
         if self.freeze_report.launches is None:
             images, head = torch.zeros(1, 3, *self.config.image_size, device=self.device), next(iter(self.heads))
@@ -111,16 +121,17 @@ class FrozenViTPose(PoseModel):
         return self.freeze_report
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenViTPose:
-        if self.graphs is not None:  # they hold the addresses of the weights that are replaced here
+        if self.graphs is not None:  # they contain the addresses of the weights that this replaces
             self.graphs = Graphs(self.graphs.buckets)
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> FrozenViTPose:
-        """Always in evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
 
 def _frozen_head(head: nn.Module, dtype: torch.dtype, kernels: bool) -> nn.Module:
+    """Freeze a head: fold a classic one, convert a copy of any other."""
     if isinstance(head, ClassicHead):
         return FrozenDecoder(head, dtype, kernels)
     return deepcopy(head).to(dtype)
@@ -135,22 +146,28 @@ def freeze(
     buckets: Sequence[int] | None = BUCKETS,
     impl: str | None = None,
 ) -> FrozenViTPose:
-    """Make a model ready for inference; `.report()` of the result says what was folded and the error it brings.
+    """Prepare a model for inference. `.report()` of the result tells what was folded and the error that it causes.
 
-    Folded are: the experts of `task`, slot 0 of the position into the others, BatchNorm into the deconvolutions, the
-    scale of q into its weights (where there is no relative position), and for the kernels LayerNorm into the linear
-    layer after it.
+    The following is folded into other weights: the experts of `task` into a dense FFN, slot 0 of the position embedding
+    (the class token) into the other slots, BatchNorm into the deconvolutions, the scale of q into the qkv weights
+    (unless the model has relative position), and, for the Triton kernels, LayerNorm into the following linear layer.
 
     Args:
-        model: on its device; it is left as it is.
-        task: keep this one only, its experts merged; None: all, for mixed batches.
-        dtype: float32, bfloat16 or float16; None: bfloat16 where the device computes in it, else float32.
-        fold_layer_norm: for the kernels only; None: if the measured error grows by a tenth at most.
-        buckets: batch sizes for which CUDA graphs are recorded when first needed (larger ones are cut); None: none.
-        impl: None (by device), "triton" or "reference".
+        model: the model, on the device that it shall run on. It is not modified.
+        task: keep only this task and merge its experts. None keeps all tasks, for mixed batches.
+        dtype: float32, bfloat16 or float16. Default: bfloat16 if the device computes in it natively, else float32.
+        fold_layer_norm: whether to fold LayerNorm; ignored without the Triton kernels. Default: fold it if the measured
+            error grows by at most 10 %.
+        buckets: batch sizes for which CUDA graphs are captured on first use; larger batches are split. None disables
+            CUDA graphs.
+        impl: "triton" or "reference". Default: by device.
+
+    Returns:
+        A new model in evaluation mode, without gradients.
 
     Raises:
-        ValueError: no such task, another dtype, impl="triton" where Triton cannot run, a frozen model.
+        ValueError: the task is unknown, the dtype is not one of the three, impl="triton" but Triton cannot run, the
+            model is frozen already, or it has whole FFNs per task and `task` is None.
     """
     if not isinstance(model, ViTPose):
         raise ValueError(f"freeze: got a {type(model).__name__}, expected a ViTPose (load_model or create_model)")
@@ -161,14 +178,17 @@ def freeze(
         raise ValueError(f"freeze: got dtype={dtype}, expected float32, bfloat16 or float16")
     notes = []
     if dtype == torch.bfloat16 and not native:
-        notes.append("this processor has no bfloat16: it is emulated, float32 is faster")
+        notes.append("this processor has no native bfloat16 and emulates it; float32 is faster")
     kernels = impl == "triton" or (impl is None and device.type == "cuda" and HAS_TRITON)
     if model.config.experts != "none" and task is None:
-        raise ValueError(f"freeze: whole FFNs per task are frozen for one: give task= one of {', '.join(model.heads)}")
+        tasks = ", ".join(model.heads)
+        raise ValueError(
+            f"freeze: a model with whole FFNs per task is frozen for one task; set task= to one of {tasks}"
+        )
     plain = model.for_task(task) if task is not None else model
 
     images = _smooth_images(plain)
-    # In float64: on a GPU float32 convolutions run in TF32 by default, whose error would hide that of freezing.
+    # In float64, since float32 convolutions on a GPU use TF32 by default, whose error would hide the error of freezing.
     exact = _heatmaps(use_impl(deepcopy(plain).double().eval(), "reference"), images.double())
     if not kernels:
         fold_layer_norm = False
@@ -202,6 +222,7 @@ def freeze(
 
 
 def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:
+    """Return the names of what was folded, for the report."""
     out = ["experts of the task"] if merged else []
     out.append("position")
     if not model.config.has_rel_pos:
@@ -212,12 +233,13 @@ def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:
 
 
 def _processor_has_bfloat16() -> bool:
+    """Return whether the CPU has bfloat16 instructions (AVX512-BF16 or AMX)."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _smooth_images(model: ViTPose) -> Tensor:
-    """Random pictures with structure at all scales, the same every time."""
+    """Return random images with structure at all scales; always the same ones."""
     noise = torch.Generator().manual_seed(0)
     height, width = model.config.image_size
     out = torch.zeros(_SAMPLES, 3, height, width)
@@ -228,15 +250,18 @@ def _smooth_images(model: ViTPose) -> Tensor:
 
 
 def _heatmaps(model: PoseModel, images: Tensor) -> dict[str, Tensor]:
+    """Return the heatmaps of every head, in float64."""
     return {name: model(images, name).double() for name in model.heads}
 
 
 def _relative_error(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """Return the root mean square error relative to the root mean square of `exact`, over all heads."""
     errors = [(ours[n] - exact[n]).square().mean() / exact[n].square().mean().clamp(min=1e-30) for n in exact]
     return float(torch.stack(errors).mean().sqrt())
 
 
 def _keypoint_error(model: ViTPose, ours: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, float]:
+    """Return the median and maximum distance between the decoded keypoints, in crop pixels."""
     distances = []
     for name in exact:
         codec = model.config.task(name).codec
@@ -248,7 +273,7 @@ def _keypoint_error(model: ViTPose, ours: dict[str, Tensor], exact: dict[str, Te
 
 
 class _CountOperators(TorchDispatchMode):
-    """Counts operators that compute: neither views nor allocations."""
+    """Count the operators that compute something, which excludes views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,9 +288,9 @@ class _CountOperators(TorchDispatchMode):
 
 
 def count_launches(function: Callable[[], Any], device: torch.device) -> int:
-    """GPU kernels that `function` runs, memory operations included; on a CPU operators that are not views."""
+    """Count the GPU kernels and memory operations that `function` runs; on a CPU, the operators that are not views."""
     if device.type == "cuda":
-        for _ in range(3):  # compile, warm up, record
+        for _ in range(3):  # warm up: compile, capture graphs
             function()
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

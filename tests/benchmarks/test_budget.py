@@ -314,11 +314,11 @@ def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
         (["--budget", "5", "--out", "x"], "expected 10 to 604800 seconds"),
         (["--budget", "nan", "--out", "x"], "expected 10 to 604800 seconds"),
         (["--budget", "60", "--out", "x", "--steps", "env, nonsense"], "there is no step 'nonsense'; --steps are some"),
-        (["--budget", "60", "--out", "x", "--minutes", "1"], "--minutes does not go with --budget"),
+        (["--budget", "60", "--out", "x", "--minutes", "1"], "--minutes cannot be combined with --budget"),
         (["--budget", "60", "--out", "/dev/null/y"], "/dev/null"),
-        (["--budget", "60", "--out", "x", "--all"], "--all does not go with --budget"),
-        (["--budget", "60", "--out", "x", "-k", "B"], "-k does not go with --budget"),
-        (["--steps", "env"], "--steps are those of a run with --budget"),
+        (["--budget", "60", "--out", "x", "--all"], "--all cannot be combined with --budget"),
+        (["--budget", "60", "--out", "x", "-k", "B"], "-k cannot be combined with --budget"),
+        (["--steps", "env"], "--steps needs --budget"),
     ],
 )
 def test_wrong_use_is_one_line(root, tmp_path, arguments, message):

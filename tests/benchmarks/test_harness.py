@@ -299,7 +299,7 @@ def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "vitpose_fast" / "bench.py"))
     monkeypatch.chdir(tmp_path)
     assert run(lambda: bench.main([])) == 1
-    assert "there are no benchmarks here; run it in a checkout" in capsys.readouterr().err
+    assert "run it in a checkout of the repository" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(bench, "find_spec", lambda name: None)
     assert run(lambda: bench.main([])) == 1

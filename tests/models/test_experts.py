@@ -52,7 +52,7 @@ def test_for_task_merges_experts_into_a_plain_model(experts, scramble, images, t
         vp.save_model(saved, tmp_path / saved.config.experts)
         again = vp.load_model(tmp_path / saved.config.experts)
         assert again.config == saved.config and torch.equal(again(images, task="aic"), saved(images, task="aic"))
-    with pytest.raises(ValueError, match="whole FFNs per task are frozen for one: give task= one of coco, aic, mpii"):
+    with pytest.raises(ValueError, match="frozen for one task; set task= to one of coco, aic, mpii"):
         vp.freeze(model)
 
 
