@@ -69,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: with 0 on success, 1 on an error (see `run`), 2 on wrong usage.
 
     Args:
-        args: the arguments after the program name. Default: those of the process.
+        args: the arguments after the program name. Default: `sys.argv[1:]`.
     """
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):

@@ -64,7 +64,8 @@ class Graphs:
         batch = inputs[0].shape[0]
         if _recorder == threading.get_ident() or batch == 0:
             return function(*inputs)
-        with torch.inference_mode(False), torch.no_grad():  # outside inference mode its tensors are read-only
+        # Tensors created in inference mode are read-only outside it, and the static inputs are reused by later calls.
+        with torch.inference_mode(False), torch.no_grad():
             return in_pieces(lambda *piece: self._replay(name, function, *piece), inputs, self.buckets[-1])
 
     def _replay(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
