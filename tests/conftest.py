@@ -1,4 +1,4 @@
-"""Shared fixtures. Sample photos are not part of the project: tests that need them are skipped without them."""
+"""Shared fixtures. Sample photos are not part of the repository; tests that need them are skipped without them."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import sys
 import threading
 from pathlib import Path
 
-# Before torch is imported: its second thread spins beside a busy neighbour and makes small models 50 times slower.
+# Set before torch is imported: on a busy machine a second, spinning thread makes small models 50 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Before triton is imported: without a GPU its kernels run in the interpreter.
+# Set before triton is imported: without a GPU its kernels run in the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Two shared cores: neither a slow draw nor a slow example says anything about the code. The same examples every time,
-# so that a change is judged by itself; `pytest --hypothesis-profile=explore` draws new ones.
+# On a shared machine a slow example says nothing about the code, so hypothesis has no deadlines. Its examples are the
+# same in every run, so that a failure is due to the change; `pytest --hypothesis-profile=explore` draws new ones.
 shared_machine = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", derandomize=True, **shared_machine)
 settings.register_profile("explore", **shared_machine)
 settings.load_profile("same")
 
-# float32 means float32: by default cuDNN convolutions run in TF32, whose error is a thousand times that of float32.
+# Compute float32 in float32: by default cuDNN convolutions use TF32, with an error a thousand times larger.
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Processes that tests start import from this checkout too (pytest's own `pythonpath` is for its process alone).
+# Subprocesses of tests import from this checkout too (pytest's `pythonpath` applies to its own process only).
 SOURCES = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "training")]
 os.environ["PYTHONPATH"] = os.pathsep.join([*SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def pytest_collection_modifyitems(items):
+    """Skip tests marked `cuda` on a machine without a GPU."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def leave_if_broken():
-    """leave_if_broken(test, synchronize, leave): leave(70), after one line, where the GPU no longer synchronizes."""
+    """Function (test, synchronize, leave) that prints one line and calls leave(70) if the GPU fails to synchronize."""
 
     def check(test, synchronize=torch.cuda.synchronize, leave=os._exit):
         try:
@@ -61,9 +62,9 @@ def leave_if_broken():
 
 @pytest.fixture(autouse=True)
 def sound_device(request, leave_if_broken):
-    """End the process after a test that broke the GPU's context: in it every later test would fail too.
+    """Exit the process after a test that broke the CUDA context, since every later test in it would fail too.
 
-    pytest-xdist reports the test as crashed and starts a new worker; without it the run ends here and says why.
+    pytest-xdist reports the test as crashed and starts a new worker; without it the run ends here with a message.
     """
     yield
     if torch.cuda.is_initialized():
@@ -72,7 +73,10 @@ def sound_device(request, leave_if_broken):
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """Stands in for CUDA graphs: replaying runs the function on the recorded buffers, as the GPU would."""
+    """Replace CUDA graphs by fakes whose replay runs the function on the captured buffers, as a GPU would.
+
+    The fixture is the list of the captured batch sizes.
+    """
     from vitpose_fast import graphs
 
     recorded = []
@@ -103,7 +107,7 @@ def recorder(monkeypatch):
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """Folder of the sample data: $VITPOSE_SAMPLES, else ../shared/samples beside the checkout."""
+    """Folder of the sample data: $VITPOSE_SAMPLES, or else ../shared/samples next to the checkout."""
     folder = Path(os.environ.get("VITPOSE_SAMPLES", ROOT.parent / "shared" / "samples"))
     if not (folder / "coco" / "test_coco.json").is_file():
         pytest.skip(f"no sample data in {folder}; set VITPOSE_SAMPLES")
@@ -112,22 +116,22 @@ def samples() -> Path:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """Root folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def python_path():
-    """python_path(*folders) -> PYTHONPATH of a process that looks for modules there, then in this checkout."""
+    """Function (*folders) that returns a PYTHONPATH with these folders first and then this checkout."""
     return lambda *folders: os.pathsep.join([*map(str, folders), os.environ["PYTHONPATH"]])
 
 
 @pytest.fixture(scope="session")
 def scramble():
-    """scramble(model, seed) -> model: weights and statistics random, none 0 or 1, scaled so that outputs are O(1)."""
+    """Function (model, seed) that fills all weights and statistics at random, none 0 or 1, with outputs of order 1."""
     import torch
 
-    def randomise(model, seed=0):
+    def randomize(model, seed=0):
         noise = torch.Generator().manual_seed(seed)
         for name, value in model.state_dict().items():
             draw = torch.randn(value.shape, generator=noise)
@@ -135,7 +139,7 @@ def scramble():
                 draw = torch.tensor(7 + seed)
             elif "running_var" in name:
                 draw = 0.5 + draw.abs()
-            elif "deconv" in name and value.dim() == 4:  # [in, out, 4, 4], a quarter of the taps meet in one place
+            elif "deconv" in name and value.dim() == 4:  # [in, out, 4, 4]; each output gets a quarter of the taps
                 draw = draw / (4 * value.shape[0]) ** 0.5
             elif value.dim() > 1 and "pos" not in name:
                 draw = draw / value[0].numel() ** 0.5
@@ -144,16 +148,16 @@ def scramble():
             value.copy_(draw)
         return model
 
-    return randomise
+    return randomize
 
 
 @pytest.fixture(scope="session")
 def damage():
-    """damage(data, rng) -> a copy of JSON-like data with some places replaced by what nobody expects, or deleted."""
+    """Function (data, rng) that returns a copy of JSON-like data with some values replaced by bad ones, or deleted."""
     leaves = [None, "", "x", -1, 0, 1e308, float("nan"), [], {}, True, [[1]], "1", 10**400]
 
     def damaged(data, rng):
-        """`data` with one to three random places replaced by a random leaf, or deleted."""
+        """Return `data` with one to three random values replaced by a random leaf, or deleted."""
         data = copy.deepcopy(data)
         for _ in range(rng.randint(1, 3)):
             place, key = None, None

@@ -1,22 +1,25 @@
-"""Which file imports which: floors, and circles. `python tests/import_graph.py` prints the graph, file by file."""
+"""The import graph of the repository: layers of packages, and cycles between files.
+
+`python tests/import_graph.py` prints the graph, file by file.
+"""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-ROOTS = {  # package -> the folder it is imported from, the lowest floor first
+ROOTS = {  # package -> the folder it is imported from, the lowest layer first
     "vitpose_kernels": "kernels",
     "vitpose_fast": "",
     "vitpose_training": "training",
     "benchmarks": "",
     "tests": "",
 }
-FLOORS = {"vitpose_kernels": 0, "vitpose_fast": 1, "vitpose_training": 2, "benchmarks": 3, "tests": 3}
+LAYERS = {"vitpose_kernels": 0, "vitpose_fast": 1, "vitpose_training": 2, "benchmarks": 3, "tests": 3}
 
 
 def module_files(root: Path) -> dict[str, Path]:
-    """Module name -> file, for every file of every floor; tests by their path, since they are no package."""
+    """Return module name -> file, for every file of every layer; tests, which are no package, are named by path."""
     found = {}
     for package, folder in ROOTS.items():
         base = root / folder
@@ -27,19 +30,19 @@ def module_files(root: Path) -> dict[str, Path]:
 
 
 def imported_names(tree: ast.AST) -> list[str]:
-    """What every import statement asks for, those inside functions too: "a.b", or "a.b.name" for `from a.b import`."""
+    """Return what all import statements load, also inside functions: "a.b", or "a.b.name" for `from a.b import`."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, "siblings are imported by their full name"
+            assert node.level == 0, "use absolute imports"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
 
 
 def import_graph(root: Path) -> dict[str, set[str]]:
-    """Module -> the modules of the three packages, the benchmarks and the tests that it imports."""
+    """Return module -> the modules that it imports from the three packages, the benchmarks and the tests."""
     files = module_files(root)
     graph: dict[str, set[str]] = {}
     for module, path in files.items():
@@ -49,8 +52,8 @@ def import_graph(root: Path) -> dict[str, set[str]]:
     return graph
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Every group of modules that reach each other (Tarjan's strongly connected components of two and more)."""
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return every group of modules that import each other: strongly connected components (Tarjan) of two or more."""
     number: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -81,5 +84,5 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 if __name__ == "__main__":
     graph = import_graph(Path(__file__).resolve().parents[1])
     for module, targets in graph.items():
-        print(f"floor {FLOORS[module.split('.')[0]]}  {module} -> {', '.join(sorted(targets)) or '-'}")
-    print(f"{len(graph)} files, {sum(map(len, graph.values()))} imports, circles: {circles(graph) or 'none'}")
+        print(f"layer {LAYERS[module.split('.')[0]]}  {module} -> {', '.join(sorted(targets)) or '-'}")
+    print(f"{len(graph)} files, {sum(map(len, graph.values()))} imports, cycles: {cycles(graph) or 'none'}")

@@ -1,4 +1,4 @@
-"""The command line: results, exit codes, one line for every failure."""
+"""The command line: results, exit codes, and failures that print one line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vitpose_fast.__main__ import COMMANDS, main
 
 
 def run(*args: str) -> int:
+    """Run the command line and return its exit code."""
     with pytest.raises(SystemExit) as done:
         main(list(args))
     return done.value.code
@@ -27,7 +28,7 @@ def run(*args: str) -> int:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Working folder with weights/, and photos 1.png to 3.png of 80x60."""
+    """Current directory with a checkpoint `weights` and the images photos/1.png to 3.png, 80x60 pixels each."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1), "weights")
@@ -39,6 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def boxes(*rows) -> str:
+    """Write detections to a file and return its name."""
     Path("boxes.json").write_text(json.dumps(rows))
     return "boxes.json"
 
@@ -64,7 +66,7 @@ def test_predict_boxes_by_image_id_and_file_name(folder, capsys):
     )
     results = json.loads(Path("o/results.json").read_text())
     assert [(r["image_id"], r["box"]) for r in results] == [(1, [5, 5, 20, 30]), (3, [1, 1, 50, 50])]
-    assert "1 of 4 boxes are for other images" in capsys.readouterr().err
+    assert "1 of 4 boxes belong to other images" in capsys.readouterr().err
     expected = vp.PosePredictor(vp.load_model("weights"))("photos/1.png", [[5, 5, 20, 30]], [0.9])
     np.testing.assert_allclose(results[0]["keypoints"], expected.to_coco(1)[0]["keypoints"], atol=1e-3)
 
@@ -78,7 +80,7 @@ def test_predict_frozen(folder, capsys):
     np.testing.assert_allclose(*scores, atol=1e-5)
 
 
-def test_predict_leaves_out_bad_boxes_and_images(folder, capsys):
+def test_predict_skips_bad_boxes_and_images(folder, capsys):
     Path("photos/2.png").write_bytes(b"broken")
     file = boxes(
         {"image_id": 1, "bbox": [5, 5, 20, 30], "score": 0.9},
@@ -118,7 +120,7 @@ def test_predict_decodes_every_image_once(folder, monkeypatch):
 
 
 def test_predict_holds_few_images(folder, monkeypatch):
-    """With one person a batch, each image is let go of before the one after the next is read."""
+    """With one person per batch, each image is released before the next but one is read."""
     read = vitpose_fast.images.read_image
     alive: list[weakref.ref] = []
     most = 0
@@ -156,11 +158,11 @@ def test_predict_keeps_the_ids_of_the_detections(folder):
     assert found == {**expected, "photos/1.png": "photos/1.png", "more/1.png": "more/1.png"}
 
 
-def test_predict_gives_every_image_an_id_of_its_own(folder):
+def test_predict_gives_every_image_a_unique_id(folder):
     Path("more").mkdir()
     for name in ("01.png", "7.png", "me.png"):
         shutil.copy("photos/1.png", f"more/{name}")
-    assert run("predict", "photos", "more", "photos/1.png", "--weights", "weights") == 0  # one of them twice
+    assert run("predict", "photos", "more", "photos/1.png", "--weights", "weights") == 0  # the last one is given twice
     found = [(r["file_name"], r["image_id"]) for r in json.loads(Path("poses/results.json").read_text())]
     assert found == [
         ("photos/1.png", "photos/1.png"), ("photos/2.png", 2), ("photos/3.png", 3),
@@ -168,24 +170,24 @@ def test_predict_gives_every_image_an_id_of_its_own(folder):
     ]  # fmt: skip
 
 
-def test_predict_refuses_boxes_that_fit_two_images(folder, capsys):
+def test_predict_refuses_boxes_that_match_two_images(folder, capsys):
     Path("more").mkdir()
     shutil.copy("photos/1.png", "more/1.png")
     for detection in ({"file_name": "1.png"}, {"image_id": 1}, {"image_id": "1"}):
         file = boxes({"bbox": [5, 5, 20, 30], **detection})
         assert run("predict", "photos", "more", "--weights", "weights", "--boxes", file) == 1
         lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and "fits photos/1.png and more/1.png" in lines[0] and "detection 0" in lines[0]
+        assert len(lines) == 1 and "matches photos/1.png and more/1.png" in lines[0] and "detection 0" in lines[0]
 
 
-def test_predict_prefers_the_very_path(folder):
+def test_predict_prefers_an_equal_path(folder):
     shutil.copy("photos/1.png", "1.png")
     file = boxes({"file_name": "1.png", "bbox": [5, 5, 20, 30]})
     assert run("predict", "photos", "1.png", "--weights", "weights", "--boxes", file) == 0
     assert [r["file_name"] for r in json.loads(Path("poses/results.json").read_text())] == ["1.png"]
 
 
-def test_predict_names_ids_that_contradict(folder, capsys):
+def test_predict_reports_contradictory_ids(folder, capsys):
     box = [5, 5, 20, 30]
     file = boxes(
         {"image_id": 5, "file_name": "1.png", "bbox": box},
@@ -210,7 +212,7 @@ def test_predict_matches_the_images_of_an_annotation_file(folder):
     assert (result["image_id"], result["file_name"], result["box_score"]) == (40, "photos/2.png", 1.0)
 
 
-def test_predict_names_folders_without_images(folder, capsys):
+def test_predict_reports_folders_without_images(folder, capsys):
     Path("empty").mkdir()
     assert run("predict", "photos", "empty", "--weights", "weights") == 1
     assert "skipped: empty: no images in this folder" in capsys.readouterr().err
@@ -244,7 +246,7 @@ def test_boxes_for_other_images_only_are_refused(folder, capsys):
     assert (
         run("predict", "photos", "--weights", "weights", "--boxes", boxes({"image_id": 9, "bbox": [0, 0, 1, 1]})) == 1
     )
-    assert "none of its 1 boxes is for one of the 3 images" in capsys.readouterr().err
+    assert "none of its 1 boxes belongs to any of the 3 images" in capsys.readouterr().err
     Path("boxes.json").write_text('[{"bbox": [1, 2, 3, 4]}]')
     assert run("predict", "photos", "--weights", "weights", "--boxes", "boxes.json") == 1
     assert "detection 0: neither image_id nor file_name" in capsys.readouterr().err
@@ -253,7 +255,7 @@ def test_boxes_for_other_images_only_are_refused(folder, capsys):
 def test_wrong_usage_exits_2(folder, capsys):
     assert run("predict") == 2
     assert run("paint") == 2
-    assert "no command 'paint'; valid: demo, predict" in capsys.readouterr().err
+    assert "unknown command 'paint'; valid: demo, predict" in capsys.readouterr().err
     assert run() == 2
 
 
@@ -287,6 +289,6 @@ def test_info(folder, capsys):
     assert "head coco: 17 keypoints" in capsys.readouterr().out
 
 
-def test_as_a_program(folder):
+def test_command_line_in_a_subprocess(folder):
     done = subprocess.run([sys.executable, "-m", "vitpose_fast", "info", "gone"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("vitpose-fast: error: gone")

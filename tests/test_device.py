@@ -1,4 +1,4 @@
-"""Devices by name, and which errors mean that memory ran out."""
+"""Choosing a device by name, and recognizing out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from vitpose_fast.device import is_out_of_memory, pick_device
 
 
-def test_a_device_that_cannot_be_used_is_refused_in_one_line():
+def test_an_unusable_device_is_refused_in_one_line():
     for name in ("foo", "cuda:99", "meta"):
         with pytest.raises(ValueError, match=f"device '{name}' cannot be used") as error:
             pick_device(name)
@@ -28,5 +28,5 @@ def test_a_device_that_cannot_be_used_is_refused_in_one_line():
         (ValueError("got batch_size=0, expected at least 1"), False),
     ],
 )
-def test_errors_that_mean_that_memory_ran_out(error, expected):
+def test_out_of_memory_errors_are_recognized(error, expected):
     assert is_out_of_memory(error) is expected

@@ -1,4 +1,4 @@
-"""Files survive failures and kills: the old version or the new one, never half of one."""
+"""Atomic writes: after failures and kills a file or folder is the old version or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from vitpose_fast.files import (
 
 
 def names(folder) -> list[str]:
+    """Sorted names in a folder."""
     return sorted(p.name for p in folder.iterdir())
 
 
 def half(path) -> None:
+    """Write half of a file or folder, then fail."""
     (path / "a" if path.is_dir() else path).write_text("half")
     raise RuntimeError("power cut")
 
@@ -57,7 +59,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_permissions_follow_the_umask(tmp_path):
-    """Temporary files are private; what becomes of them is not."""
+    """Temporary files are private, but the finished file and folder have the usual permissions."""
     before = os.umask(0o027)
     try:
         write_atomic(tmp_path / "x", lambda p: p.write_text("x"))
@@ -68,7 +70,7 @@ def test_permissions_follow_the_umask(tmp_path):
     assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o750
 
 
-def test_a_folder_is_not_overwritten_unasked(tmp_path):
+def test_a_folder_is_overwritten_only_on_request(tmp_path):
     path = tmp_path / "deep" / "d"
     write_folder_atomic(path, lambda p: (p / "a").write_text("old"))
     with pytest.raises(FileExistsError, match="exists already"):
@@ -78,7 +80,7 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path):
     assert (path / "a").read_text() == "new" and names(path.parent) == ["d"]
 
 
-def test_overwriting_does_not_delete_what_others_put_there(tmp_path):
+def test_overwriting_does_not_delete_foreign_files(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"also holds thesis\.tex"):
@@ -107,13 +109,13 @@ def test_a_failing_last_move_puts_the_old_folder_back(tmp_path, monkeypatch):
         move(a, b)
 
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr("vitpose_fast.files._exchange", lambda a, b: False)  # as where the system cannot
+    monkeypatch.setattr("vitpose_fast.files._exchange", lambda a, b: False)  # the system cannot swap paths
     with pytest.raises(OSError, match="disk gone"):
         write_folder_atomic(path, lambda p: (p / "a").write_text("new"), overwrite=True)
     assert (path / "a").read_text() == "old" and names(tmp_path) == ["d"]
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError) as error:
         make_folder(tmp_path / "file" / "d")
@@ -145,7 +147,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2")
-def test_a_folder_is_exchanged_in_one_step(tmp_path):
+def test_two_folders_are_swapped_atomically(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "content").write_text(name)
@@ -186,4 +188,4 @@ def test_a_killed_writer_leaves_a_complete_file(tmp_path):
         text = path.read_text()
         assert len(text) == 200_000 and len(set(text)) == 1
         seen.add(text[0])
-    assert seen != {"z"}  # it did write
+    assert seen != {"z"}  # at least one child did write

@@ -1,4 +1,7 @@
-"""CUDA graphs by batch bucket, with a stand-in that replays on the CPU; frozen models on them: test_runtime.py."""
+"""CUDA graphs by batch bucket, with a fake graph that replays on the CPU.
+
+Frozen models that replay from such graphs are tested in test_runtime.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from vitpose_fast import graphs
 from vitpose_fast.graphs import Graphs
 
 
-def test_batches_are_padded_to_buckets_and_cut(recorder):
+def test_batches_are_padded_to_buckets_and_split(recorder):
     replay = Graphs((1, 4))
 
     seen = []
@@ -32,14 +35,14 @@ def test_batches_are_padded_to_buckets_and_cut(recorder):
     assert sorted(recorder) == [1, 4]  # once per bucket
 
 
-def test_an_output_survives_the_next_replay_and_names_are_kept_apart(recorder):
+def test_outputs_survive_the_next_replay_and_names_do_not_collide(recorder):
     replay = Graphs((2,))
     first = replay("plus", lambda x: x + 1, torch.zeros(2))
     assert replay("plus", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2] and first.tolist() == [1, 1]
     assert replay("minus", lambda x: x - 1, torch.zeros(2)).tolist() == [-1, -1]
     assert replay("plus", lambda x: x + 1, torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
     inner = replay("outer", lambda x: replay("plus", lambda y: y + 1, x) * 2, torch.zeros(2))
-    assert inner.tolist() == [2, 2] and recorder == [2] * 4  # nothing is recorded inside a recording
+    assert inner.tolist() == [2, 2] and recorder == [2] * 4  # no capture within a capture
     with torch.inference_mode():
         replay("both", lambda x: x + 1, torch.zeros(2))
     assert replay("both", lambda x: x + 1, torch.ones(2)).tolist() == [2, 2]
@@ -50,7 +53,7 @@ def test_an_output_survives_the_next_replay_and_names_are_kept_apart(recorder):
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_one_frozen_model_serves_many_threads(monkeypatch, locked):
-    """The replay of a graph reads its static input some time after it was filled, and fills its static output."""
+    """A replay reads its static input some time after it was filled; without the lock, threads get wrong results."""
 
     def record(self, function, inputs):
         out = function(*inputs)
@@ -85,8 +88,8 @@ def test_one_frozen_model_serves_many_threads(monkeypatch, locked):
     assert bool(wrong) != locked, f"{len(wrong)} of 80 answers wrong"
 
 
-def test_what_a_recording_calls_is_recorded_with_it(recorder):
-    """Also through another model's graphs on the same thread: CUDA cannot capture inside a capture."""
+def test_calls_during_a_capture_become_part_of_it(recorder):
+    """This includes calls through another model's graphs on the same thread: CUDA cannot nest captures."""
     outer, inner = Graphs((2,)), Graphs((2,))
     assert outer("outer", lambda x: inner("inner", lambda y: y + 1, x) * 2, torch.ones(2)).tolist() == [4, 4]
     assert len(outer._recorded) == 1 and not inner._recorded

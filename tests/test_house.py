@@ -1,4 +1,4 @@
-"""The house rules: floors, cold imports, and life beside a broken torchvision."""
+"""Rules for the code base: layers, lazy imports, op files, and broken or missing dependencies."""
 
 from __future__ import annotations
 
@@ -9,56 +9,57 @@ import subprocess
 import sys
 import textwrap
 
-from tests.import_graph import FLOORS, circles, import_graph, imported_names, module_files
+from tests.import_graph import LAYERS, cycles, import_graph, imported_names, module_files
 from vitpose_kernels.calls import OPS
 
-FRONT_DOOR = "vitpose_fast.__main__"
-PACKAGES = [package for package, floor in FLOORS.items() if floor < 3]
+COMMAND_LINE = "vitpose_fast.__main__"
+PACKAGES = [package for package, layer in LAYERS.items() if layer < 3]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter."""
+    """Run code in a new Python process."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **environment}
     )
 
 
 def package_of(module: str) -> str:
+    """Return the top-level package of a module."""
     return module.partition(".")[0]
 
 
-def test_imports_point_down_or_sideways(root):
+def test_no_import_points_to_a_higher_layer(root):
     checked = 0
     for module, targets in import_graph(root).items():
         for target in targets:
             checked += 1
-            if module != FRONT_DOOR:
-                higher = FLOORS[package_of(target)] > FLOORS[package_of(module)]
-                assert not higher, f"{module} imports {target} from a higher floor"
-            assert target != FRONT_DOOR or package_of(module) == "tests", f"{module} imports {FRONT_DOOR}"
+            if module != COMMAND_LINE:
+                higher = LAYERS[package_of(target)] > LAYERS[package_of(module)]
+                assert not higher, f"{module} imports {target} from a higher layer"
+            assert target != COMMAND_LINE or package_of(module) == "tests", f"{module} imports {COMMAND_LINE}"
             assert package_of(target) != "tests" or package_of(module) == "tests", f"{module} imports {target}"
             private = any(part.startswith("_") and part != "__main__" for part in target.split("."))
             assert not private or package_of(target) == package_of(module), f"{module} imports the private {target}"
     assert checked > 400
 
 
-def test_no_file_imports_itself_by_way_of_others(root):
-    """Between files, imports inside functions too: who reads a circle has to know all of it at once."""
-    assert circles(import_graph(root)) == []
+def test_there_are_no_import_cycles(root):
+    """Imports inside functions count too: files in a cycle can only be understood together."""
+    assert cycles(import_graph(root)) == []
 
 
-def test_circles_are_found():
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"d"}}) == [["a", "b", "c"]]
-    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+def test_import_cycles_are_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"d"}}) == [["a", "b", "c"]]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_nothing_is_imported_by_a_name_that_the_graph_cannot_see(root):
-    """`import_module` hides an import from every tool that follows them: where it stands is a short list."""
+def test_dynamic_imports_are_rare(root):
+    """`import_module` hides an import from every tool that follows imports, so only a few files may use it."""
     allowed = {
-        "vitpose_fast.__init__",  # names are loaded when first used
-        "vitpose_fast.__main__",  # commands are loaded when asked for
-        "vitpose_fast.bench",  # torch only
-        "vitpose_kernels.gpu.aot",  # the kernel that a `Source` names; triton's driver
+        "vitpose_fast.__init__",  # public names are imported lazily
+        "vitpose_fast.__main__",  # commands are imported lazily
+        "vitpose_fast.bench",  # imports torch only if needed
+        "vitpose_kernels.gpu.aot",  # the kernel that a `Source` names, and triton's driver
     }
     hidden = set()
     for module, path in module_files(root).items():
@@ -83,7 +84,7 @@ def test_kernels_need_torch_and_triton_only(root):
         "functools",
         "importlib",
     }
-    tools = {"triton", "re", "subprocess", "tempfile"}  # in gpu/ alone: the ops import it when they launch
+    tools = {"triton", "re", "subprocess", "tempfile"}  # only in gpu/, which the ops import when they launch
     for path in (root / "kernels").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside_gpu = path.parent.name == "gpu"
@@ -96,14 +97,14 @@ def test_kernels_need_torch_and_triton_only(root):
 
 
 def test_functions_inside_kernels_take_values_and_not_loose_scalars(root):
-    """A launch takes scalars (see `vitpose_kernels/gpu/__init__.py`); what a kernel calls takes twelve at most."""
+    """A kernel takes scalars (see `vitpose_kernels/gpu/__init__.py`); a function that it calls takes at most twelve."""
     texts = [p.read_text(encoding="utf-8") for p in (root / "kernels" / "vitpose_kernels" / "gpu").glob("*.py")]
     functions = [node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     jitted = [f for f in functions if any("jit" in ast.dump(decorator) for decorator in f.decorator_list)]
     called = [f for f in jitted if any(re.search(rf"(?<!def )\b{f.name}\(", text) for text in texts)]
     assert len(called) > 30 and len(jitted) > len(called)
     for function in called:
-        loose = [a.arg for a in function.args.args if a.annotation is None]  # constants are annotated
+        loose = [a.arg for a in function.args.args if a.annotation is None]  # compile-time constants have annotations
         assert len(loose) <= 12, f"{function.name} takes {len(loose)}: {', '.join(loose)}"
 
 
@@ -127,7 +128,7 @@ def test_a_machine_without_triton_uses_the_references():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_op_has_its_four_places_its_benchmark_and_its_place_in_the_index(root):
+def test_every_op_has_its_files_tests_benchmark_and_index_entry(root):
     index = (root / "vitpose_fast" / "functional.py").read_text(encoding="utf-8")
     timed = "".join(p.read_text(encoding="utf-8") for p in (root / "benchmarks").glob("test_*.py"))
     files = sorted((root / "kernels" / "vitpose_kernels").glob("*.py"))
@@ -144,17 +145,17 @@ def test_every_op_has_its_four_places_its_benchmark_and_its_place_in_the_index(r
         assert order == sorted(order), f"{op}: reference, registration, public function, in this order"
 
 
-def test_no_names_that_would_shadow_others(root):
+def test_no_package_shadows_another(root):
     assert not (root / "kernels" / "__init__.py").exists() and not (root / "training" / "__init__.py").exists()
     assert not list((root / "tests").rglob("__init__.py"))
     assert not [p for p in root.rglob("*") if p.is_symlink() and ".venv" not in p.parts], (
-        "no links: tools cannot follow them"
+        "symbolic links are not allowed: some tools do not follow them"
     )
     tops = {p.stem for folder in ("kernels", "training") for p in (root / folder).iterdir()} - {"train", "validate"}
     assert tops == {"vitpose_kernels", "vitpose_training"}
 
 
-def test_import_loads_nothing():
+def test_importing_the_package_is_lazy():
     done = python(
         """
         import sys, vitpose_fast
@@ -170,8 +171,8 @@ def test_import_loads_nothing():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_front_door_opens_at_once():
-    """Half a second would be torch."""
+def test_help_does_not_import_torch():
+    """Importing torch would add half a second."""
     done = python(
         """
         import sys
@@ -210,7 +211,7 @@ def test_every_public_name_exists():
     assert done.returncode == 0, done.stderr
 
 
-def test_everything_imports_beside_a_broken_torchvision(root, tmp_path, python_path):
+def test_everything_imports_with_a_broken_torchvision(root, tmp_path, python_path):
     for name in ("torchvision", "timm"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     modules = [module for module in module_files(root) if package_of(module) in PACKAGES]

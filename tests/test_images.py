@@ -1,4 +1,4 @@
-"""Reading images: what is accepted, and one clear line for what is not."""
+"""Reading images: what is accepted, and the one-line errors for everything else."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_file_pil_array_and_tensor_give_the_same_pixels(tmp_path):
 
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(photo()).save(tmp_path / "a.png", exif=exif)
     assert read_image(tmp_path / "a.png").shape == (16, 12, 3)
-    with Image.open(tmp_path / "a.png") as image:  # boxes of a caller's own image are for its pixels as they stand
+    with Image.open(tmp_path / "a.png") as image:  # the boxes of a PIL image refer to its stored pixels
         assert as_image(image).shape == (12, 16, 3)
 
 
@@ -45,7 +45,7 @@ def test_other_8_bit_modes_become_rgb(mode):
 
 
 def bomb(width=30000, height=30000):
-    """A PNG of a few hundred bytes whose header announces 900 million pixels."""
+    """A PNG of a few hundred bytes whose header announces 900 million pixels by default."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -59,7 +59,7 @@ def bomb(width=30000, height=30000):
     )
 
 
-def test_files_that_are_refused_name_themselves_in_one_line(tmp_path):
+def test_errors_for_bad_files_are_one_line_with_the_file_name(tmp_path):
     Image.fromarray(photo(64, 64)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     Image.fromarray(photo(64, 64)).save(tmp_path / "whole.png")
@@ -107,7 +107,7 @@ def test_a_bomb_is_refused_without_decoding(tmp_path, monkeypatch):
         (None, "image is of type NoneType, expected a path"),
     ],
 )
-def test_arrays_that_are_refused(image, message):
+def test_bad_arrays_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
         as_image(image)
 
@@ -124,17 +124,17 @@ def test_jpeg_files_have_the_same_pixels_with_and_without_simplejpeg(tmp_path, m
             expected = np.array(image.convert("RGB")).astype(int)
         difference = np.abs(read_image(path).numpy().astype(int) - expected)
         assert difference.max() <= (1 if mode == "CMYK" else 0)
-    turned = tmp_path / "turned.jpg"
+    rotated = tmp_path / "rotated.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(64, 48)).save(turned, exif=exif)
-    with Image.open(turned) as image:
-        assert np.array_equal(read_image(turned).numpy(), np.array(ImageOps.exif_transpose(image)))
+    Image.fromarray(photo(64, 48)).save(rotated, exif=exif)
+    with Image.open(rotated) as image:
+        assert np.array_equal(read_image(rotated).numpy(), np.array(ImageOps.exif_transpose(image)))
     assert not caplog.text
 
 
-def test_damage_that_pillow_does_not_see_is_logged(tmp_path, caplog):
-    """Zeros in the middle of the scan: Pillow gives pixels, simplejpeg refuses."""
+def test_damage_that_pillow_misses_is_logged(tmp_path, caplog):
+    """With zeros in the middle of the scan Pillow returns wrong pixels, while simplejpeg rejects the file."""
     pytest.importorskip("simplejpeg")
     path = tmp_path / "scratched.jpg"
     Image.fromarray(photo(256, 256)).save(path, quality=95)
@@ -143,10 +143,10 @@ def test_damage_that_pillow_does_not_see_is_logged(tmp_path, caplog):
     content[middle : middle + 200] = bytes(200)
     path.write_bytes(content)
     assert read_image(path).shape == (256, 256, 3)
-    assert "scratched.jpg: simplejpeg refuses it (" in caplog.text and "decoded by Pillow" in caplog.text
+    assert "scratched.jpg: simplejpeg rejects it (" in caplog.text and "decoded by Pillow" in caplog.text
 
 
-def test_images_that_cannot_be_opened_are_named(tmp_path):
+def test_images_that_cannot_be_opened_are_reported(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"broken")
     problems: list[str] = []
     wanted = [(tmp_path / name, None) for name in ("broken.png", "gone.png", "x" * 300 + ".png")]

@@ -1,4 +1,4 @@
-"""Every shipped kernel compiles for Ampere, Hopper and Blackwell: no spills, within the chip, on the tensor cores."""
+"""Every shipped kernel compiles for Ampere, Hopper and Blackwell: no spills, fits the chip, uses the tensor cores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from vitpose_kernels.gpu.aot import Resources
 
 @pytest.fixture(scope="module")
 def kernels_command(tmp_path_factory):
-    """kernels_command(*options) -> (exit code, output, written tables), in a process without the interpreter."""
+    """Function that runs `vitpose-fast kernels` with options, in a process without Triton's interpreter.
+
+    It returns (exit code, output, tables from the JSON file).
+    """
 
     def call(*options):
         file = tmp_path_factory.mktemp("kernels") / "report.json"
@@ -31,14 +34,20 @@ def kernels_command(tmp_path_factory):
     return call
 
 
-PRODUCTS = ("attention", "split_ffn", "linear", "patch_embed", "deconv")  # what differs most between chips
+PRODUCTS = (
+    "attention",
+    "split_ffn",
+    "linear",
+    "patch_embed",
+    "deconv",
+)  # the ops whose kernels differ most between chips
 
 
 @pytest.mark.parametrize(
     ("arch", "cores", "ops"), [("sm_80", "mma", PRODUCTS), ("sm_90", "wgmma", OPS), ("sm_100", "tcgen05", PRODUCTS)]
 )
 def test_shipped_kernels_fit_their_chip(kernels_command, arch, cores, ops):
-    """At batch 64 and 1: a single person is a case of its own. The other models and chips: `vitpose-fast kernels`."""
+    """Covers batch 64 and 1 of model B on three chips; `vitpose-fast kernels` covers the other models and chips."""
     code, output, report = kernels_command("--arch", arch, "--models", "B", "--ops", *ops)
     assert code == 0, output
     kernels = report["kernels"]
@@ -48,17 +57,19 @@ def test_shipped_kernels_fit_their_chip(kernels_command, arch, cores, ops):
     assert attention and set(attention) == {cores}
 
 
-def test_costs_are_those_of_the_shapes(kernels_command):
+def test_costs_follow_from_the_shapes(kernels_command):
     code, output, report = kernels_command("--arch", "sm_90", "--models", "B", "--ops", "attention")
     assert code == 0, output
     whole = next(n for n in report["launches"] if n["op"] == "attention whole 16x12, batch 64")
     assert whole["gflop"] == pytest.approx(4 * 64 * 192 * 192 * 768 / 1e9)
-    assert whole["mbytes"] == pytest.approx(4 * 64 * 192 * 768 * 2 / 1e6, rel=0.02)  # qkv in, out out, statistics
+    assert whole["mbytes"] == pytest.approx(
+        4 * 64 * 192 * 768 * 2 / 1e6, rel=0.02
+    )  # read qkv, write the output and statistics
     assert whole["floor_us"]["H200"] == pytest.approx(whole["mbytes"] * 1e6 / 4.3e12 * 1e6)
 
 
-def test_a_chip_that_is_too_small_is_a_problem():
-    """The check itself: shared memory over the limit, spills and missing tensor cores are named."""
+def test_problems_of_a_kernel_are_reported():
+    """`problem_of` reports too much shared memory, spills, missing tensor cores and failed compilation."""
     fine = Resources(shared=100_000, tensor_cores="mma", has_dot=True)
     assert problem_of(fine, 0, 80) == ""
     assert "shared memory" in problem_of(fine._replace(shared=102_000), 0, 86)
@@ -67,7 +78,7 @@ def test_a_chip_that_is_too_small_is_a_problem():
     assert problem_of(Resources(error="at 59:40: no"), 0, 90) == "does not compile: at 59:40: no"
 
 
-def test_the_interpreter_leaves_no_compiler(capsys):
+def test_the_interpreter_is_refused(capsys):
     from vitpose_fast.__main__ import main
     from vitpose_kernels.launch import interpreting
 
@@ -77,5 +88,5 @@ def test_the_interpreter_leaves_no_compiler(capsys):
         main(["kernels"])
     assert done.value.code == 1
     assert capsys.readouterr().err == (
-        "vitpose-fast: error: kernels: TRITON_INTERPRET is set, which leaves no compiler; unset it\n"
+        "vitpose-fast: error: kernels: TRITON_INTERPRET is set, which disables the compiler; unset it\n"
     )

@@ -1,4 +1,4 @@
-"""What is shipped: the same bytes every time, three packages and nothing else, at home beside other packages."""
+"""Packaging: reproducible builds that hold the three packages only and coexist with packages of similar names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import vitpose_fast
-from tests.import_graph import FLOORS, ROOTS, module_files
+from tests.import_graph import LAYERS, ROOTS, module_files
 
-PACKAGES = [package for package, floor in FLOORS.items() if floor < 3]
+PACKAGES = [package for package, layer in LAYERS.items() if layer < 3]
 
 
 def copy_of_checkout(root: Path, copy: Path) -> Path:
-    """A copy of the tracked files (and of new ones that git does not ignore)."""
+    """Copy the tracked files, and new files that git does not ignore, and return the folder."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     for source in filter(Path.is_file, (root / name for name in listed)):
@@ -30,7 +30,7 @@ def copy_of_checkout(root: Path, copy: Path) -> Path:
 
 
 def build(copy: Path, out: Path) -> tuple[Path, Path]:
-    """(sdist, wheel made from that sdist)."""
+    """Build the checkout and return (sdist, wheel built from that sdist)."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"SOURCE_DATE_EPOCH": "1700000000"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -45,7 +45,7 @@ def built(root, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_building_twice_gives_the_same_bytes(root, built, tmp_path):
-    """At another time, in another folder, by another umask."""
+    """The second build runs at another time, in another folder and with another umask."""
     before = os.umask(0o077)
     try:
         copy = copy_of_checkout(root, tmp_path / "another" / "copy")
@@ -68,17 +68,17 @@ def test_wheel_holds_the_three_packages_and_nothing_else(root, built):
     }
     assert files == wanted | {f"{package}/py.typed" for package in PACKAGES}
     assert any(n.endswith("/LICENSE") for n in names)
-    face = email.message_from_string(metadata)
-    assert face["Name"] == "vitpose-fast" and face["Version"] == vitpose_fast.__version__
-    assert face["Author"] == "vitpose_fast developers" and face["License"] == "Apache-2.0"
-    assert face["Requires-Python"] == ">=3.11" and "Programming Language :: Python :: 3.11" in face.get_all(
+    fields = email.message_from_string(metadata)
+    assert fields["Name"] == "vitpose-fast" and fields["Version"] == vitpose_fast.__version__
+    assert fields["Author"] == "vitpose_fast developers" and fields["License"] == "Apache-2.0"
+    assert fields["Requires-Python"] == ">=3.11" and "Programming Language :: Python :: 3.11" in fields.get_all(
         "Classifier"
     )
-    assert face.get_payload().strip() == (root / "README.md").read_text(encoding="utf-8").strip()
-    assert face.get_all("Project-URL") and face["Description-Content-Type"] == "text/markdown"
+    assert fields.get_payload().strip() == (root / "README.md").read_text(encoding="utf-8").strip()
+    assert fields.get_all("Project-URL") and fields["Description-Content-Type"] == "text/markdown"
 
 
-def test_the_version_stands_once(root):
+def test_the_version_is_defined_once(root):
     for path in (root / "setup.py", root / "pyproject.toml", *(root / "vitpose_fast").rglob("*.py")):
         count = path.read_text(encoding="utf-8").count(f'"{vitpose_fast.__version__}"')
         assert count == (path == root / "vitpose_fast" / "__init__.py"), path
@@ -101,8 +101,8 @@ def test_sdist_holds_what_a_build_needs(root, built):
     assert not [n for n in names if "test" in n or "results" in n]
 
 
-def test_installed_it_lives_beside_packages_of_similar_names(built, tmp_path):
-    """Only from the wheel, far from the checkout; PyPI has a package called `kernels`."""
+def test_the_installed_wheel_coexists_with_packages_of_similar_names(built, tmp_path):
+    """The wheel is imported outside the checkout; PyPI has a package called `kernels`."""
     target = tmp_path / "site"
     command = [
         sys.executable,
@@ -133,8 +133,8 @@ for package in (vitpose_fast, vitpose_kernels, vitpose_training):
         assert done.returncode == 0, done.stderr
 
 
-def test_a_checkout_runs_beside_a_package_called_kernels(root, tmp_path, python_path):
-    """The folder kernels/ of the working folder is no package: a real one wins."""
+def test_a_checkout_coexists_with_a_package_called_kernels(root, tmp_path, python_path):
+    """The folder kernels/ in the current directory is not a package, so a real package `kernels` wins."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("whose = 'somebody else'\n")
     code = "import kernels, vitpose_kernels; assert kernels.whose == 'somebody else'"

@@ -1,4 +1,4 @@
-"""Poses: scores and exchange formats."""
+"""Poses: person scores, and conversion to and from other formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import vitpose_fast as vp
 from vitpose_fast.poses import person_scores
 
 
-def some(people=3, k=17):
+def random_poses(people=3, k=17):
     g = torch.Generator().manual_seed(0)
     scores, box_scores = torch.rand(people, k, generator=g), torch.rand(people, generator=g)
     return vp.Poses(
@@ -28,27 +28,27 @@ def some(people=3, k=17):
 def test_person_score_is_box_score_times_the_mean_of_the_counted_keypoints():
     scores = torch.tensor([[0.9, 0.5, 0.2, 0.1], [0.1, 0.2, 0.0, float("nan")], [1.0, float("nan"), 0.0, 0.0]])
     got = person_scores(scores, torch.tensor([0.5, 1.0, 0.8]))
-    assert got.tolist() == pytest.approx([0.35, 0.0, 0.8])  # 0.2 itself does not count
+    assert got.tolist() == pytest.approx([0.35, 0.0, 0.8])  # a score of 0.2 is not counted
 
 
 def test_coco_round_trip():
-    poses = some()
+    poses = random_poses()
     results = json.loads(json.dumps(poses.to_coco(7)))
     assert [r["image_id"] for r in results] == [7, 7, 7] and "bbox" not in results[0]
     back = vp.Poses.from_coco(results, poses.keypoint_set)
     for name, value in poses.numpy().items():
         np.testing.assert_array_equal(back.numpy()[name], value)
-    assert len(vp.Poses.from_coco(some(0).to_coco(1), poses.keypoint_set)) == 0
+    assert len(vp.Poses.from_coco(random_poses(0).to_coco(1), poses.keypoint_set)) == 0
 
 
-def test_from_coco_names_the_wrong_result():
+def test_from_coco_reports_the_wrong_result():
     with pytest.raises(ValueError, match="result 0 has 51 keypoint numbers, expected 42 for aic"):
-        vp.Poses.from_coco(some(1).to_coco(1), vp.KEYPOINT_SETS["aic"])
+        vp.Poses.from_coco(random_poses(1).to_coco(1), vp.KEYPOINT_SETS["aic"])
 
 
 def test_supervision():
     sv = pytest.importorskip("supervision")
-    poses = some()
+    poses = random_poses()
     keypoints = poses.to_supervision()
     assert isinstance(keypoints, sv.KeyPoints) and len(keypoints) == 3
     np.testing.assert_array_equal(keypoints.xy, poses.keypoints.numpy())

@@ -1,4 +1,4 @@
-"""PosePredictor: same people, same poses, however they are batched; bad input named."""
+"""PosePredictor: the poses do not depend on the batching, and errors name the bad input."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vitpose_fast.geometry import box_to_center_scale
 
 
 def photo(seed=0, height=60, width=80):
+    """Random uint8 image of 4x4 pixel blocks."""
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
 
@@ -26,7 +27,7 @@ def photo(seed=0, height=60, width=80):
 def model():
     torch.manual_seed(0)
     model = vp.create_model("vitpose++-tiny", tasks=("coco", "ap10k"), image_size=(64, 48), depth=2).eval()
-    for head in model.heads.values():  # an untrained head is nearly flat: make its maps worth comparing
+    for head in model.heads.values():  # an untrained head gives nearly flat heatmaps, which hide differences
         torch.nn.init.normal_(head.final_layer.weight, std=0.5)
         for layer in head.deconv_layers:
             if isinstance(layer, torch.nn.ConvTranspose2d):
@@ -36,7 +37,7 @@ def model():
 
 @pytest.fixture
 def exact_model(model):
-    """The model in float64: processors sum batches of different sizes in different orders; decoding amplifies that."""
+    """The model in float64. CPUs sum batches of different sizes in different orders, which decoding would amplify."""
     return copy.deepcopy(model).double()
 
 
@@ -44,6 +45,7 @@ BOXES = [[5.0, 6.0, 30.0, 40.0], [40.0, 10.0, 20.0, 45.0], [-10.0, 20.0, 40.0, 7
 
 
 def check_same(a: vp.Poses, b: vp.Poses, tolerance=1e-3):
+    """Assert that two results have the same keypoints (`tolerance` in pixels) and scores."""
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=tolerance)
 
@@ -59,7 +61,7 @@ def test_result_has_the_stated_shapes_and_is_on_the_cpu(model):
 
 @pytest.mark.parametrize("task", ["coco", "ap10k"])
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_equals_the_steps_by_hand(model, task, flip_test):
+def test_equals_crop_model_and_decode_called_separately(model, task, flip_test):
     image, boxes = torch.from_numpy(photo()), torch.tensor(BOXES)
     keypoints = vp.KEYPOINT_SETS[task]
     crops = F.crop(image, boxes, (64, 48), codec=keypoints.codec)
@@ -100,7 +102,7 @@ def test_without_boxes_the_image_is_one_person(model):
     assert len(predictor([photo(), photo(1)])) == 2
 
 
-def test_training_mode_is_put_back(model):
+def test_training_mode_is_restored(model):
     model.train()
     vp.PosePredictor(model, task="coco")(photo())
     assert model.training
@@ -130,19 +132,19 @@ def test_a_nan_in_one_head_channel_marks_that_keypoint_only(model):
         ([[5, 5, float("nan"), 10]], "box 0 is"),
         ([[200, 5, 10, 10]], r"box 0 \[200.0, 5.0, 10.0, 10.0\] lies outside the 80x60 image"),
         ([[5, 5, 10]], r"boxes have shape \[1, 3\]"),
-        ([[5, 5, 10, 10], [5]], "boxes are not numbers in rows of one length"),
-        ({"x": 5}, "boxes are not numbers"),
+        ([[5, 5, 10, 10], [5]], "boxes are not an array of numbers with rows of equal length, got list"),
+        ({"x": 5}, "boxes are not an array of numbers with rows of equal length, got dict"),
         ([[5, 5, 1e30, 10]], "box 0 is"),
         ([5, 5, 10, 10], r"boxes have shape \[4\], expected \[P, 4\]"),
     ],
 )
-def test_bad_boxes_are_named(model, boxes, message):
+def test_bad_boxes_are_reported(model, boxes, message):
     with pytest.raises(ValueError, match=message) as error:
         vp.PosePredictor(model, task="coco")(photo(), boxes)
     assert "\n" not in str(error.value)
 
 
-def test_bad_calls_are_named(model):
+def test_bad_calls_are_reported(model):
     predictor = vp.PosePredictor(model, task="coco")
     with pytest.raises(ValueError, match="got 1 boxes for 2 images"):
         predictor([photo(), photo()], [BOXES])
@@ -156,13 +158,13 @@ def test_bad_calls_are_named(model):
         vp.PosePredictor(model, task="hands")
     with pytest.raises(ValueError, match="image is of type NoneType"):
         predictor(None)
-    with pytest.raises(ValueError, match="box_scores are not numbers"):
+    with pytest.raises(ValueError, match="box_scores are not an array of numbers"):
         predictor(photo(), BOXES, ["high"] * 3)
     with pytest.raises(ValueError, match="batch_size=0"):
         vp.PosePredictor(model, task="coco", batch_size=0)
 
 
-def test_one_bad_image_among_many_is_left_out(model):
+def test_one_bad_image_among_many_is_skipped(model):
     failed = []
     items = [(photo(), None, None), ("gone.jpg", None, None), (photo(1), None, None)]
     found = vp.PosePredictor(model, task="coco").predict_many(items, on_error=lambda i, e: failed.append((i, str(e))))
@@ -178,7 +180,7 @@ def test_a_stream_gives_the_poses_of_each_frame_in_order(exact_model):
     read = []
     found = predictor.stream((read.append(i), frame)[1] for i, frame in enumerate(frames))
     first = next(found)
-    assert len(read) < len(frames)  # frames are read as they are needed
+    assert len(read) < len(frames)  # frames are read lazily
     for a, b in zip([first, *found], alone, strict=True):
         check_same(a, b)
     scored = list(predictor.stream([(photo(), BOXES[:1], [0.5])]))
@@ -217,21 +219,21 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
-def test_out_of_memory_loses_nobody_and_the_limit_is_remembered(exact_model, monkeypatch, error, caplog):
+def test_out_of_memory_drops_no_person_and_the_smaller_batch_is_kept(exact_model, monkeypatch, error, caplog):
     model = exact_model
     expected = vp.PosePredictor(model, task="coco")(photo(), BOXES * 5)
     broken = OutOfMemory(model, 4, 10**9, error)
     monkeypatch.setattr(model, "forward", broken)
     predictor = vp.PosePredictor(model, task="coco")
     check_same(predictor(photo(), BOXES * 5), expected, tolerance=1e-2)
-    assert broken.sizes == [15, 7, 3, 3, 3, 3, 3] and "going on with 3" in caplog.text
+    assert broken.sizes == [15, 7, 3, 3, 3, 3, 3] and "retrying with 3" in caplog.text
     broken.sizes.clear()
     check_same(predictor(photo(), BOXES * 2), vp.PosePredictor(model, task="coco")(photo(), BOXES * 2))
     assert broken.sizes[:2] == [3, 3]
 
 
-def test_a_thousand_times_out_of_memory_every_person_is_answered(exact_model, monkeypatch):
-    """Errors at random, also with a single person in the batch: another process may hold the memory."""
+def test_no_person_is_dropped_by_a_thousand_out_of_memory_errors(exact_model, monkeypatch):
+    """Errors occur at random, also with a single person in the batch, as if another process held the memory."""
     model = exact_model
     expected = vp.PosePredictor(model, task="coco")(photo(), BOXES)
     forward, random = model.forward, np.random.default_rng(0)
@@ -253,8 +255,8 @@ def test_a_thousand_times_out_of_memory_every_person_is_answered(exact_model, mo
     assert answered >= 3 * 50
 
 
-def test_an_error_on_top_of_running_out_of_memory_is_seen_through(model, monkeypatch):
-    """As when the end of a CUDA graph's recording fails because its inside ran out of memory."""
+def test_an_error_caused_by_out_of_memory_is_recognized(model, monkeypatch):
+    """The end of a CUDA graph capture fails if the captured code runs out of memory."""
     forward = model.forward
 
     def failing(images, task=None):
@@ -283,7 +285,7 @@ def test_a_person_that_never_fits_is_an_error_in_one_line(model, monkeypatch):
 
 @pytest.mark.parametrize("flip_test", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
-def test_a_nan_person_changes_no_bit_of_the_others(model, monkeypatch, flip_test, dtype):
+def test_a_nan_person_does_not_affect_the_others(model, monkeypatch, flip_test, dtype):
     used = model if dtype is None else vp.freeze(model, "coco", dtype)
     predictor = vp.PosePredictor(used, flip_test, "coco")
     clean = predictor(photo(), BOXES * 3)
@@ -308,7 +310,7 @@ def test_a_nan_person_changes_no_bit_of_the_others(model, monkeypatch, flip_test
     x=st.floats(-60, 70), y=st.floats(-60, 55), width=st.floats(1, 150), height=st.floats(1, 150),
     codec=st.sampled_from(["udp", "msra"]), sampling=st.sampled_from(["float", "exact-cv4"]),
 )  # fmt: skip
-def test_a_crop_looks_at_no_other_rows_than_those_uploaded(x, y, width, height, codec, sampling):
+def test_a_crop_reads_only_the_uploaded_rows(x, y, width, height, codec, sampling):
     image, box = torch.from_numpy(photo()), torch.tensor([[x, y, width, height]], dtype=torch.float64)
     rows = needed_rows(box, (64, 48), 60)
     other = torch.full_like(image, 255) - image
@@ -325,7 +327,7 @@ def test_only_the_rows_of_the_people_are_uploaded():
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_on_the_gpu_frames_may_be_anywhere_and_one_wait_is_enough(model, flip_test):
+def test_on_a_gpu_frames_may_be_on_any_device_and_there_is_one_synchronization(model, flip_test):
     import copy
 
     expected = vp.PosePredictor(model, flip_test, "coco")(photo(), BOXES)
@@ -335,7 +337,7 @@ def test_on_the_gpu_frames_may_be_anywhere_and_one_wait_is_enough(model, flip_te
     for image in (frame, frame.cuda()):
         check_same(predictor(image, BOXES), expected, tolerance=1e-2)
     frames = [(frame, BOXES), (frame.cuda(), BOXES[:1])] * 4
-    list(predictor.stream(frames))  # records the graphs
+    list(predictor.stream(frames))  # captures the graphs
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = list(predictor.stream(frames))

@@ -1,4 +1,4 @@
-"""The list of what was left out: each problem once, a long list shortened, an exit code."""
+"""Reports of what was skipped: no duplicates, long lists shortened, an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def test_problems_are_shortened():
     assert shortened([str(i) for i in range(30)]) == [*map(str, range(20)), "10 more problems"]
 
 
-def test_what_was_left_out_is_named_on_stderr(capsys):
+def test_what_was_skipped_is_printed_to_stderr(capsys):
     assert print_problems([]) == 0 and capsys.readouterr().err == ""
     assert print_problems(["a.json: damaged", "b.json: damaged", "a.json: damaged"]) == 1
     assert capsys.readouterr().err == "skipped: a.json: damaged\nskipped: b.json: damaged\n"

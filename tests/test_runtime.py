@@ -1,4 +1,4 @@
-"""freeze: same heatmaps, on PyTorch's operators and on the kernels; graphs by bucket."""
+"""freeze: the heatmaps stay the same, with PyTorch's operators, the Triton kernels and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def make(scramble):
+    """Function that creates a small model with random weights on the test device."""
+
     def make(name="vitpose-tiny", tasks=("coco",), seed=0, **options):
         options = dict(image_size=(64, 48), depth=2, width=32, num_heads=2, decoder_width=16) | options
         return scramble(vp.create_model(name, tasks, **options), seed).eval().to(DEVICE)
@@ -27,10 +29,12 @@ def make(scramble):
 
 
 def draw(batch, size=(64, 48), seed=1):
+    """Random images [batch, 3, *size]."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def check_close(ours, exact, tolerance):
+    """Assert that the relative root mean square error is within `tolerance`."""
     assert ours.shape == exact.shape
     error = (ours.double() - exact.double()).square().mean().sqrt() / exact.double().square().mean().sqrt()
     assert error <= tolerance, f"relative error {error:.2e}"
@@ -44,16 +48,16 @@ def check_close(ours, exact, tolerance):
         dict(),
         dict(decoder="simple"),
         dict(decoder="minimal"),
-        dict(decoder="classic-fp", decoder_width=272, image_size=(32, 32)),  # wider than the kernel's fused predictor
+        dict(decoder="classic-fp", decoder_width=272, image_size=(32, 32)),  # too wide for the kernel's fused predictor
         dict(
             attention="window+shift+pool", window=(4, 3), patch_stride=8, image_size=(32, 32)
-        ),  # one deconvolution, relative position
+        ),  # one deconvolution; relative position
         dict(attention="window+shift+pool", window=(2, 3), rel_pos=False),
         dict(image_size=(48, 64)),
     ],
     ids=lambda options: " ".join(map(str, options.values())) or "plain",
 )
-def test_heatmaps_stay_what_they_are(make, impl, options):
+def test_freezing_preserves_the_heatmaps(make, impl, options):
     model = make(**options, depth=2 if impl == "reference" else 1)
     images = draw(1, options.get("image_size", (64, 48)))
     exact = model(images)
@@ -65,7 +69,7 @@ def test_heatmaps_stay_what_they_are(make, impl, options):
 
 @torch.no_grad()
 @pytest.mark.parametrize("impl", IMPLS)
-def test_a_task_is_merged_and_a_mixed_batch_is_kept(make, impl):
+def test_one_task_is_merged_and_all_tasks_serve_mixed_batches(make, impl):
     model = make("vitpose++-tiny", ("coco", "ap10k"), depth=1, image_size=(32, 32))
     images, names = draw(3, (32, 32)), ["ap10k", "coco", "ap10k"]
     exact = model(images, names)
@@ -85,7 +89,7 @@ def test_a_task_is_merged_and_a_mixed_batch_is_kept(make, impl):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_errs_no_more_than_the_plain_model_in_it(make, dtype):
+def test_sixteen_bit_is_about_as_accurate_as_the_plain_model_in_it(make, dtype):
     model = make()
     images = draw(4)
     exact, plain = model(images), copy.deepcopy(model).to(dtype)(images.to(dtype))
@@ -100,7 +104,7 @@ def test_sixteen_bit_errs_no_more_than_the_plain_model_in_it(make, dtype):
 
 
 @torch.no_grad()
-def test_freezing_leaves_the_model_alone_and_the_frozen_stays_frozen(make):
+def test_model_and_frozen_model_are_independent(make):
     model = make().train()
     before = copy.deepcopy(model.state_dict())
     frozen = vp.freeze(model)
@@ -112,7 +116,7 @@ def test_freezing_leaves_the_model_alone_and_the_frozen_stays_frozen(make):
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_the_report_says_what_was_measured(make, capsys):
+def test_the_report_has_the_measured_numbers(make, capsys):
     model = make()
     frozen = vp.freeze(model, dtype=torch.bfloat16)
     report = frozen.report()
@@ -130,17 +134,17 @@ def test_the_report_says_what_was_measured(make, capsys):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-def test_layer_norm_is_folded_where_the_measured_error_allows_it(make, monkeypatch):
+def test_layer_norm_is_folded_if_the_measured_error_allows_it(make, monkeypatch):
     model = make(depth=1, image_size=(32, 32))
     assert "LayerNorm" in vp.freeze(model, dtype=torch.float32, impl="triton").freeze_report.folded
-    errors = iter([1e-6, 1e-5])  # without, with
+    errors = iter([1e-6, 1e-5])  # without folding, with folding
     monkeypatch.setattr(runtime, "_relative_error", lambda ours, exact: next(errors))
     assert "LayerNorm" not in vp.freeze(model, dtype=torch.float32, impl="triton").freeze_report.folded
 
 
 @torch.no_grad()
 def test_errors_are_measured_against_float64(make, monkeypatch):
-    """Not against float32, whose own error (on a GPU that of TF32) would pass for that of freezing."""
+    """The error of float32 itself (on a GPU the larger error of TF32) must not be attributed to freezing."""
     seen = []
     measure = runtime._relative_error
     monkeypatch.setattr(runtime, "_relative_error", lambda a, b: (seen.append(b["coco"]), measure(a, b))[1])
@@ -154,7 +158,7 @@ def test_errors_are_measured_against_float64(make, monkeypatch):
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_wrong_use_is_named(make):
+def test_wrong_use_is_reported(make):
     model = make("vitpose++-tiny", ("coco", "aic"))
     with pytest.raises(ValueError, match=r"got dtype=torch.float64, expected float32, bfloat16 or float16"):
         vp.freeze(model, dtype=torch.float64)
@@ -172,17 +176,17 @@ def test_wrong_use_is_named(make):
             Graphs(buckets)
 
 
-def test_bfloat16_where_the_processor_has_it(make, monkeypatch):
+def test_the_default_dtype_depends_on_the_processor(make, monkeypatch):
     if DEVICE == "cuda":
-        pytest.skip("about processors")
+        pytest.skip("tests the default of CPUs")
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(runtime, "_processor_has_bfloat16", lambda has=has: has)
         assert vp.freeze(make()).dtype == dtype
-    assert "emulated" in str(vp.freeze(make(), dtype=torch.bfloat16).freeze_report)
+    assert "emulates it" in str(vp.freeze(make(), dtype=torch.bfloat16).freeze_report)
 
 
 @torch.no_grad()
-def test_large_batches_on_a_cpu_are_taken_in_pieces(make, monkeypatch):
+def test_large_batches_on_a_cpu_are_split(make, monkeypatch):
     model = make("vitpose++-tiny", ("coco", "ap10k"))
     frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
     images, names = draw(7), ["coco", "ap10k"] * 3 + ["coco"]
@@ -202,7 +206,7 @@ def test_large_batches_on_a_cpu_are_taken_in_pieces(make, monkeypatch):
 @pytest.mark.cuda
 @torch.no_grad()
 def test_threads_on_their_own_streams_share_one_frozen_model(make):
-    """Buckets are recorded while other threads replay and pin memory; every answer is that of the model alone."""
+    """Graphs are captured while other threads replay and pin memory; every result equals the eager model."""
     model = make()
     frozen, eager = vp.freeze(model, dtype=torch.float32), vp.freeze(model, dtype=torch.float32, buckets=None)
     expected = {n: eager(graphs.padded(draw(n, seed=n), frozen.graphs.bucket(n)))[:n] for n in range(1, 9)}
@@ -226,8 +230,8 @@ def test_threads_on_their_own_streams_share_one_frozen_model(make):
 
 
 @torch.no_grad()
-def test_mixed_tasks_hand_tokens_on_without_a_transposing_copy(make, recorder):
-    """What goes into the graph of a head are the rows of its samples: [n, N, C], not features [n, C, h, w]."""
+def test_mixed_tasks_pass_tokens_to_heads_without_a_transposing_copy(make, recorder):
+    """The input of the graph of a head is the tokens of its samples [n, N, C], not features [n, C, h, w]."""
     model = make("vitpose++-tiny", ("coco", "ap10k"))
     frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
     frozen.graphs = Graphs((2,))
@@ -245,7 +249,7 @@ def test_mixed_tasks_hand_tokens_on_without_a_transposing_copy(make, recorder):
 
 
 @torch.no_grad()
-def test_frozen_models_replay_every_way_through_them(make, recorder):
+def test_frozen_models_replay_single_tasks_and_mixed_batches(make, recorder):
     model = make("vitpose++-tiny", ("coco", "ap10k"))
     frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
     frozen.graphs = Graphs((2, 4))
@@ -254,32 +258,32 @@ def test_frozen_models_replay_every_way_through_them(make, recorder):
     for name, (index, heatmaps) in model(images, names).items():
         check_close(frozen(images, names)[name][1], heatmaps, 1e-5)
         assert torch.equal(frozen(images, names)[name][0], index)
-    assert recorder == [4, 4, 2, 2]  # heatmaps; features, one head, the other
+    assert recorder == [4, 4, 2, 2]  # whole model; backbone, one head, the other head
     again = copy.deepcopy(frozen)
     check_close(again(images, "coco"), model(images, "coco"), 1e-5)
 
 
 @torch.no_grad()
-def test_warming_up_records_what_later_calls_need(make, recorder):
+def test_warm_up_captures_the_graphs_of_later_calls(make, recorder):
     frozen = vp.freeze(make(), dtype=torch.float32, impl="reference")
     frozen.graphs = Graphs((1, 2, 4, 8))
     predictor = vp.PosePredictor(frozen, batch_size=3)
     predictor.warm_up([2])
     assert recorder == [2]
     predictor.warm_up()
-    assert recorder == [2, 1, 4]  # 8 is more than a batch
+    assert recorder == [2, 1, 4]  # 8 exceeds the bucket of a full batch
     image = torch.randint(0, 255, (50, 70, 3), dtype=torch.uint8)
     for people in (1, 2, 3, 5):
         predictor(image, [[1, 2, 30, 40]] * people)
     assert recorder == [2, 1, 4]
     with pytest.raises(ValueError, match="warm_up: got 0 people, expected at least 1"):
         predictor.warm_up([0])
-    vp.PosePredictor(make()).warm_up()  # no graphs: one whole batch
+    vp.PosePredictor(make()).warm_up()  # no graphs: one full batch
 
 
 @torch.no_grad()
-def test_moved_weights_are_recorded_anew(make, recorder):
-    """Graphs hold addresses: after `.to(...)` the old ones would replay weights that are gone."""
+def test_moving_the_weights_discards_the_graphs(make, recorder):
+    """Graphs contain addresses: after `.to(...)` the old graphs would read weights that no longer exist."""
     model = make()
     frozen = vp.freeze(model, dtype=torch.float32, impl="reference")
     frozen.graphs = Graphs((2,))
@@ -292,7 +296,7 @@ def test_moved_weights_are_recorded_anew(make, recorder):
 
 @pytest.mark.cuda
 @torch.no_grad()
-def test_a_replayed_graph_is_the_eager_model_bit_for_bit(make):
+def test_a_replayed_graph_equals_the_eager_model_bit_for_bit(make):
     model = make()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         graphed, eager = vp.freeze(model, dtype=dtype), vp.freeze(model, dtype=dtype, buckets=None)
