@@ -41,7 +41,7 @@ class PredictConfig:
     """Folder for the results."""
     boxes: Path | None = None
     """JSON file of COCO detections: image_id or file_name, bbox [x, y, width, height] and optionally score.
-    A COCO annotation file works too. Default: every image is one person."""
+    A COCO annotation file works too. Without this option every image is one person."""
     task: str | None = None
     """Task whose head to use. Required if the checkpoint has several heads."""
     flip_test: bool = False
@@ -53,9 +53,9 @@ class PredictConfig:
     batch_size: int = 64
     """People per forward pass."""
     freeze: Literal["fp32", "bf16", "fp16"] | None = None
-    """Freeze the model in this precision first. Takes seconds and pays off for many images. Default: do not freeze."""
+    """Freeze the model in this precision first. This takes seconds and pays off for many images."""
     device: str | None = None
-    """Device to run on. Default: CUDA if available, else the CPU."""
+    """Device to run on, such as cuda:0. If not given: CUDA if available, else the CPU."""
 
 
 def predict(args: list[str] | None = None) -> int:
