@@ -1,6 +1,6 @@
-"""Train ViTPose and ViTPose++: `python training/train.py PRESET`, or under torchrun.
+"""Train ViTPose and ViTPose++: run `python training/train.py PRESET`, or start this file with torchrun.
 
-The same as `vitpose-fast train`; the command itself is in `vitpose_training/run/train.py`.
+Equivalent to `vitpose-fast train`; the command is implemented in `vitpose_training/run/train.py`.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Evaluate a model on any of the data sets: `python training/validate.py`.
+"""Evaluate a model on any of the supported data sets: run `python training/validate.py`.
 
-The same as `vitpose-fast validate`; the command itself is in `vitpose_training/evaluation/validate.py`.
+Equivalent to `vitpose-fast validate`; the command is implemented in `vitpose_training/evaluation/validate.py`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: who am I, what do all of us know, how is the model shared."""
+"""Distributed training under torchrun: ranks, collectives, and how the model is replicated or sharded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitpose_fast.device import pick_device
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; one process alone is a world of size 1, without any communication."""
+    """The processes of a run, as seen by one of them. A single process is a world of size 1 and never communicates."""
 
     device: torch.device
     rank: int = 0
@@ -27,17 +27,17 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this is rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor [...] over all processes."""
+        """Sum a tensor of any shape over all processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """One value of each process, in the order of ranks."""
+        """Return the `value` of every process, in rank order."""
         if self.size == 1:
             return [value]
         out: list[Any] = [None] * self.size
@@ -45,10 +45,13 @@ class World:
         return out
 
     def agree(self, function: Callable[[], Any]) -> Any:
-        """Run `function` in every process; if it fails in one, it fails in all, with that one's message.
+        """Call `function` in every process and return its result; if it fails in one process, fail in all of them.
+
+        Failures are ValueError, OSError and ImportError. A process that fails raises its own error; the others raise
+        the message of the lowest rank that failed.
 
         Raises:
-            ValueError: what went wrong, in one line.
+            ValueError: the function failed in another process.
         """
         failure = value = None
         try:
@@ -63,24 +66,28 @@ class World:
         return value
 
     def from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of the first process."""
+        """Overwrite tensors in place with the values of rank 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
 
 def join(device: str | None) -> World:
-    """The world that torchrun describes in the environment, else this process alone.
+    """Join the process group that torchrun describes in the environment; without torchrun, return a world of size 1.
+
+    Args:
+        device: "cpu", "cuda" or, in a single process only, "cuda:N". None means CUDA if available, else CPU. Of several
+            processes on CUDA, each uses the GPU of its local rank.
 
     Raises:
-        ValueError: an unusable device.
+        ValueError: the device cannot be used.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World(pick_device(device))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device is not None and device.startswith("cuda:"):
-        raise ValueError(f"got --device {device} for {size} processes, expected cuda: each takes its own")
+        raise ValueError(f"got --device {device} for {size} processes, expected cuda: each process uses its own GPU")
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{local}"
     picked = pick_device(device)
@@ -94,21 +101,22 @@ def join(device: str | None) -> World:
 
 
 def several() -> bool:
-    """Whether this process has joined others."""
+    """Return whether this process has joined a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def leave() -> None:
-    """Say good-bye to the other processes."""
+    """Shut down the process group, if there is one."""
     if several():
         dist.destroy_process_group()
 
 
 def _fresh_store(rank: int, size: int) -> dist.Store:
-    """Where processes find each other's addresses.
+    """Open the store in which the processes of this attempt exchange their addresses.
 
-    torchrun hands out one store to all attempts of a run, in which there can be addresses of processes that are dead
-    (torch 2.13). So the first process opens one of its own and says where; the others ask until it answers.
+    torchrun gives all attempts (restarts) of a run the same store, which may still hold addresses of dead processes
+    (torch 2.13). Rank 0 therefore opens a new store and publishes its port in the shared one; the other ranks retry for
+    up to 5 minutes until they can connect.
     """
     shared, _, _ = next(dist.rendezvous("env://", rank, size))
     host, key = os.environ["MASTER_ADDR"], "vitpose_fast store"
@@ -121,22 +129,29 @@ def _fresh_store(rank: int, size: int) -> dist.Store:
         try:
             port = int(shared.get(key))
             return dist.TCPStore(host, port, size, timeout=timedelta(seconds=10), wait_for_workers=False)
-        except RuntimeError:  # of an earlier attempt
+        except RuntimeError:  # the port is still that of an earlier attempt
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.2)
 
 
 def job() -> str:
-    """What a run started by torchrun is called, the same when torchrun starts it again; "" without torchrun."""
+    """Return an identifier of the torchrun job that survives torchrun's restarts; "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{name}-{os.getppid()}" if name == "none" else name  # torchrun itself is the parent
+    return f"{name}-{os.getppid()}" if name == "none" else name  # the parent process is torchrun itself
 
 
 def share(module: nn.Module, blocks: list[nn.Module], world: World, parallel: str) -> nn.Module:
-    """Make `module` (crops to loss) add up its gradients over all processes; `blocks`: what FSDP gathers at once.
+    """Wrap `module`, which computes the loss, so that its gradients are averaged over all processes.
 
-    BatchNorm statistics stay those of each process, as in the official training; the first one's are saved.
+    Every process keeps its own BatchNorm statistics, as in the official training; those of rank 0 are saved.
+
+    Args:
+        blocks: the submodules that FSDP gathers one at a time.
+        parallel: "ddp" replicates the model, "fsdp" shards it (FSDP2).
+
+    Returns:
+        The wrapped module; `module` itself in a world of size 1 and under FSDP, which shards it in place.
     """
     if world.size == 1:
         return module
@@ -156,7 +171,10 @@ def share(module: nn.Module, blocks: list[nn.Module], world: World, parallel: st
 
 
 def only_last(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """While computing a micro-batch: gradients are added up over processes with the last one of an update only."""
+    """Return a context for one micro-batch that reduces gradients over processes only if it is the `last` of its step.
+
+    The gradients of the earlier micro-batches accumulate locally.
+    """
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
     sync = getattr(module, "set_requires_gradient_sync", None)  # FSDP
@@ -166,12 +184,12 @@ def only_last(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A parameter or a piece of optimizer state with all its shares; every process has to ask."""
+    """Return a parameter or optimizer state unsharded. If it is sharded, every process must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that may be shared out."""
+    """Copy an unsharded tensor into `target`, which may be sharded."""
     if hasattr(target, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,1 +1,1 @@
-"""A training run: its configuration, its loop, and what it leaves on the disk."""
+"""A training run: its configuration, its training loop, and the files it writes."""

@@ -1,4 +1,4 @@
-"""The states of a run on disk: written atomically, checked when read, resumed exactly."""
+"""Training states on disk: written atomically, verified when read, and exact to resume from."""
 
 from __future__ import annotations
 
@@ -18,68 +18,79 @@ from vitpose_training.run.optim import Ema
 
 log = logging.getLogger("vitpose_fast")
 
-# What may differ between a run and its continuation: none of it changes an update.
-_FREE = {"out", "resume", "overwrite", "workers", "keep_images", "device", "dry_run", "track", "log_every", "init"}
-_FREE |= {"val", "val_images", "val_tasks", "boxes", "eval_every", "flip_test", "blur_kernel"}
-_FREE |= {"save_every", "keep", "max_bad_images", "recompute", "compile", "parallel", "micro_batch"}
+# Options that may change when a run is resumed, because none of them affects an optimizer step.
+_MAY_CHANGE = {
+    *("out", "resume", "overwrite", "workers", "keep_images", "device", "dry_run", "track", "log_every", "init"),
+    *("val", "val_images", "val_tasks", "boxes", "eval_every", "flip_test", "blur_kernel"),
+    *("save_every", "keep", "max_bad_images", "recompute", "compile", "parallel", "micro_batch"),
+}
 
 
 class States:
-    """The last states of a run: `step-00000120-<first 16 digits of the sha256>.pt`.
+    """The most recent states of a run, in files named `step-00000120-<first 16 digits of the sha256>.pt`.
 
-    A file gets its name, and with it its checksum, when it is whole and on disk: one that can be seen can be read. A
-    damaged one is named and the one before it is used.
+    A file gets this name, and with it its checksum, only once it is completely on disk, so that an interrupted write is
+    never mistaken for a state. A file that was damaged later is reported, and the next older state is used.
 
     Args:
-        folder: of the states. keep: how many of them stay.
+        folder: the folder of the states.
+        keep: how many of the most recent states to keep.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def files(self) -> list[Path]:
-        """The states, the last one first."""
+        """Return the files of all states, the most recent one first."""
         found = [p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+-[0-9a-f]{16}\.pt", p.name)]
         return sorted(found, key=_step_of, reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state, then remove those that are too old.
+        """Write the state after `step` optimizer steps, then remove the states that are no longer kept.
+
+        States of the same or a later step are removed, too.
 
         Raises:
-            OSError: it cannot be written; the states before it stay.
+            OSError: the state cannot be written; the earlier states are kept.
         """
         remove_leftovers(self.folder)
         new = write_named_by_digest(self.folder, f"step-{step:08d}-", ".pt", lambda p: torch.save(state, p))
         others = [p for p in self.files() if p != new]
-        # later ones are of a run that was given up, or damaged
+        # states of a later step are damaged or belong to an abandoned run
         stale = [p for p in others if _step_of(p) >= step]
         for old in (*stale, *[p for p in others if p not in stale][self.keep - 1 :]):
             old.unlink(missing_ok=True)
 
     def last(self) -> Path | None:
-        """The last whole state; None if there are no states.
+        """Return the file of the most recent undamaged state, or None if there are no states.
 
         Raises:
-            ValueError: there are states, and every one of them is damaged.
+            ValueError: there are states, but all of them are damaged.
         """
         files = self.files()
         for path in files:
             if sha256(path).startswith(path.stem.rsplit("-", 1)[1]):
                 return path
-            log.warning("%s: damaged (its checksum differs); the state before it is used", path)
+            log.warning("%s: damaged (its checksum differs); using the next older state", path)
         if files:
-            raise ValueError(f"{self.folder}: none of its {len(files)} states can be read; start with --overwrite")
+            raise ValueError(
+                f"{self.folder}: all {len(files)} states are damaged; pass --overwrite to start the run again"
+            )
         return None
 
 
 def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """A state to go on from with a config.
+    """Load the state at `path` and check that a run with `config` can continue from it.
+
+    Args:
+        path: file of the state; None means that `folder` holds no state.
 
     Raises:
-        ValueError: there is none, it is not ours, or of a run or a version with other options (named).
+        ValueError: there is no state, the file is not a training state, it was written by a version with other options,
+            or by a run with another value of an option that must not change (named in the message).
     """
     if path is None:
-        raise ValueError(f"{folder}: nothing to resume from; start without --resume")
+        raise ValueError(f"{folder}: holds no state to resume from; start without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         then = _fixed_options(state["config"])
@@ -91,21 +102,21 @@ def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str
         differs = f"it {'has' if foreign in then else 'lacks'} {foreign}"
         raise ValueError(
             f"{path}: cannot resume, it was written by a version with other options ({differs}); "
-            f"start again with --overwrite"
+            f"pass --overwrite to start the run again"
         )
     for name, value in now.items():
         if value != then[name]:
-            raise ValueError(f"{path}: cannot resume with another {name}: {then[name]} then, {value} now")
+            raise ValueError(f"{path}: cannot resume with another {name}: it was {then[name]}, it is now {value}")
     return state
 
 
 def _fixed_options(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options of `TrainConfig.to_dict` that a continuation must share, nested ones by their dotted names."""
+    """Return the options of `TrainConfig.to_dict` that must not change on resume; nested names are joined by dots."""
     fixed: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, dict):
             fixed |= _fixed_options(value, f"{prefix}{name}.")
-        elif prefix or name not in _FREE:
+        elif prefix or name not in _MAY_CHANGE:
             fixed[prefix + name] = value
     return fixed
 
@@ -123,10 +134,15 @@ def run_state(
     seconds: float,
     keep: bool = True,
 ) -> dict[str, Any]:
-    """Everything the next update depends on, after `step` updates and `seconds` of training.
+    """Collect everything that the next optimizer step depends on, as a dict to be saved.
 
-    Tensors are whole, on the host and named by parameter, so that any number of processes can go on. Where a model is
-    shared out (FSDP) every process has to call it; those that do not `keep` it get empty tensors.
+    Tensors are unsharded, on the CPU and named by parameter, so that any number of processes can resume from them.
+    Under FSDP every process must call this, because parameters are gathered.
+
+    Args:
+        step: optimizer steps done.
+        seconds: seconds of training so far.
+        keep: False returns empty tensors, for processes that only take part in the gathering.
     """
 
     def host(value: Any) -> Any:
@@ -154,10 +170,13 @@ def run_state(
 def put_back(
     state: dict[str, Any], path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
 ) -> tuple[int, float]:
-    """Continue from what `read_state` gave: (updates done, seconds spent). Every process has to call it.
+    """Restore model, optimizer and EMA in place from a state that `read_state` returned. Every process must call this.
+
+    Returns:
+        Optimizer steps done and seconds of training so far.
 
     Raises:
-        ValueError: a state of another model.
+        ValueError: the state belongs to another model.
     """
     try:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -181,25 +200,29 @@ def put_back(
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return `value` with the device, dtype and sharding of `parameter`."""
     out = torch.zeros_like(parameter)
     put(out, value)
     return out
 
 
 def check_free(out: Path, config: TrainConfig) -> None:
-    """Refuse a folder that holds a run already, unless it is to be continued or replaced.
+    """Check that `out` holds no run, unless the config says to resume or to replace it.
 
     Raises:
-        ValueError: in one line.
+        ValueError: `out` holds a run, and neither `resume` nor `overwrite` is set.
     """
     metrics = out / "metrics.jsonl"
     begun = States(out / "states").files() or (metrics.is_file() and metrics.stat().st_size)
     if begun and not (config.resume or config.overwrite):
-        raise ValueError(f"{out}: holds a run already; --resume goes on with it, --overwrite replaces it")
+        raise ValueError(f"{out}: already holds a run; pass --resume to continue it or --overwrite to replace it")
 
 
 def remove_run(out: Path) -> None:
-    """Take away what another run has left in a folder, so that nothing of it is taken for this one's."""
+    """Remove the states, quarantine files and models of an earlier run from `out`, and no other files.
+
+    `best` and `model` are removed only if they hold exactly the three files of a saved model.
+    """
     for file in (*States(out / "states").files(), *out.glob("quarantine*.jsonl")):
         file.unlink()
     for name in ("best", "model"):

@@ -1,4 +1,7 @@
-"""TrainConfig: one training run as a value; every field is a flag (SPEC 6). Presets are in `presets`."""
+"""Configuration of a training run (docs/numerics.md 6). Every field of `TrainConfig` is a command-line flag.
+
+The named configurations (presets) are in `presets`.
+"""
 
 from __future__ import annotations
 
@@ -18,129 +21,145 @@ Source = tuple[DataSet, Path, Path]  # a data set, its annotation file and its i
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Sizes are (height, width) in pixels.
+    """Configuration of one training run. Sizes are (height, width) in pixels.
 
     Raises:
-        ValueError: values that contradict each other, in one line.
+        ValueError: values that are out of range or contradict each other.
     """
 
     out: Path = Path("runs/train")
-    """Folder of the run: config.json, metrics.jsonl, quarantine.jsonl, states/ (to resume), model/ (last), best/."""
+    """Output folder of the run: config.json, metrics.jsonl, quarantine.jsonl (unusable images and samples),
+    states/ (to resume from), model/ (the final model) and best/ (the model with the highest score)."""
 
     data: Path = Path("data")
-    """Root of all data sets, in their original layouts (data/coco, data/aic, ...); unused where files are given."""
+    """Root folder of all data sets, in their original layouts (data/coco, data/aic, ...). Ignored with --train."""
     tasks: tuple[str, ...] = ("coco",)
-    """Data sets by name, one head (and in ViTPose++ one expert) each; or a .json file with your own keypoints."""
+    """Tasks to train: names of data sets, or .json files that define your own keypoints.
+    Each task has its own head and, in ViTPose++, its own expert."""
     train: tuple[Path, ...] = ()
-    """Annotation files to train on, one for each task or all for the only one. Not given: those below --data."""
+    """Annotation files to train on: one per task, or any number for a single task.
+    If unset, the training files of the tasks below --data."""
     train_images: tuple[Path, ...] = ()
-    """Image folder of each file in --train, or one for all."""
+    """Image folders of the --train files: one per file, or one for all."""
     val: tuple[Path, ...] = ()
-    """Annotation files to evaluate on, one for each task or all for the only one."""
+    """Annotation files to evaluate on: one per task, or any number for a single task.
+    If unset, the validation files of the tasks below --data, or none if --train is given."""
     val_images: tuple[Path, ...] = ()
-    """Image folder of each file in --val, or one for all."""
+    """Image folders of the --val files: one per file, or one for all."""
     val_tasks: tuple[str, ...] | None = None
-    """Tasks to evaluate; the first one decides which model is the best. None: all."""
+    """Tasks to evaluate. The score of the first one decides which model is the best. If unset, all tasks."""
     boxes: Path | None = None
-    """Detected boxes (COCO detections) for the evaluation of the first task. None: the annotated ones."""
+    """COCO detection file whose boxes are used to evaluate the first evaluated task. If unset, the annotated boxes."""
     sampling: Literal["proportional", "balanced"] = "proportional"
-    """proportional: every sample once an epoch, as in the paper; balanced: every task equally often."""
+    """proportional: every sample once per epoch, as in the paper. balanced: every task equally often."""
 
     model: str = "vitpose-tiny"
-    """Model preset: vitpose-SIZE or vitpose++-SIZE, with SIZE one of tiny, s, b, l, h."""
+    """Model preset: vitpose-SIZE or vitpose++-SIZE, where SIZE is tiny, s, b, l or h."""
     decoder: str = "classic"
-    """Head: classic (two deconvolutions), classic-fp (its last layer stays random), simple or minimal (Table 3)."""
+    """Head: classic (two deconvolutions), classic-fp, simple or minimal (Table 3 of the paper).
+    classic-fp is classic with a last layer that stays at its random initialization."""
     image_size: tuple[int, int] = (256, 192)
-    """Height and width in pixels of the network's input."""
+    """Height and width of the network input in pixels."""
     patch_stride: Literal[16, 8] = 16
-    """16; or 8 for overlapping patches and features at 1/8 (Table 7)."""
+    """Stride of the 16x16 patches in pixels. 8 makes patches overlap and gives features at 1/8 resolution (Table 7)."""
     attention: str = "full"
-    """full, window, window+shift, window+pool, window+shift+pool or window+full (Table 7)."""
+    """Attention pattern: full, window, window+shift, window+pool, window+shift+pool or window+full (Table 7)."""
     window: tuple[int, int] = (8, 8)
-    """Height and width of a window in tokens."""
+    """Height and width of an attention window in tokens. Ignored with full attention."""
     part_features: int | None = None
-    """Channels of each task's expert in ViTPose++. None: a quarter of the width."""
+    """Output channels of the FFN that the expert of each task computes (ViTPose++).
+    If unset, a quarter of the width in vitpose++ presets and 0 (no experts) in vitpose presets."""
     experts: Literal["none", "instead", "added"] = "none"
-    """A whole FFN for each task, instead of the shared one (I-FFN) or added to it (IS-FFN), Table 11."""
+    """Use a whole FFN per task, instead of the shared FFN (I-FFN) or added to it (IS-FFN); Table 11."""
     freeze_attn: bool = False
-    """Do not train attention and the norm before it (Table 8)."""
+    """Freeze the attention of every block and the norm before it (Table 8)."""
     freeze_ffn: bool = False
-    """Do not train embeddings, FFN and the norm before it (Table 8)."""
+    """Freeze the FFN of every block, the norm before it, and the patch and position embeddings (Table 8)."""
     frozen_stages: int = -1
-    """Do not train the patch embedding and blocks 1 to this one (the very first is block 0); -1: train all."""
+    """Freeze the patch embedding and blocks 1 to this one; -1 freezes nothing.
+    Blocks are counted from 0, as in the official code, so this never freezes the first block."""
     drop_path: float | None = None
-    """Rate at which the last block is dropped; lower in earlier blocks. None: that of the model preset."""
+    """Drop path rate of the last block, with a linear rise from 0 in the first block.
+    If unset, the rate of the model preset."""
     init: str | None = None
-    """Checkpoint of any format to start from: a pretrained backbone (MAE), or a ViTPose to fine-tune, head included."""
+    """Checkpoint to start from, in any supported format: a pretrained backbone (MAE) or a ViTPose to fine-tune.
+    The heads of a ViTPose are used as far as their tasks or keypoints match those of this run."""
 
     sigma: float = 2.0
-    """Standard deviation of the target Gaussian in heatmap pixels."""
+    """Standard deviation of the target Gaussians in heatmap pixels."""
     codec: Literal["official", "udp", "msra"] = "official"
-    """How heatmaps are encoded and crops cut. official: udp for COCO and MPII, msra (not unbiased) for the others."""
+    """How crops are cut and keypoints encoded: udp (unbiased) or msra (biased, Gaussians centered on whole pixels).
+    official is udp for COCO and MPII and msra for the other data sets."""
     batchnorm: Literal["all", "own"] = "all"
-    """BatchNorm of a head sees the samples of all tasks in a batch, as in the official code, or its own only."""
+    """Samples that the BatchNorm layers of a head see.
+    all: every sample of the batch, as in the official code. own: only the samples of the head's task."""
 
     epochs: int = 210
-    """Times that all samples are seen."""
+    """Number of passes over all samples."""
     batch_size: int = 64
-    """Samples of one update, over all processes and micro-batches."""
+    """Global batch size: samples per optimizer step, over all processes and micro-batches."""
     micro_batch: int | None = None
-    """Samples that a process computes at once; the gradients of several add up. None: its share of the batch."""
+    """Largest number of samples that a process computes at once; gradients are accumulated over micro-batches.
+    If unset, the whole share of the process in the batch."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: automatic mixed precision; the loss is always in float32."""
+    """bf16 is automatic mixed precision (autocast). The loss is computed in float32 with either choice."""
     ema: float | None = None
-    """Decay of a moving average of the weights, such as 0.9999; it is what is evaluated and saved. None: off."""
+    """Decay of an exponential moving average of the weights, for example 0.9999. If unset, no average is kept.
+    With it, the averaged weights are the ones that are evaluated and saved in model/ and best/."""
     recompute: Literal["none", "norm", "ffn", "most"] = "none"
-    """Activations that the backward pass computes again instead of keeping them, from none to most; saves memory."""
+    """Activations that the backward pass recomputes instead of keeping them in memory.
+    From none to most, each choice recomputes more and needs less memory."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: every process holds the whole model (ddp) or a share of it (fsdp, which is FSDP2)."""
+    """Parallelism under torchrun: every process holds the whole model (ddp) or a shard of it (fsdp, that is FSDP2)."""
 
     augment: bool = True
-    """Augment the samples; with --no-augment each box is cut out as it is annotated."""
+    """Augment the training samples. With --no-augment, they are cropped as in evaluations."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """How samples vary; the recipe of the paper."""
+    """Random augmentation of the training samples, by default with the recipe of the paper."""
     official_boxes: bool = True
-    """Annotated boxes lose one pixel of width and height, as in the official loader."""
+    """Shrink the annotated boxes of COCO-style data sets by one pixel in width and height (official loader)."""
     mpii_stretch: bool = True
-    """MPII's square crops are stretched to the aspect of the input, as in the official code."""
+    """Stretch the square crops of MPII to the aspect ratio of the network input (official code)."""
 
     flip_test: bool = True
-    """Evaluate each image and its mirror image, and average the heatmaps."""
+    """Evaluate every image together with its mirror image and average the heatmaps."""
     blur_kernel: int = 11
-    """Size in heatmap pixels of the blur before heatmaps are decoded in evaluations; odd."""
+    """Kernel size in heatmap pixels, odd, of the Gaussian blur with which evaluations decode udp heatmaps."""
     eval_every: int = 10
-    """Epochs between evaluations; 0: at the end only."""
+    """Epochs between evaluations. 0 evaluates only at the end."""
     max_seconds: float | None = None
-    """Stop training after so much time; the schedule then follows the clock where it is ahead of the epochs."""
+    """Stop training after this many seconds, evaluations and earlier parts of a resumed run included.
+    The schedule then follows the clock whenever it is ahead of the epochs. If unset, there is no time limit."""
 
     save_every: int | None = None
-    """Updates between saved states. None: once an epoch."""
+    """Optimizer steps between saved states. If unset, a state is saved after every epoch."""
     keep: int = 2
-    """How many of the last states stay on disk."""
+    """Number of most recent states to keep on disk."""
     log_every: int = 20
-    """Updates between rows of metrics.jsonl."""
+    """Optimizer steps between rows of metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Other places that the rows of metrics.jsonl go to."""
+    """Experiment trackers that also receive the rows of metrics.jsonl."""
     max_bad_images: int = 100
-    """Images that may be unusable before the run stops; each is named in quarantine.jsonl and replaced."""
+    """Largest number of unusable images; the run stops when there are more.
+    Each is named in quarantine.jsonl and replaced by another image of the same task."""
     workers: int = 2
-    """Processes that decode images, for each training process; 0: none."""
+    """Worker processes that decode images, per training process. 0 decodes in the training process itself."""
     keep_images: bool = False
-    """Keep every decoded image in memory; for small data sets."""
+    """Keep every decoded image in memory. Only for small data sets."""
     device: str | None = None
-    """cpu, cuda or cuda:1, for instance. None: CUDA where there is one."""
+    """Device: cpu, cuda or a particular GPU such as cuda:1. If unset, CUDA if available, else CPU."""
     seed: int = 0
-    """Of the first weights, order, augmentation and drop path."""
+    """Seed of weight initialization, sample order, augmentation and drop path."""
     resume: bool = False
-    """Continue from the last state in the folder of the run, exactly. A restart by torchrun does so by itself."""
+    """Resume exactly from the last saved state in --out. Restarts by torchrun resume without this flag."""
     overwrite: bool = False
-    """Replace the run that is in the folder."""
+    """Replace the run that --out already holds."""
     dry_run: bool = False
-    """Only try whether everything fits together: two updates and a small evaluation, which leave nothing behind."""
+    """Check the whole setup with two optimizer steps and a small evaluation, and leave no files behind."""
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -148,14 +167,15 @@ class TrainConfig:
             if len(folders) not in (1, len(files)) and files:
                 raise ValueError(
                     f"got {len(files)} files in --{name} and {len(folders)} folders in --{name}-images, "
-                    f"expected one folder for all or one for each"
+                    f"expected one folder for all files or one per file"
                 )
             if files and len(self.tasks) not in (1, len(files)):
                 raise ValueError(
-                    f"got {len(files)} files in --{name} and {len(self.tasks)} tasks, expected a file for each task"
+                    f"got {len(files)} files in --{name} and {len(self.tasks)} tasks, "
+                    f"expected one file per task, or a single task"
                 )
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"got tasks={self.tasks}, expected at least one, each once")
+            raise ValueError(f"got tasks={self.tasks}, expected at least one task and no duplicates")
         least = {"workers": 0, "seed": 0, "eval_every": 0, "max_bad_images": 0}
         for name in (*least, "epochs", "batch_size", "micro_batch", "keep", "log_every", "save_every"):
             value = getattr(self, name)
@@ -166,7 +186,10 @@ class TrainConfig:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"got {name}={value}, expected a positive number")
         if self.val_tasks is not None and (not self.val_tasks or len(set(self.val_tasks)) != len(self.val_tasks)):
-            raise ValueError(f"got val_tasks={self.val_tasks}, expected at least one, each once; leave it out for all")
+            raise ValueError(
+                f"got val_tasks={self.val_tasks}, expected at least one task and no duplicates; "
+                f"leave it out to evaluate all tasks"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"got seed={self.seed}, expected less than 2**32")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -176,15 +199,17 @@ class TrainConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"got micro_batch={self.micro_batch}, more than batch_size={self.batch_size}")
         if self.resume and self.overwrite:
-            raise ValueError("--resume goes on with the run in --out, --overwrite replaces it: choose one")
+            raise ValueError(
+                "got --resume and --overwrite: --resume continues the run in --out, --overwrite replaces it; choose one"
+            )
         if self.boxes is not None and len(self.val) > 1 and len(self.tasks) == 1:
-            raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected one file with them")
+            raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected a single file with --boxes")
 
     def data_sets(self) -> list[DataSet]:
-        """The data sets of `tasks`, in the codec of this run.
+        """Return the data sets of `tasks`, with the codec of this run.
 
         Raises:
-            ValueError: an unknown one (lists the valid ones).
+            ValueError: an unknown task (the message lists the valid ones).
         """
         found = [data_set(task) for task in self.tasks]
         if self.codec == "official":
@@ -194,31 +219,33 @@ class TrainConfig:
         ]
 
     def model_config(self) -> ModelConfig:
-        """The model of this run.
+        """Return the model configuration of this run.
 
         Raises:
-            ValueError: unknown preset, options that contradict each other.
+            ValueError: an unknown preset, or options that contradict each other.
         """
-        options: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("decoder", "image_size", "patch_stride", "attention", "window", "experts")
-            + ("freeze_attn", "freeze_ffn", "frozen_stages")
-        }
+        names = ("decoder", "image_size", "patch_stride", "attention", "window", "experts")
+        names += ("freeze_attn", "freeze_ffn", "frozen_stages")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         options |= {n: v for n in ("drop_path", "part_features") if (v := getattr(self, n)) is not None}
         return preset(self.model, tuple(d.keypoint_set for d in self.data_sets()), **options)
 
     def sources(self, name: Literal["train", "val"]) -> list[Source]:
-        """What to train or evaluate on: the files given, else those of the data sets below `data`.
+        """Return the annotation files and image folders to train on ("train") or to evaluate on ("val").
 
-        A run that is given files to train on and none to evaluate on is not evaluated.
+        These are the files given in the config, else those of the data sets below `data`. If training files are given
+        but no validation files, the list for "val" is empty: the run is not evaluated.
 
         Raises:
-            ValueError: a data set for evaluation only in training, an unknown task.
+            ValueError: a data set in `tasks` is for evaluation only, or `val_tasks` names a task that is not in
+                `tasks`.
         """
         files, folders, sets = getattr(self, name), getattr(self, f"{name}_images"), self.data_sets()
         only = next((d.name for d in sets if d.evaluation_only), None)
         if name == "train" and only:
-            raise ValueError(f"{only} is for evaluation only (SPEC 6.3): train on coco and evaluate on it")
+            raise ValueError(
+                f"{only} is for evaluation only (docs/numerics.md 6.3): train on coco, then evaluate the model on it"
+            )
         if files:
             folders = folders if len(folders) == len(files) else folders * len(files)
             sets = sets if len(sets) == len(files) else sets * len(files)
@@ -233,12 +260,12 @@ class TrainConfig:
             unknown = [t for t in self.val_tasks if t not in [d.name for d in sets]]
             if unknown:
                 valid = ", ".join(d.name for d in sets)
-                raise ValueError(f"got {unknown[0]!r} in val_tasks, expected some of the tasks: {valid}")
+                raise ValueError(f"got {unknown[0]!r} in val_tasks, expected tasks of this run: {valid}")
             found = [s for task in self.val_tasks for s in found if s[0].name == task]
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """A json-able dict."""
+        """Return the configuration as a dict that can be written as JSON."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""How much arithmetic a model is, and how much a device can do: for MFU (share of the peak that a training reaches)."""
+"""FLOPs of a model and peak FLOP/s of a device, for the MFU (model FLOPs utilization) of a training run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from vitpose_kernels.chips import chip_named
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of a device in "bf16" or "fp32" (TF32 tensor cores, half of bf16); None: unknown, CPUs above all."""
+    """Return the peak FLOP/s of a device, or None for CPUs and unknown GPUs.
+
+    Args:
+        precision: "bf16", or "fp32", which counts TF32 tensor cores at half the rate of bf16.
+    """
     if device.type != "cuda":
         return None
     chip = chip_named(torch.cuda.get_device_name(device))
-    return None if chip is None else chip.flops if precision == "bf16" else chip.flops / 2
+    if chip is None:
+        return None
+    return chip.flops if precision == "bf16" else chip.flops / 2
 
 
 def forward_flops(config: ModelConfig) -> float:
-    """FLOPs of one image through backbone and one head (2 per multiply-add), products and attention only.
+    """Return the FLOPs of one image through the backbone and the first head, at 2 FLOPs per multiply-add.
 
-    Half of it are the MACs that the paper calls GFLOPs: 17.1 G for ViTPose-B at 256x192 without its decoder's share.
+    Only matrix products, convolutions and attention are counted. Half of the result is the number of MACs, which the
+    paper calls GFLOPs: 17.1 G for ViTPose-B at 256x192 without the decoder.
     """
     c, rows, columns = config.width, *config.grid
     tokens = rows * columns
     hidden = 2 * config.ffn_ratio * (2 if config.experts == "added" else 1)  # fc1 and fc2, in units of C²
-    macs = tokens * c * 16 * 16 * 3  # patches
+    macs = tokens * c * 16 * 16 * 3  # patch embedding
     for i in range(config.depth):
         macs += tokens * c * c * (4 + hidden)
         attention = config.block_attention(i)
@@ -39,6 +46,7 @@ def forward_flops(config: ModelConfig) -> float:
 
 
 def _decoder_macs(config: ModelConfig) -> int:
+    """Return the MACs of the first head for one image."""
     keypoints = config.task(config.head_tasks[0]).num_keypoints
     rows, columns = config.grid
     if config.decoder == "minimal":
@@ -48,6 +56,6 @@ def _decoder_macs(config: ModelConfig) -> int:
         return height * width * config.width * keypoints * 9
     macs, channels, places = 0, config.width, rows * columns
     for _ in range(2 if config.patch_stride == 16 else 1):
-        macs += places * 16 * channels * config.decoder_width  # every input meets 16 taps
+        macs += places * 16 * channels * config.decoder_width  # every input pixel meets the 4x4 taps of the kernel
         channels, places = config.decoder_width, 4 * places
     return macs + places * channels * keypoints

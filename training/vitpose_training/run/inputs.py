@@ -1,4 +1,4 @@
-"""What a run is given: everything that is read, and can be refused, before anything is written."""
+"""The inputs of a run: options, folders and annotations, all read and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from vitpose_training.run.config import TrainConfig
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run trains on, what it is evaluated on, and whether it continues an earlier one."""
+    """What a run trains on, what it is evaluated on, and whether it resumes an earlier run."""
 
     resumes: bool
-    """Whether it goes on from the last saved state."""
+    """Whether the run continues from its last saved state."""
     labels: list[Labels]
-    """To train on; what only an evaluation needs of them is left out."""
+    """Annotations to train on, without the ground truth that only evaluations need (`Labels.truth` is None)."""
     val: list[Labels]
-    """To evaluate on; may be empty."""
+    """Annotations to evaluate on; may be empty."""
     problems: tuple[str, ...]
-    """What was left out, a line each: refused annotations, data sets without files to evaluate on."""
+    """One line for everything that was left out: refused annotations and data sets without validation files."""
     samples: SampleSet
     """The people of `labels` as training samples."""
     order: Order
-    """Which samples make up each update."""
+    """The samples of each optimizer step."""
     updates: int
-    """How many updates the whole run has."""
+    """Number of optimizer steps of the whole run."""
 
 
 def read_inputs(config: TrainConfig, world: World) -> Inputs:
-    """Check options and folder, and read the annotations. Every process of the run calls it.
+    """Check the options and the output folder, and read the annotations. Every process of the run must call this.
 
     Raises:
-        ValueError, OSError: in every process alike, in one line.
+        ValueError, OSError: the inputs cannot be used. If one process fails, all of them raise.
     """
     world.agree(lambda: _check_processes(config, world))
     resumes = world.gather(world.agree(lambda: world.first and _resumes(config)))[0]
@@ -48,23 +48,32 @@ def read_inputs(config: TrainConfig, world: World) -> Inputs:
 
 
 def _check_processes(config: TrainConfig, world: World) -> None:
-    """Refuse a batch that this number of processes cannot share."""
+    """Check that the batch can be divided among the processes so that each has a sample in every micro-batch.
+
+    Raises:
+        ValueError: it cannot, or FSDP is asked for in a single process.
+    """
     if config.batch_size < world.size:
-        raise ValueError(f"got batch_size={config.batch_size} for {world.size} processes, expected one each")
+        raise ValueError(
+            f"got batch_size={config.batch_size} for {world.size} processes, expected at least one sample per process"
+        )
     smallest, largest = config.batch_size // world.size, math.ceil(config.batch_size / world.size)
     if smallest < math.ceil(largest / (config.micro_batch or largest)):
         raise ValueError(
-            f"--batch-size {config.batch_size} in pieces of --micro-batch {config.micro_batch} leaves one of "
-            f"{world.size} processes without samples at times: choose a batch that they divide"
+            f"got --batch-size {config.batch_size} and --micro-batch {config.micro_batch} for {world.size} processes, "
+            f"which leaves some micro-batches empty; choose a batch size that is a multiple of {world.size}"
         )
     if config.parallel == "fsdp" and world.size == 1:
-        raise ValueError("--parallel fsdp shares a model among processes: start it with torchrun")
+        raise ValueError("got --parallel fsdp in a single process, expected several processes: start with torchrun")
 
 
 def _resumes(config: TrainConfig) -> bool:
-    """Whether to continue the run in `config.out`; refuses a folder with a run that is neither continued nor replaced.
+    """Return whether to resume the run in `config.out`.
 
-    torchrun may start its own run again without being told to resume.
+    A run that torchrun restarts resumes without `config.resume`, if it has saved a state.
+
+    Raises:
+        ValueError: the folder already holds a run, and the config neither resumes nor replaces it.
     """
     file = config.out / "job"
     if job() and file.is_file() and file.read_text(encoding="utf-8") == job():
@@ -74,17 +83,20 @@ def _resumes(config: TrainConfig) -> bool:
 
 
 def _read(config: TrainConfig, resumes: bool) -> Inputs:
-    """Read all annotations. Nobody waits for another process in here, so that all of them can refuse alike."""
-    oddities = config.official_boxes, config.mpii_stretch
-    labels = [adjusted(read_labels(*source), *oddities) for source in config.sources("train")]
+    """Read all annotations.
+
+    Contains no collectives, so that a failure in one process cannot leave the others waiting.
+    """
+    official = config.official_boxes, config.mpii_stretch
+    labels = [adjusted(read_labels(*source), *official) for source in config.sources("train")]
     for one in labels:
-        one.truth = None  # of use in evaluations only, and large
+        one.truth = None  # large, and needed by evaluations only
     sources, missing = config.sources("val"), []
-    if not config.val and config.val_tasks is None:  # nobody has asked for them
+    if not config.val and config.val_tasks is None:  # not asked for explicitly, so missing files are no error
         gone = [source for source in sources if not source[1].is_file()]
         missing = [f"{file}: no such file, so {own.name} is not evaluated" for own, file, _ in gone]
         sources = [source for source in sources if source not in gone]
-    val = [adjusted(read_labels(*source), *oddities) for source in sources]
+    val = [adjusted(read_labels(*source), *official) for source in sources]
     check_can_evaluate(val)
     if config.boxes is not None and val:
         check_detections(by_data_set(val)[val[0].data_set.name], config.boxes)

@@ -1,4 +1,4 @@
-"""The loop over the updates of a run, with the evaluations, saved states and rows of metrics on its way."""
+"""The training loop: optimizer steps, evaluations, saved states and rows of metrics."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from vitpose_training.run.step import Update
 from vitpose_training.run.tracking import Meter, Records
 
 log = logging.getLogger("vitpose_fast")
-_MAX_SKIPPED = 10  # updates in a row that were not finite
+_MAX_SKIPPED = 10  # after so many skipped optimizer steps in a row the run stops
 
 
 class StopSignal:
-    """Whether SIGTERM has asked this process to stop; in a `with` statement the signal is noted instead of obeyed.
+    """A context in which SIGTERM sets `asked` instead of ending the process.
 
-    Signals reach the main thread of a process alone: in another thread nothing changes.
+    Python handles signals in the main thread only; in any other thread the context changes nothing.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class StopSignal:
 
 
 class Loop:
-    """Trains a state from where it is to the end of the run. Every process of the run has one.
+    """Trains a model from its current state to the end of the run. Every process of the run has a loop.
 
     Args:
-        state: changes from update to update.
-        records: where rows and bad samples are written; None in all processes but the first.
-        stop: looked at after each update.
+        state: the state of the run; every optimizer step changes it.
+        records: the files for metrics and unusable samples; None in all processes except rank 0.
+        stop: checked after each optimizer step.
     """
 
     def __init__(
@@ -71,18 +71,22 @@ class Loop:
         self.records, self.stop = records, stop
         self.states = States(config.out / "states", config.keep)
         self.problems = list(inputs.problems)
-        """What was left out so far, a line each."""
+        """One line for everything that was left out so far."""
         peak = peak_flops(world.device, config.precision)
         self.meter = Meter(world.device, 3 * forward_flops(state.model.config), peak and peak * world.size)
-        self.skipped = 0  # the last so many updates were not finite
+        self.skipped = 0  # optimizer steps skipped in a row, up to now
         self.began = time.monotonic() - state.seconds
 
     def run(self) -> dict[str, float]:
-        """Train to the end: the last metrics.
+        """Train to the end of the run and save the final model.
+
+        Returns:
+            The metrics of the final evaluation; empty if there is nothing to evaluate on.
 
         Raises:
-            InterruptedError: stopped by a signal, with the state saved.
-            ValueError, OSError: too many updates that were not finite, too many bad images, a full disk.
+            InterruptedError: SIGTERM asked the run to stop; its state was saved.
+            ValueError, OSError: too many optimizer steps in a row were not finite, too many images are unusable, or the
+                disk is full.
         """
         config, world, inputs, state = self.config, self.world, self.inputs, self.state
         left = range(state.step, inputs.updates)
@@ -91,7 +95,7 @@ class Loop:
         feeder = Feeder(inputs.samples, keys, state.loss.codecs, world.device, config.workers)
         with feeder, self._bar() as bar:
             progress = self._progress()
-            if state.step and progress < 1 and self._evaluation_due():  # it was interrupted before its end
+            if state.step and progress < 1 and self._evaluation_due():  # the run was interrupted before it finished
                 metrics = self._validate()
             while progress < 1:
                 self._update(feeder, keys.pieces(), progress, bar)
@@ -101,7 +105,7 @@ class Loop:
                     self._save()
                 if stop:
                     raise InterruptedError(
-                        f"stopped by a signal after update {state.step}; --resume goes on from there"
+                        f"stopped by a signal after step {state.step}; pass --resume to continue from there"
                     )
                 if progress < 1 and self._evaluation_due():
                     metrics = self._validate()
@@ -112,25 +116,25 @@ class Loop:
         return self._validate() if inputs.val else metrics
 
     def _bar(self) -> tqdm:
-        """A progress bar; it counts the seconds of a run that ends by the clock, else the updates."""
+        """Make the progress bar: it counts seconds if the run has a time limit, else optimizer steps."""
         seconds, first = self.config.max_seconds, self.world.first
         if seconds is not None:
             return tqdm(total=round(seconds), unit="s", mininterval=2, disable=not first)
         return tqdm(total=self.inputs.updates, initial=self.state.step, unit="step", mininterval=2, disable=not first)
 
     def _elapsed(self) -> float:
-        """Seconds of training so far, over all parts of the run."""
+        """Return the seconds of training so far, over all parts of the run."""
         return time.monotonic() - self.began
 
     def _progress(self) -> float:
-        """Share of the run that is over; by the clock where that is further."""
+        """Return the fraction of the run that is done, by steps or by time, whichever is larger."""
         by_updates, limit = self.state.step / self.inputs.updates, self.config.max_seconds
         if limit is None:
             return by_updates
         return max(by_updates, self.world.gather(self._elapsed() / limit)[0])
 
     def _update(self, feeder: Feeder, pieces: int, progress: float, bar: tqdm) -> None:
-        """Make one update and write down what happened in it."""
+        """Make one optimizer step and record its outcome."""
         state, optimizer = self.state, self.config.optimizer
         set_lr(state.optimizer, optimizer.lr * lr_factor(self.config.schedule, state.step, progress))
         update, bad_images = state.updater(state.step, feeder, pieces)
@@ -146,7 +150,7 @@ class Loop:
         bar.update(int(state.step if self.config.max_seconds is None else self._elapsed()) - bar.n)
 
     def _note_progress(self, update: Update, waited: float, bar: tqdm) -> None:
-        """Write a row of metrics, every so many updates."""
+        """Write a row of metrics, and update the progress bar, every `log_every` steps."""
         state, records = self.state, self.records
         if records is None or state.step % self.config.log_every:
             return
@@ -161,42 +165,51 @@ class Loop:
         bar.set_postfix(shown, refresh=False)
 
     def _note_skipped(self, update: Update) -> None:
-        """Name the samples of all processes that were not finite, and stop after too many such updates."""
+        """Record a skipped step and the samples of all processes to blame for it.
+
+        Raises:
+            ValueError: too many steps in a row were skipped.
+        """
         names = [name for own in self.world.gather([str(p) for p in update.bad]) for name in own]
         step, records = self.state.step, self.records
         if records is None:
             return
-        reason = f"loss {update.loss}, gradient norm {update.norm}: the update was not taken"
+        reason = f"loss {update.loss}, gradient norm {update.norm}, step skipped"
         records.quarantine.add_step(step, names, reason)
         records.metrics.write({"step": step, "skipped": True, "samples": names[:8]})
-        log.warning("update %d: %s; %s", step, reason, ", ".join(names[:4]))
+        log.warning("step %d: %s; %s", step, reason, ", ".join(names[:4]))
         if self.skipped >= _MAX_SKIPPED:
             raise ValueError(
-                f"{self.skipped} updates in a row were not finite (the last: {reason}); lower --optimizer.lr, or look "
-                f"at the samples in {records.quarantine.path}"
+                f"{self.skipped} optimizer steps in a row were not finite (the last: {reason}); lower --optimizer.lr, "
+                f"or check the samples listed in {records.quarantine.path}"
             )
 
     def _note_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        """Name the images of all processes that could not be used."""
-        everybody = [one for own in self.world.gather(bad) for one in own]
-        self.problems += [reason for _, reason in dict(everybody).items() if reason not in self.problems]
+        """Record the unusable images of all processes.
+
+        Raises:
+            ValueError: there are more than `max_bad_images`.
+        """
+        images = [one for own in self.world.gather(bad) for one in own]
+        self.problems += [reason for _, reason in dict(images).items() if reason not in self.problems]
         if self.records is not None:
-            self.records.quarantine.add_images(self.state.step, everybody)
+            self.records.quarantine.add_images(self.state.step, images)
 
     def _stop_asked(self) -> bool:
-        """Whether any process of the run was asked to stop."""
+        """Return whether any process of the run was asked to stop."""
         if self.world.size == 1:
             return self.stop.asked
         return bool(self.world.sum(torch.tensor(int(self.stop.asked), device=self.world.device)).item())
 
     def _save_due(self) -> bool:
+        """Return whether a state is to be saved after this step."""
         return self.state.step % (self.config.save_every or self.inputs.order.steps) == 0
 
     def _save(self) -> None:
-        """Save the present state, by the first process; all processes help to put it together.
+        """Save the current state. Rank 0 writes it; under FSDP all processes take part in gathering it.
 
         Raises:
-            OSError: it cannot be written; the one before stays.
+            OSError: the state cannot be written; the earlier states are kept.
         """
         state, first = self.state, self.world.first
         saved: dict[str, Any] = {}
@@ -206,7 +219,7 @@ class Loop:
         self.world.agree(lambda: self.states.save(state.step, saved) if first else None)
 
     def _evaluation_due(self) -> bool:
-        """Whether the present model is to be evaluated in the middle of the run, and has not been."""
+        """Return whether an evaluation during the run is due after this step and has not been done yet."""
         epochs, rest = divmod(self.state.step, self.inputs.order.steps)
         if not self.inputs.val or not self.config.eval_every or rest or epochs % self.config.eval_every:
             return False
@@ -214,12 +227,16 @@ class Loop:
         return not self.world.gather(scored)[0]
 
     def _validate(self) -> dict[str, float]:
-        """Metrics of every task that has something to be evaluated on; the best model so far is kept."""
+        """Evaluate every task that has validation data, record the metrics, and save the model if it is the best.
+
+        Returns:
+            The metrics by name; with several tasks, names begin with the task.
+        """
         config, state, records = self.config, self.state, self.records
         by_task = by_data_set(self.inputs.val)
         metrics: dict[str, float] = {}
         score = 0.0  # of the first task
-        self.world.from_first(state.model.buffers())  # BatchNorm's statistics: those that are saved
+        self.world.from_first(state.model.buffers())  # evaluate with the BatchNorm statistics that are saved
         with state.averaged():
             model = state.whole_model()
             for i, (task, labels) in enumerate(by_task.items()):

@@ -1,4 +1,4 @@
-"""How weights are optimized: AdamW with layer-wise learning rates, and the learning rate's schedule (SPEC 6.4, 6.5)."""
+"""AdamW with layer-wise learning rates, the learning rate schedule, and EMA (docs/numerics.md 6.4, 6.5)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from vitpose_fast.models.vitpose import ViTPose
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, with a learning rate that is lower in the first layers of the backbone.
+    """AdamW with layer-wise learning rate decay: the first layers of the backbone learn slowest.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     lr: float = 5e-4
-    """Learning rate of the last layers, after the warm-up."""
+    """Learning rate of the heads after the warm-up."""
     weight_decay: float = 0.1
-    """Weight decay of AdamW; biases, norms and the position embedding have none."""
+    """Weight decay of AdamW. Not applied to biases, norms and the position embedding."""
     layer_decay: float = 0.75
-    """Factor on the learning rate from each layer to the one before it; 1: all layers alike."""
+    """Factor between the learning rates of a layer and the layer after it.
+    1 gives all layers the same learning rate."""
     clip: float = 1.0
-    """Largest norm of the gradient of all parameters; a larger gradient is scaled down to it."""
+    """Gradient clipping: largest L2 norm of the gradient over all parameters."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "layer_decay", "clip"):
@@ -42,16 +43,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate during a run: a linear warm-up, then a decay.
+    """Learning rate schedule: a linear warm-up, then a decay.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     decay: Literal["cosine"] | tuple[float, ...] = (170 / 210, 200 / 210)
-    """cosine: down to 0 at the end. Or fractions of the run where the rate drops to a tenth each time; may be empty."""
+    """cosine: decay to 0 at the end of the run. Or rising fractions of the run, for example 0.8 0.95.
+    At each fraction the learning rate is divided by 10; without any it stays constant."""
     warmup: int = 500
-    """Updates in which the rate rises from a thousandth of its value to all of it."""
+    """Optimizer steps in which the learning rate rises linearly, from a thousandth of its full value."""
 
     def __post_init__(self) -> None:
         rising = isinstance(self.decay, tuple) and list(self.decay) == sorted(self.decay)
@@ -64,7 +66,7 @@ class ScheduleConfig:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for the embeddings, i + 1 for block i, depth + 1 for everything after the blocks."""
+    """Return the layer number of a parameter: 0 for the embeddings, i + 1 for block i, depth + 1 after the blocks."""
     if name.startswith(("backbone.pos_embed", "backbone.patch_embed")):
         return 0
     match = re.match(r"backbone\.blocks\.(\d+)\.", name)
@@ -72,14 +74,18 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def make_optimizer(model: ViTPose, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: rates decay by layer, vectors and the position embedding are not decayed."""
+    """Build AdamW over the trainable parameters, in one parameter group per layer and kind of weight decay.
+
+    The `lr_scale` of a group is layer_decay ** (depth + 1 - layer); `set_lr` multiplies it into the learning rate.
+    Vectors (biases, norms, expert biases) and the position embedding have no weight decay.
+    """
     depth = model.config.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = layer_of(name, depth)
-        # expert_bias is a stack of vectors, so it counts as one
+        # expert_bias has two dimensions, but it is a stack of bias vectors
         decayed = parameter.dim() > 1 and not name.endswith(("bias", "pos_embed"))
         scale = config.layer_decay ** (depth + 1 - layer)
         group = groups.setdefault(
@@ -91,7 +97,12 @@ def make_optimizer(model: ViTPose, config: OptimizerConfig) -> torch.optim.AdamW
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
-    """Factor on the learning rate at a step; `progress` is the share of the run that is over, 0 to 1."""
+    """Return the factor that the schedule applies to the learning rate.
+
+    Args:
+        step: optimizer steps done, for the warm-up.
+        progress: fraction of the run that is done, from 0 to 1, for the decay.
+    """
     if isinstance(schedule.decay, tuple):
         factor = 0.1 ** sum(progress >= m for m in schedule.decay)
     else:
@@ -102,17 +113,18 @@ def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group: `lr` x the scale of its layer."""
+    """Set the learning rate of every parameter group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 class Ema:
-    """A moving average of parameters, float32, shared out as they are.
+    """Exponential moving average of parameters, with the dtype and sharding of the parameters.
 
     Args:
-        parameters: those that are trained.
-        decay: share of the old average; in the first updates less, (1 + n) / (10 + n), so that it forgets the start.
+        parameters: the trainable parameters.
+        decay: weight of the old average. Update n uses at most (1 + n) / (10 + n), so that the initial weights are
+            forgotten quickly.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
@@ -121,14 +133,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Count the present parameters in."""
+        """Update the average with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange parameters and average; done twice, nothing has changed."""
+        """Exchange the parameters with their averages, in place. Calling it twice restores both."""
         for parameter, average in zip(self.parameters, self.average):
             now = parameter.detach().clone()
             parameter.copy_(average)

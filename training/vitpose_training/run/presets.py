@@ -1,5 +1,7 @@
-"""The runs of the paper's tables by name, and two small ones. Where paper and released configuration differ, the
-preset's text says so; the preset follows the paper."""
+"""Named training configurations: the runs of the paper's tables, and two small ones.
+
+Where the paper and the released configuration differ, the preset follows the paper, and its description says so.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,18 @@ from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
 Preset = tuple[str, TrainConfig]
 
-_RELEASED = {  # what the released configurations do otherwise
-    "vitpose-h": "the released one has layer decay 0.85",
-    "vitpose++-s": "the released one has experts of 192 channels, not 96: --part-features 192",
-    "vitpose++-h": "the released one has layer decay 0.85",
+_RELEASED = {  # model -> how the released configuration differs
+    "vitpose-h": "the released configuration has layer decay 0.85",
+    "vitpose++-s": "the released configuration has experts of 192 channels, not 96: --part-features 192",
+    "vitpose++-h": "the released configuration has layer decay 0.85",
 }
 
 
 def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
-    """Table 1 for one model: AdamW, 210 epochs, batch 512 and 5e-4, on several data sets 1024 and 1e-3."""
+    """Return the recipe of Table 1 for a model: AdamW for 210 epochs, with `changes` to the config.
+
+    The batch size is 512 and the learning rate 5e-4; on several data sets they are 1024 and 1e-3.
+    """
     size = SIZES[model.rsplit("-", 1)[1]]
     joint = len(changes.get("tasks", ())) > 1
     values = dict(
@@ -38,6 +43,7 @@ def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
 
 
 def _presets() -> dict[str, Preset]:
+    """Build the presets of the paper's tables."""
     out: dict[str, Preset] = {}
 
     def add(name: str, text: str, model: str, **changes: Any) -> None:
@@ -50,13 +56,13 @@ def _presets() -> dict[str, Preset]:
         text = f"ViTPose++-{size.upper()} on six data sets, Table 1"
         add(f"joint-{size}", text, f"vitpose++-{size}", tasks=PLUS_TASKS, val_tasks=("coco",))
     for size in PAPER:
-        note = "; the released configuration of this one names another head" if size == "s" else ""
+        note = "; the released configuration of this model names another head" if size == "s" else ""
         text = f"ViTPose-{size.upper()} with the simple decoder, Table 2{note}"
         add(f"coco-{size}-simple", text, f"vitpose-{size}", decoder="simple")
     for decoder in ("classic-fp", "minimal"):
         add(f"coco-b-{decoder}", f"ViTPose-B with the {decoder} decoder, Table 3", "vitpose-b", decoder=decoder)
     for height, width in ((224, 224), (256, 256), (384, 288), (384, 384), (576, 432)):
-        text = f"ViTPose-B at {height}x{width}, Table 6 (sigma stays 2 heatmap pixels: the paper does not say)"
+        text = f"ViTPose-B at {height}x{width}, Table 6 (the paper does not state sigma; it stays at 2 heatmap pixels)"
         add(f"coco-b-{height}x{width}", text, "vitpose-b", image_size=(height, width))
     variants = {
         "full": ("full", (8, 8)),
@@ -83,24 +89,24 @@ def _presets() -> dict[str, Preset]:
         "coco-aic-ap10k-apt36k": ("coco", "aic", "ap10k", "apt36k"),
     }
     for name, tasks in mixtures.items():
-        text = f"ViTPose-B, one FFN for {', '.join(tasks)}, Table 10"
+        text = f"ViTPose-B with one FFN shared by {', '.join(tasks)}, Table 10"
         add(f"mix-{name}", text, "vitpose-b", tasks=tasks, val_tasks=("coco",))
     three = ("coco", "aic", "ap10k")
     kinds = {
-        "i-ffn": ("I-FFN, an FFN per task", "instead"),
-        "is-ffn": ("IS-FFN, a shared FFN plus one per task", "added"),
+        "i-ffn": ("I-FFN (one FFN per task)", "instead"),
+        "is-ffn": ("IS-FFN (a shared FFN plus one per task)", "added"),
     }
     for name, (text, experts) in kinds.items():
         add(
             f"experts-{name}",
-            f"ViTPose-B, {text}, Table 11",
+            f"ViTPose-B with {text}, Table 11",
             "vitpose-b",
             tasks=three,
             experts=experts,
             val_tasks=("coco",),
         )
     for share in (6, 4, 3):
-        text = f"ViTPose++-B, PS-FFN with alpha 1/{share}, Table 11"
+        text = f"ViTPose++-B with PS-FFN, alpha 1/{share}, Table 11"
         options = dict(tasks=three, part_features=768 // share, val_tasks=("coco",))
         add(f"experts-ps-ffn-{share}", text, "vitpose++-b", **options)
     return out
@@ -119,9 +125,9 @@ _TINY = TrainConfig(
 )
 PRESETS: dict[str, Preset] = {
     **_presets(),
-    "tiny": ("the tiny model from scratch on a small data set, on a CPU", _TINY),
+    "tiny": ("The tiny model from scratch on a small data set, on a CPU", _TINY),
     "overfit": (
-        "the tiny model on a few images, until it has memorized them: does training work at all?",
+        "The tiny model on a few images until it has memorized them, to check that training works",
         replace(
             _TINY,
             out=Path("runs/overfit"),

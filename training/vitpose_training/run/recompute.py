@@ -1,8 +1,11 @@
-"""Activations that the backward pass computes again instead of keeping (the memory table of the kernels' design).
+"""Activation recomputation: which results of a block the backward pass recomputes instead of keeping them in memory.
 
-Per token, channel and block in 16 bit, roughly: "none" keeps everything; "norm" not what LayerNorm, GELU and drop path
-give (they cost no matrix product); "ffn" neither the hidden activations (one product of the FFN again); "most" only a
-block's input, the attention's output and its log-sum-exp (the qkv product again too; never attention itself).
+Each level recomputes more than the level before it:
+    none: nothing.
+    norm: the results of LayerNorm, GELU and drop path, which need no matrix product.
+    ffn:  also the hidden activations of the FFN, which repeats its first matrix product.
+    most: also the qkv projection, which repeats its matrix product. What is kept is the input of the block, the output
+          and the log-sum-exp of attention, and the output of its projection. Attention itself is never repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ _SPLIT_FFN = "vitpose_fast::split_ffn"
 
 
 class _Policy:
-    """Which results of a block's operators are kept; matrix products are told apart by their order."""
+    """Decide for every operator of a block whether its result is kept.
+
+    Matrix products are identified by their order: qkv, attention projection, then the FFN. They are counted separately
+    in the forward pass and in the recomputation.
+    """
 
     def __init__(self, level: str) -> None:
         self.level, self.products = level, {False: 0, True: 0}
@@ -31,31 +38,35 @@ class _Policy:
     def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         name = op.name() if hasattr(op, "name") else str(op)
         keep = name.startswith(_ATTENTION)
-        if op in _PRODUCTS:  # qkv, projection, then those of the FFN
-            again = bool(context.is_recompute)
-            self.products[again] += 1
-            number = self.products[again]
+        if op in _PRODUCTS:
+            recomputing = bool(context.is_recompute)
+            self.products[recomputing] += 1
+            number = self.products[recomputing]
             keep = number == 2 or (number == 1 and self.level != "most") or (number == 3 and self.level == "norm")
         if name.startswith(_SPLIT_FFN):
             keep = self.level == "norm"
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _again(level: str, block: nn.Module, *args: Any) -> Tensor:
+def _call_with_recompute(level: str, block: nn.Module, *args: Any) -> Tensor:
+    """Call a block under selective checkpointing."""
     if not torch.is_grad_enabled():
         return block(*args)
     contexts = partial(create_selective_checkpoint_contexts, _Policy(level))
-    # Drop path comes by argument, so there is no random state to restore.
+    # The random numbers of drop path are arguments, so there is no random state to restore.
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def set_recompute(backbone: Backbone, level: str) -> None:
-    """Make the blocks of a backbone keep only what `level` says.
+    """Make the blocks of a backbone recompute activations in the backward pass, as `level` says.
+
+    Args:
+        level: one of `LEVELS`, see the module docstring.
 
     Raises:
-        ValueError: no such level (lists them).
+        ValueError: an unknown level (the message lists the valid ones).
     """
     if level not in LEVELS:
         raise ValueError(f"got recompute={level!r}, expected one of {', '.join(LEVELS)}")
     if level != "none":
-        backbone.call_block = partial(_again, level)
+        backbone.call_block = partial(_call_with_recompute, level)

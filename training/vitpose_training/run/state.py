@@ -1,4 +1,4 @@
-"""What changes from update to update: weights, optimizer, average, and how far the run is."""
+"""The state of a run, which every optimizer step changes: weights, optimizer, EMA and progress."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from vitpose_training.run.step import PoseLoss, Updater
 
 @dataclass
 class State:
-    """A model in training after `step` updates."""
+    """A model in training after `step` optimizer steps."""
 
     model: ViTPose
-    """On the run's device; under FSDP its parameters are shared out among the processes."""
+    """The model on the device of the run; under FSDP its parameters are sharded."""
     loss: PoseLoss
-    """The model with its losses, as it is in one process."""
+    """The model with its losses, not wrapped by DDP."""
     optimizer: torch.optim.AdamW
     updater: Updater
-    """Makes the updates; holds the moving average of the weights, if there is one."""
+    """Makes the optimizer steps, and holds the EMA of the weights, if there is one."""
     step: int = 0
-    """Updates done, over all parts of the run."""
+    """Optimizer steps done, those before a resume included."""
     seconds: float = 0.0
-    """Time spent before this part of the run began."""
+    """Seconds that the earlier parts of a resumed run took."""
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """A context in which the model has its averaged weights, where there are any."""
+        """Return a context in which the model has its averaged weights; without EMA nothing changes."""
         ema = self.updater.ema
         if ema is None:
             yield
@@ -49,7 +49,10 @@ class State:
             ema.swap()
 
     def whole_model(self) -> ViTPose:
-        """The model in one piece; where it is shared out (FSDP) a copy, in every process. Every process calls it."""
+        """Return the unsharded model: under FSDP a gathered copy in every process, else the model itself.
+
+        Every process must call this.
+        """
         if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
             return self.model
         copy = ViTPose(self.model.config).to(next(self.model.parameters()).device)
@@ -61,11 +64,11 @@ class State:
 
 
 def start_state(config: TrainConfig, world: World, resumes: bool) -> State:
-    """Build the state that a run begins with, or that of the run it resumes. Every process of the run calls it.
+    """Build the initial state of a run, or restore the last saved state if it resumes. Every process must call this.
 
     Raises:
-        ValueError, OSError: in every process alike, in one line: a checkpoint that does not fit, a state that cannot be
-            resumed.
+        ValueError, OSError: the checkpoint does not fit the model, or the state cannot be resumed. If one process
+            fails, all of them raise.
     """
     model, loss = world.agree(lambda: _model_and_loss(config, world.device))
     module = share(loss, list(model.backbone.blocks), world, config.parallel)
@@ -83,6 +86,7 @@ def start_state(config: TrainConfig, world: World, resumes: bool) -> State:
 
 
 def _model_and_loss(config: TrainConfig, device: torch.device) -> tuple[ViTPose, PoseLoss]:
+    """Build the model of a run, in training mode on `device`, and its loss module."""
     model = build_model(config).to(device).train()
     shape = model.config
     codecs = {t.name: HeatmapCodec(t, shape.image_size, shape.heatmap_size, config.sigma) for t in shape.tasks}

@@ -1,4 +1,4 @@
-"""One update: crops to losses, gradients over micro-batches and processes, and a step that is taken only if finite."""
+"""One optimizer step: losses of the crops, gradients over micro-batches and processes, skipped if not finite."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from vitpose_training.run.optim import Ema
 
 
 class PoseLoss(nn.Module):
-    """A model and its losses: what is wrapped to be trained in several processes.
+    """A model and its losses in one module, which DDP or FSDP can wrap.
 
-    The loss is that of SPEC 4.6: the sum over the tasks of their weighted mean squared errors, whose mean runs over all
-    samples of the update, whatever their task.
+    The total loss (docs/numerics.md 4.6) is the sum of one weighted mean squared error per task, each averaged over all
+    samples of the optimizer step, including the samples of other tasks.
 
     Args:
-        model: on its device.
-        codecs: task -> codec, in the order of the task ids.
-        batchnorm: "all": a head computes the samples of all tasks, so that its BatchNorm sees them all (the official
-            code); "own": only its own.
-        autocast: compute the network in bfloat16; the losses are in float32.
+        model: the model, on its device.
+        codecs: codec of each task, in the order of the task ids.
+        batchnorm: "all" passes the samples of all tasks through every head, so that its BatchNorm sees them all, as in
+            the official code; "own" passes only the samples of the head's task.
+        autocast: compute the network in bfloat16. The losses are computed in float32 in any case.
     """
 
     def __init__(
@@ -42,10 +42,17 @@ class PoseLoss(nn.Module):
         self.model, self.codecs, self.batchnorm, self.autocast = model, dict(codecs), batchnorm, autocast
 
     def forward(self, batch: Batch, uniform: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
-        """A batch, [depth, 2, B] numbers for drop path, samples of the update -> losses [T], finite bool [2, B].
+        """Compute the losses of a micro-batch.
 
-        `finite` says whether a sample's keypoints and features are, and whether its heatmaps are as well: where
-        BatchNorm sees all samples, a bad one spoils the heatmaps of all.
+        Args:
+            batch: crops and targets of B samples.
+            uniform: numbers for drop path [depth, 2, B] in [0, 1), or None to draw them if they are needed.
+            samples: samples of the whole optimizer step, over which the losses are averaged.
+
+        Returns:
+            The losses [T] of the T tasks, and bool [2, B]: whether the keypoints and features of a sample are finite,
+            and whether its heatmaps are finite, too. They are reported separately because one bad sample makes the
+            heatmaps of all samples non-finite through BatchNorm.
         """
         device = batch.crops.device
         ids = torch.zeros(len(batch.crops), dtype=torch.int64)
@@ -59,7 +66,7 @@ class PoseLoss(nn.Module):
         finite = features.detach().float().sum((1, 2, 3)).isfinite().repeat(2, 1)
         for name, maps in heatmaps.items():
             part = batch.parts.get(name)
-            if part is None:  # every head takes part in every update, with zero gradients if need be
+            if part is None:  # a head without samples still takes part in the step, with zero gradients
                 losses.append(0.0 * torch.stack([p.sum() for p in self.model.heads[name].parameters()]).sum())
                 continue
             mean = self.codecs[name].loss(maps, part.keypoints, part.visible)
@@ -69,6 +76,7 @@ class PoseLoss(nn.Module):
         return torch.stack(losses), finite
 
     def _heatmaps(self, name: str, features: Tensor, batch: Batch) -> Tensor:
+        """Return the heatmaps of task `name` for the samples of that task. If there are none, the result is unused."""
         part, head = batch.parts.get(name), self.model.heads[name]
         if part is None:
             return head(features) if self.batchnorm == "all" else features.new_empty(0)
@@ -79,23 +87,34 @@ class PoseLoss(nn.Module):
 
 @dataclass
 class Update:
-    """What happened in one update: loss of each task and gradient norm over all processes, which of this process's
-    samples were not finite, how many images had to be replaced in all processes."""
+    """The outcome of one optimizer step. All values but `bad` are over all processes."""
 
     losses: dict[str, float]
+    """Loss of each task."""
     norm: float
+    """Norm of the gradient before clipping."""
     taken: bool
+    """False if the step was skipped because a loss or the gradient was not finite."""
     bad: list[Person]
+    """The samples of this process that may have caused a skipped step; empty if the step was taken."""
     images: int
+    """Number of samples."""
     replaced: int
+    """Number of unusable images that were replaced."""
 
     @property
     def loss(self) -> float:
+        """The total loss."""
         return sum(self.losses.values())
 
 
 class Updater:
-    """Makes updates of a (wrapped) `PoseLoss`."""
+    """Makes the optimizer steps of a run.
+
+    Args:
+        module: the `PoseLoss`, wrapped for distributed training.
+        inner: the same `PoseLoss`, not wrapped.
+    """
 
     def __init__(
         self, module: nn.Module, inner: PoseLoss, optimizer: torch.optim.Optimizer, config: TrainConfig, world: World
@@ -106,9 +125,13 @@ class Updater:
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
 
     def __call__(self, step: int, feeder: Feeder, pieces: int) -> tuple[Update, list[tuple[str, str]]]:
-        """Update `step` from the next `pieces` micro-batches: (what happened, images that were replaced).
+        """Make optimizer step number `step` from the next `pieces` micro-batches of the feeder.
 
-        Nothing changes, neither parameters nor BatchNorm's statistics, if a loss or the gradient is not finite.
+        If a loss or the gradient is not finite, the step is skipped: neither the parameters nor the optimizer, the EMA
+        or the BatchNorm statistics change.
+
+        Returns:
+            The outcome, and (image, reason) for every image of this process that had to be replaced.
         """
         before = [b.clone() for b in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,7 +146,7 @@ class Updater:
             own = None if uniform is None else uniform[..., batch.positions].to(device, non_blocking=True)
             with only_last(self.module, piece == pieces - 1):
                 parts, good = self.module(batch, own, samples)
-                (parts.sum() * self.world.size).backward()  # processes are averaged
+                (parts.sum() * self.world.size).backward()  # gradients are averaged over processes, but must add up
             losses += parts.detach()
             finite.append(good)
             batches += batch.people
@@ -145,19 +168,26 @@ class Updater:
                     now.copy_(then)
             self.optimizer.zero_grad(set_to_none=True)
         names = self.inner.model.tasks
-        bad = [] if taken else self._at_fault(good, batches, bool(not_finite))
+        bad = [] if taken else self._samples_to_blame(good, batches, bool(not_finite))
         return Update(dict(zip(names, by_task)), length, taken, bad, samples, int(all_replaced)), replaced
 
     @staticmethod
-    def _at_fault(good: Tensor, people: list[Person], any_sample: bool) -> list[Person]:
-        """Those with bad keypoints or features, else those with bad heatmaps; if a gradient overflowed, everybody."""
-        if not any_sample:
+    def _samples_to_blame(good: Tensor, people: list[Person], any_bad: bool) -> list[Person]:
+        """Return the samples of this process that may have caused a non-finite step.
+
+        These are the samples with non-finite keypoints or features; if there are none, the samples with non-finite
+        heatmaps. If no sample of any process is bad (`any_bad` is False: a gradient overflowed), all samples.
+        """
+        if not any_bad:
             return people
         own, maps = good.tolist()
         return [p for p, fine in zip(people, maps if all(own) else own) if not fine]
 
     def _uniform(self, step: int) -> Tensor | None:
-        """Numbers for drop path [depth, 2, samples], by seed, step and sample: the same however work is shared."""
+        """Return the drop path numbers [depth, 2, batch_size] of a step on the CPU, or None without drop path.
+
+        They depend only on seed, step and position in the batch, not on how the batch is divided.
+        """
         config = self.inner.model.config
         if not config.drop_path:
             return None

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl, quarantine.jsonl, and whatever else follows along."""
+"""Records of a run: metrics.jsonl, quarantine.jsonl, and experiment trackers (TensorBoard, Weights & Biases)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from vitpose_training.run.config import TrainConfig
 
 
 class Tracker(Protocol):
-    """Something that follows a run."""
+    """An experiment tracker: it receives the numbers of every row of metrics.jsonl."""
 
-    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log named values after `step` optimizer steps."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish logging."""
 
 
 class TensorBoard:
-    """TensorBoard's event files in `out`/tensorboard."""
+    """TensorBoard event files in `out`/tensorboard."""
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
         try:
@@ -46,7 +48,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases, a project called vitpose-fast; a resumed run goes on in the same one."""
+    """Weights & Biases, in the project vitpose-fast. A resumed run continues the same W&B run."""
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
         try:
@@ -68,12 +70,15 @@ TRACKERS: dict[str, Callable[[Path, TrainConfig], Tracker]] = {"tensorboard": Te
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line a row, flushed at once. A resumed run drops the rows that it will write again.
+    """The file `metrics.jsonl`, with one row per line, flushed after every row.
 
-    A row has `step`. Rows of evaluations have `score`, the number that decides which model is the best.
+    Every row has a `step`. Rows of evaluations also have a `score`, by which the best model is chosen. When a run
+    resumes, the rows of the steps that it repeats are removed.
 
     Args:
-        path: of the file. step: updates that are done already.
+        path: path of the file.
+        step: optimizer steps already done; 0 starts an empty file.
+        trackers: receive the numbers of every row, too.
     """
 
     def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -83,14 +88,14 @@ class MetricsFile:
         write_atomic(path, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.best = max([r["score"] for r in rows if "score" in r], default=-1.0)
-        """The highest score so far."""
+        """Highest score so far; -1 before the first evaluation."""
         self._scored = {r["step"] for r in rows if "score" in r}
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add a row.
+        """Append a row.
 
         Raises:
-            OSError: the disk is full or gone.
+            OSError: the file cannot be written, for example because the disk is full.
         """
         self._file.write(json.dumps(row) + "\n")
         if "score" in row:
@@ -101,17 +106,18 @@ class MetricsFile:
             tracker.write(row["step"], numbers)
 
     def scored(self, step: int) -> bool:
-        """Whether there is a row of an evaluation after so many updates."""
+        """Return whether there is an evaluation row for this step."""
         return step in self._scored
 
     def close(self) -> None:
+        """Close the file and the trackers."""
         self._file.close()
         for tracker in self.trackers:
             tracker.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off by a crash is left out."""
+    """Read the rows of a .jsonl file, up to the first line that is not valid JSON (one cut off by a crash)."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -122,11 +128,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Quarantine:
-    """`quarantine.jsonl`: images that could not be used and samples that were not finite, each once.
+    """The file `quarantine.jsonl`: every unusable image, once, and the samples of every skipped optimizer step.
 
     Args:
-        path: of the file; rows of an earlier part of the run are kept and counted.
-        limit: images that may be in it.
+        path: path of the file. Rows of earlier parts of a resumed run are kept and counted.
+        limit: largest number of unusable images.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -135,10 +141,14 @@ class Quarantine:
         self.images = {row["image"]: row["reason"] for row in rows if "image" in row}
 
     def add_images(self, step: int, bad: Iterable[tuple[str, str]]) -> None:
-        """Name images with the reason.
+        """Add images that are not in the file yet.
+
+        Args:
+            step: optimizer steps done.
+            bad: (image, reason) pairs.
 
         Raises:
-            ValueError: there are more than the limit now.
+            ValueError: the file now has more images than the limit.
         """
         for image, reason in bad:
             if image not in self.images:
@@ -147,11 +157,11 @@ class Quarantine:
         if len(self.images) > self.limit:
             raise ValueError(
                 f"{len(self.images)} images cannot be used, more than --max-bad-images {self.limit}; "
-                f"the last: {list(self.images.values())[-1]}; all are in {self.path}"
+                f"the last: {list(self.images.values())[-1]}; all are listed in {self.path}"
             )
 
     def add_step(self, step: int, samples: Iterable[Any], reason: str) -> None:
-        """Name the samples of an update that was not taken."""
+        """Add the samples of a skipped optimizer step, with the reason."""
         self._write({"step": step, "samples": [str(s) for s in samples], "reason": reason})
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -161,7 +171,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class Records:
-    """The files that a run writes to while it goes; only its first process has them. Closed by a `with` statement."""
+    """The files that rank 0 writes to during a run. A context manager that closes them."""
 
     metrics: MetricsFile
     quarantine: Quarantine
@@ -174,10 +184,11 @@ class Records:
 
 
 def start_records(config: TrainConfig, step: int) -> Records:
-    """Make the folder of a run that has done `step` updates, write its config.json and open what is written to later.
+    """Create the output folder, write config.json, and open the records of a run that has done `step` optimizer steps.
 
     Raises:
-        OSError, ImportError: a folder that cannot be written, a tracker that is not installed.
+        OSError: the folder cannot be written.
+        ImportError: the package of a tracker is not installed.
     """
     out = config.out
     make_folder(out)
@@ -193,10 +204,12 @@ def start_records(config: TrainConfig, step: int) -> Records:
 
 
 class Meter:
-    """Images per second, share of the time spent waiting for data, memory and MFU since the last row.
+    """Measures throughput, share of the time spent waiting for data, memory and MFU between rows of metrics.
 
     Args:
-        flops: of the training of one image (three times the forward pass). peak: FLOP/s of all devices, None: unknown.
+        device: the device whose memory is measured.
+        flops: FLOPs to train on one image (three times the forward pass).
+        peak: peak FLOP/s of all devices together. None means unknown: MFU is then left out.
     """
 
     def __init__(self, device: torch.device, flops: float, peak: float | None) -> None:
@@ -204,7 +217,14 @@ class Meter:
         self.images, self._since, self._waited = 0, time.monotonic(), 0.0
 
     def row(self, waited: float) -> dict[str, float]:
-        """The numbers since the last call; `waited`: seconds of waiting so far."""
+        """Return the numbers since the last call.
+
+        Args:
+            waited: seconds spent waiting for data in total, so far.
+
+        Returns:
+            `images_per_s`, `data_wait` (fraction of the time), `memory_mib` (peak) and, if `peak` is known, `mfu`.
+        """
         seconds = max(time.monotonic() - self._since, 1e-9)
         speed = self.images / seconds
         out = {"images_per_s": round(speed, 2), "data_wait": round((waited - self._waited) / seconds, 4)}
@@ -215,12 +235,12 @@ class Meter:
         return out
 
     def start_again(self) -> None:
-        """Do not count what has happened since the last row: an evaluation, for instance."""
+        """Restart the clock and the image count, for example to leave out an evaluation."""
         self.images, self._since = 0, time.monotonic()
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the peak of what torch has allocated on a GPU; on a CPU the peak of the process."""
+    """Return the peak memory in bytes: on a GPU what torch allocated, on a CPU the resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

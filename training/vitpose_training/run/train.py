@@ -1,4 +1,4 @@
-"""Train ViTPose and ViTPose++: `python training/train.py PRESET`, `vitpose-fast train PRESET`, or under torchrun."""
+"""Train ViTPose and ViTPose++: `vitpose-fast train PRESET`, or `torchrun training/train.py PRESET` for several GPUs."""
 
 from __future__ import annotations
 
@@ -25,36 +25,38 @@ from vitpose_training.run.tracking import start_records
 
 
 def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
-    """Run a training, alone or as one of the processes that torchrun started.
+    """Train a model, in a single process or as one of the processes that torchrun started.
 
-    Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (what could not be used), `states/`
-    (to resume), `model/` at the end, `best/` at the highest score (the headline of the first task's metric).
+    Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (unusable images and samples),
+    `states/` (to resume from), `model/` (the final model) and `best/` (the model with the highest score). The score is
+    the headline metric of the first evaluated task.
 
     Returns:
-        The last validation metrics (empty without validation data; names begin with the task where there are several),
-        and what was left out: damaged annotations and images, by name.
+        The metrics of the final evaluation, and one line for every annotation or image that was left out. The metrics
+        are empty without validation data; with several evaluated tasks, their names begin with the task.
 
     Raises:
-        ValueError, OSError: bad options, data or folders, in one line, before anything is written; later ten updates
-            in a row that were not finite, too many unusable images, a full disk; the last state is kept.
-        InterruptedError: stopped by SIGTERM, with the state saved.
+        ValueError, OSError: before anything is written, options, data or folders cannot be used; or later, ten
+            optimizer steps in a row were not finite, too many images are unusable, or the disk is full. The last saved
+            state is kept.
+        InterruptedError: SIGTERM stopped the run; its state was saved.
     """
-    with _folder_of_dry_run(config) as config:
+    with _dry_run_folder(config) as config:
         world = join(config.device)
-        with _advice_when_out_of_memory(config, world):
+        with _explain_out_of_memory(config, world):
             inputs = read_inputs(config, world)
             state = start_state(config, world, inputs.resumes)
             records = world.agree(lambda: start_records(config, state.step) if world.first else None)
             if world.first:
-                _introduce(config, world, inputs, state)
+                _print_summary(config, world, inputs, state)
             with records or nullcontext(), StopSignal() as stop:
                 loop = Loop(config, world, inputs, state, records, stop)
                 return loop.run(), loop.problems
 
 
 @contextmanager
-def _folder_of_dry_run(config: TrainConfig) -> Iterator[TrainConfig]:
-    """The config to run; that of a dry run with a folder of its own, which is removed at the end."""
+def _dry_run_folder(config: TrainConfig) -> Iterator[TrainConfig]:
+    """Yield the config to run. A dry run gets a temporary output folder, which is removed at the end."""
     config = replace(config, out=Path(config.out))
     if not config.dry_run:
         yield config
@@ -68,8 +70,8 @@ def _folder_of_dry_run(config: TrainConfig) -> Iterator[TrainConfig]:
 
 
 @contextmanager
-def _advice_when_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
-    """Replace an error of the allocator by one that says what to lower."""
+def _explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
+    """Turn an out-of-memory error into a ValueError that says which options to change."""
     try:
         yield
     except RuntimeError as error:
@@ -77,13 +79,14 @@ def _advice_when_out_of_memory(config: TrainConfig, world: World) -> Iterator[No
             raise
         share = math.ceil(config.batch_size / world.size)
         raise ValueError(
-            f"out of memory with {min(share, config.micro_batch or share)} samples at once in one process: lower "
-            f"--micro-batch, raise --recompute (now {config.recompute}) or use bf16 (now {config.precision})"
+            f"out of memory with {min(share, config.micro_batch or share)} samples at once per process; lower "
+            f"--micro-batch, raise --recompute (now {config.recompute}) or use --precision bf16 "
+            f"(now {config.precision})"
         ) from None
 
 
-def _introduce(config: TrainConfig, world: World, inputs: Inputs, state: State) -> None:
-    """Print what is trained, on what, where."""
+def _print_summary(config: TrainConfig, world: World, inputs: Inputs, state: State) -> None:
+    """Print the model, the data sets and the devices."""
     count = sum(p.numel() for p in state.model.parameters())
     print(f"{config.model}: {count:,} parameters, {len(inputs.samples)} people, {world.size} x {world.device}")
     for use, labels in (("train", inputs.labels), ("evaluate", inputs.val)):
@@ -91,10 +94,11 @@ def _introduce(config: TrainConfig, world: World, inputs: Inputs, state: State) 
             print(f"{use} on {one.summary()}")
 
 
-def _leave_others(error: Exception) -> None:
-    """One of several processes failed: go at once, since a good-bye would wait for the others, who wait for this one.
+def _exit_if_distributed(error: Exception) -> None:
+    """Exit immediately when this rank fails: an orderly shutdown would deadlock with the ranks that wait for it.
 
-    torchrun then ends them. What a process says that lost another one is of no interest.
+    torchrun then ends the other ranks. Errors that the user can cause are printed in one line. A broken connection
+    means that another rank failed, so its details are not printed. Do nothing in a single process.
     """
     if not several():
         return
@@ -108,22 +112,23 @@ def _leave_others(error: Exception) -> None:
 
 
 def parse(args: list[str]) -> TrainConfig:
-    """The config that a command line asks for: a preset by name, then flags. Leaves with code 2 for wrong usage."""
+    """Parse the arguments of `vitpose-fast train`: a preset by name, then flags. Exits with code 2 on wrong usage."""
     import tyro
 
     prog, name = "vitpose-fast train", args[0] if args else ""
-    if name not in PRESETS:  # lists the presets
+    if name not in PRESETS:  # tyro then lists the presets
         return tyro.extras.overridable_config_cli(PRESETS, prog=prog, args=args, description=__doc__)
     text, preset = PRESETS[name]
     return tyro.cli(TrainConfig, default=preset, prog=f"{prog} {name}", description=text, args=args[1:])
 
 
 def main(args: list[str] | None = None) -> int:
+    """Run `vitpose-fast train` and return the exit code: 1 if any input was left out, else 0."""
     config = parse(sys.argv[1:] if args is None else args)
     try:
         metrics, problems = train(config)
     except Exception as error:
-        _leave_others(error)
+        _exit_if_distributed(error)
         raise
     joined = several()
     leave()
@@ -133,8 +138,8 @@ def main(args: list[str] | None = None) -> int:
         print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
         print(f"model in {config.out / 'model'}" if not config.dry_run else "dry run: everything fits together")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        code = 0  # torchrun would take it for a crash, and start again
-    if joined:  # threads that torch leaves behind can abort an interpreter that ends (seen with FSDP on gloo)
+        code = 0  # torchrun would take any other code for a crash and restart the run
+    if joined:  # threads that torch leaves running can abort the interpreter at exit (seen with FSDP on gloo)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
