@@ -1,1 +1,1 @@
-"""A demonstration on rendered people, for which nothing has to be downloaded."""
+"""A demonstration on rendered people that needs no downloads."""

@@ -1,6 +1,6 @@
-"""`vitpose-fast demo`: render people, train the tiny model, evaluate on held-out pictures, predict, draw.
+"""Demo: render people, train the tiny model on them, evaluate it on held-out pictures, and draw its poses.
 
-Stopped by the clock: the parts share a budget of seconds, rendering and evaluation come out of it.
+All parts share one time budget: training stops early enough for the evaluation and the drawing.
 """
 
 from __future__ import annotations
@@ -34,31 +34,33 @@ from vitpose_training.run.train import train
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train on rendered people and show the result; with an image and weights, run a real checkpoint instead."""
+    """Train on rendered people and show the result; with `image` and `weights`, run a checkpoint on a photo instead."""
 
     out: Path = Path("demo")
-    """Folder: poses.png, training.png, results.json, the data and the model."""
+    """Output folder: poses.png, training.png, results.json, the rendered pictures and the model."""
     seconds: float = 170.0
-    """Budget of the whole demo; the clock ends the training."""
+    """Time budget of the whole demo in seconds. Training stops early enough to keep it."""
     images: int = 1600
-    """Rendered training pictures."""
+    """Number of rendered training pictures, at least 8."""
     held_out: int = 100
-    """Rendered pictures for the evaluation."""
+    """Number of rendered pictures for the evaluation, at least 8."""
     seed: int = 0
+    """Seed of the pictures and of the training."""
     image: Path | None = None
-    """A photo, to run `weights` on."""
+    """Photo to run --weights on, instead of training. The whole photo is taken as one person."""
     weights: str | None = None
-    """A checkpoint of any format."""
+    """Checkpoint to run on --image, in any supported format."""
     device: str | None = None
-    """None: CUDA where there is one."""
+    """Device: cpu, cuda or a particular GPU such as cuda:1. If unset, CUDA if available, else CPU."""
 
 
 def main(args: list[str] | None = None) -> int:
+    """Run `vitpose-fast demo` and return the exit code."""
     import tyro
 
     config = tyro.cli(DemoConfig, prog="vitpose-fast demo", args=args, description=__doc__)
     if (config.image is None) != (config.weights is None):
-        raise ValueError("--image and --weights go together: a photo and the checkpoint to run on it")
+        raise ValueError("got only one of --image and --weights, expected a photo and the checkpoint to run on it")
     out = make_folder(config.out)
     if min(config.images, config.held_out) < 8:
         raise ValueError(f"got images={config.images}, held_out={config.held_out}, expected at least 8 of each")
@@ -68,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
     train_parts, held_out = render(config, out)
     print(f"rendered {config.images + config.held_out} pictures in {time.monotonic() - started:.0f} s")
 
-    left = config.seconds - (time.monotonic() - started) - 8  # seconds for the evaluation and the pictures
+    left = config.seconds - (time.monotonic() - started) - 8  # reserve for the evaluation and the drawing
     run = demo_training(config, out, train_parts, held_out, seconds=max(left, 1.0))
     train(run)
     model = trained_model(run)
@@ -93,9 +95,13 @@ def main(args: list[str] | None = None) -> int:
 
 
 def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
-    """Draw the pictures, on all cores: (annotation files to train on, the held-out one)."""
+    """Render the pictures in parallel on all cores.
+
+    Returns:
+        The annotation files to train on, and the annotation file of the held-out pictures.
+    """
     data = out / "rendered"
-    parts = 8  # not the number of cores: the same pictures on every machine
+    parts = 8  # fixed and not the number of cores, so that every machine renders the same pictures
     counts = [config.images // parts + (i < config.images % parts) for i in range(parts)]
     jobs = [(data / f"train{i}", count, 1000 * config.seed + 1 + i) for i, count in enumerate(counts) if count]
     jobs.append((data / "held-out", config.held_out, 1000 * config.seed))
@@ -105,7 +111,7 @@ def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
 
 
 def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """What this device multiplies matrices faster in, by a stopwatch: bf16 on CUDA and on newer CPUs."""
+    """Return the precision in which the device multiplies matrices faster: "bf16" on CUDA, on a CPU by measurement."""
     if device.type == "cuda":
         return "bf16"
     seconds = {}
@@ -120,7 +126,7 @@ def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 
 def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Path, seconds: float) -> TrainConfig:
-    """The training of the demo: the tiny model on 128x96 crops, stopped by the clock."""
+    """Return the training configuration of the demo: the tiny model on 128x96 crops, for at most `seconds`."""
     return replace(
         PRESETS["tiny"][1],
         out=out / "run",
@@ -130,7 +136,7 @@ def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Pa
         val=(held_out,),
         val_images=(held_out.parent / "images",),
         image_size=(128, 96),
-        sigma=0.75,  # heatmaps of half the usual resolution
+        sigma=0.75,  # heatmaps have half the usual resolution
         blur_kernel=5,
         batch_size=16,
         augmentation=Augmentation(0, half_body_probability=0, scale_factor=0, rotation_probability=0),  # flips only
@@ -145,14 +151,17 @@ def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Pa
 
 
 def trained_model(run: TrainConfig) -> ViTPose:
-    """The model at the end of a run, on the run's device."""
+    """Load the final model of a run, on the device of the run."""
     from vitpose_fast.checkpoints import load_model
 
     return load_model(run.out / "model").to(pick_device(run.device))
 
 
 def draw_held_out(results: list[dict], annotations: Path, path: Path, count: int = 8) -> None:
-    """The predicted skeletons on held-out pictures, those with several people first."""
+    """Draw the predicted skeletons on `count` held-out pictures and save them as a grid.
+
+    Pictures with several people are preferred.
+    """
     images = read_json(annotations)["images"]
     people = {image["id"]: [r for r in results if r["image_id"] == image["id"]] for image in images}
     chosen = sorted(images, key=lambda image: len(people[image["id"]]) < 2)[:count]
@@ -168,7 +177,7 @@ def draw_held_out(results: list[dict], annotations: Path, path: Path, count: int
 
 
 def _run_checkpoint(config: DemoConfig, out: Path) -> int:
-    """Poses of the whole photo as one person, by the first head of a checkpoint."""
+    """Predict and draw the pose of the whole photo, taken as one person, with the first head of a checkpoint."""
     from vitpose_fast.checkpoints import load_model
 
     assert config.image is not None and config.weights is not None

@@ -1,7 +1,7 @@
-"""A random person: body, clothes and head, drawn as hulls of balls, and the 17 COCO key points.
+"""Random synthetic people with body, clothes and head, and their 17 COCO keypoints.
 
-A person is a small 3-D skeleton (unit: standing height; x: the person's own left, y: up, z: the way the person faces)
-whose limbs, clothes, head and hair are convex hulls of one to five balls.
+A person is a small 3-D skeleton. Its limbs, clothes, head and hair are convex hulls of one to five balls. The unit is
+the standing height; x points to the person's own left, y up, and z in the direction that the person faces.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from vitpose_training.demo.shapes import (
     THIGH,
     TORSO,
     UPPER,
-    Colour,
+    Color,
     Figure,
     Polygon,
     outlines,
-    random_colour,
+    random_color,
     shade,
 )
 from vitpose_training.demo.stances import random_stance
 
 SKIN = ((240, 202, 174), (230, 180, 142), (216, 160, 120), (178, 120, 82), (134, 86, 56), (92, 58, 40))
 HAIR = ((28, 22, 20), (62, 40, 26), (112, 70, 36), (206, 164, 92), (150, 62, 30), (168, 164, 160))
-FACE = np.array(  # nose, eyes, ears, relative to the middle of the head
+FACE = np.array(  # nose, left eye, right eye, left ear, right ear, relative to the middle of the head
     [(0, -0.016, 0.068), (0.026, 0.006, 0.055), (-0.026, 0.006, 0.055), (0.064, -0.008, 0), (-0.064, -0.008, 0)]
 )
 UP = np.array([0, 1.0, 0])
 
 
 def _rotation(axis: int, degrees: float) -> np.ndarray:
-    """3 x 3 matrix of a turn about coordinate axis 0, 1 or 2."""
+    """Return the 3x3 matrix of a rotation about coordinate axis 0, 1 or 2."""
     c, s, m = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), np.eye(3)
     i, j = (axis + 1) % 3, (axis + 2) % 3
     m[i, i], m[i, j], m[j, i], m[j, j] = c, -s, s, c
@@ -45,63 +45,76 @@ def _rotation(axis: int, degrees: float) -> np.ndarray:
 
 
 def _direction(forward: float, outward: float, sign: int) -> np.ndarray:
-    """Unit vector of a limb, in degrees from hanging straight down; sign is 1 for left, -1 for right."""
+    """Return the unit vector along a limb, given its angles in degrees from hanging straight down.
+
+    `sign` is 1 for a left limb and -1 for a right limb.
+    """
     a, b = np.radians(forward), np.radians(outward)
     return np.array([sign * np.sin(b), -np.cos(b) * np.cos(a), np.cos(b) * np.sin(a)])
 
 
 class _Hull(NamedTuple):
-    order: float  # hulls are painted from the lowest to the highest
+    """The convex hull of five balls."""
+
+    order: float  # hulls are painted in ascending order
     part: int
-    colour: Colour
-    rim: bool
-    points: list  # the centres of five balls
+    color: Color
+    rim: bool  # whether it has a dark rim
+    points: list  # centers of the balls
     radii: list
 
 
 class _Body:
-    """A person in the making: random looks, and the joints and hulls in the person's own axes."""
+    """A person under construction: random looks, and joints and hulls in the person's own axes."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         n, u = rng.normal, rng.uniform
         self.rng = rng
         self.stance = random_stance(rng)
-        kind = u()  # from the front, from behind, from the side
+        kind = u()  # seen from the front (64 %), from behind (20 %) or from the side (16 %)
         if kind < 0.64:
             yaw = np.clip(n(0, 22), -45, 45)
         else:
             yaw = n(180, 17) if kind < 0.84 else u(50, 80) * rng.choice((-1, 1))
-        self.turn = _rotation(1, yaw)  # to the axes of the viewer, in which z is nearness
-        self.lean = _rotation(0, self.stance.pitch) @ _rotation(2, -self.stance.roll)  # of the trunk
+        self.turn = _rotation(1, yaw)  # to the viewer's axes, whose z points to the viewer
+        self.lean = _rotation(0, self.stance.pitch) @ _rotation(2, -self.stance.roll)  # rotation of the trunk
         self.bulk = u(0.85, 1.3)
         self.girth = 0.05 * self.bulk
         self.skin, self.hair = SKIN[rng.integers(len(SKIN))], HAIR[rng.integers(len(HAIR))]
-        self.shirt = random_colour(rng)
-        self.bottom, self.shoe = random_colour(rng, (0.1, 0.6), (0.18, 0.8)), random_colour(rng, (0, 0.7), (0.1, 0.95))
+        self.shirt = random_color(rng)
+        self.bottom, self.shoe = random_color(rng, (0.1, 0.6), (0.18, 0.8)), random_color(rng, (0, 0.7), (0.1, 0.95))
         self.sleeve = rng.choice(("short", "short", "long", "none"))
         self.wear = rng.choice(("long", "long", "short", "skirt"))
         styles = ("short", "short", "long", "bob", "bun", "afro", "cap", "bald")
         self.style = rng.choice(styles, p=(0.2,) * 2 + (0.1,) * 6)
         self.neck = self.lean @ (UP * u(0.27, 0.31))
         self.joints = np.zeros((17, 3))
-        self.state = np.full(17, 2)  # as in Figure
+        self.state = np.full(17, 2)  # see `Figure.state`
         self.hulls: list[_Hull] = []
 
-    def add(self, part, bias, points, radii, colour, rim=True, near=None) -> None:
-        """Note the hull of one to five balls, to be painted in the order of its nearness plus bias.
+    def add(self, part, bias, points, radii, color, rim=True, near=None) -> None:
+        """Add the hull of one to five balls.
 
-        Without near, the nearness is that of the mean centre.  One number for radii is the radius of all balls.
-        A hull without a rim hides the rims that would cut one part of the body from the next.
+        Hulls are painted in ascending order of their nearness to the viewer plus `bias`.
+
+        Args:
+            part: number of the body part.
+            bias: added to the nearness.
+            points: centers of the balls.
+            radii: one radius per ball, or a single radius for all of them.
+            rim: whether the hull has a dark rim. Hulls without a rim cover joints, where the rims of two body parts
+                would otherwise show a line between them.
+            near: nearness. None means the nearness of the mean center.
         """
         depth = float(np.mean(points, axis=0) @ self.turn[2]) if near is None else near
-        gain = 1 + min(max(depth, -0.3), 0.3) * 0.6  # what is far is a little darker
+        gain = 1 + min(max(depth, -0.3), 0.3) * 0.6  # distant parts are a little darker
         spare = 5 - len(points)  # repeating a ball does not change the hull
         sizes = np.broadcast_to(radii, len(points))
         balls = [*points, *[points[-1]] * spare], [*sizes, *[sizes[-1]] * spare]
-        self.hulls.append(_Hull(bias + depth, part, shade(colour, gain), rim, *balls))
+        self.hulls.append(_Hull(bias + depth, part, shade(color, gain), rim, *balls))
 
     def add_limbs(self) -> None:
-        """Arms, legs, sleeves, trousers, hands and shoes; the joints from the shoulders down."""
+        """Add arms, legs, sleeves, trousers, hands and shoes, and set the joints from the shoulders down."""
         u, stance = self.rng.uniform, self.stance
         wide, hip_wide = u(0.085, 0.12), u(0.05, 0.072)
         arm_long, leg_long = u(0.155, 0.18), u(0.225, 0.265)
@@ -147,7 +160,7 @@ class _Body:
             self.add(part, -0.099, (ankle + shin * 0.012, ankle + toe), (0.026, 0.02), self.shoe, near=shin_near)
 
     def add_trunk(self) -> None:
-        """Hips, skirt, shirt and seat, after the limbs."""
+        """Add hips, skirt, shirt and seat. Call it after `add_limbs`."""
         u, girth = self.rng.uniform, self.girth
         shoulders, hips, knees = self.joints[5:7], self.joints[11:13], self.joints[13:15]
         self.add(TORSO, -0.012, hips - 0.012 * UP, girth * 0.95, self.bottom)
@@ -159,18 +172,18 @@ class _Body:
         corners = (*(shoulders - 0.022 * up), *hips, self.neck - 0.02 * up)
         sizes = (0.036 * self.bulk,) * 2 + (girth,) * 2 + (0.036,)
         self.add(TORSO, 0.0, corners, sizes, self.shirt, near=0.0)
-        if u() < 0.35:  # hoops
-            trim = random_colour(self.rng)
+        if u() < 0.35:  # horizontal stripes
+            trim = random_color(self.rng)
             for t in np.arange(0.2, 1.0, 0.22):
                 self.add(TORSO, 0.001, shoulders + t * (hips - shoulders), 0.013, trim, rim=False, near=0.0)
         if self.stance.seat:
             corners = tuple((x, y, 0) for x in (-0.1, 0.1) for y in (-0.09, -0.25))
-            self.add(OBJECT, -0.05, corners, 0.02, random_colour(self.rng))
+            self.add(OBJECT, -0.05, corners, 0.02, random_color(self.rng))
 
     def add_head(self) -> None:
-        """Neck, head, hair and face; the joints of the face and which of them are labelled."""
+        """Add neck, head, hair and face, and set the joints of the face and their states."""
         n, skin, style = self.rng.normal, self.skin, self.style
-        # The head turns a little more than the trunk; its balls are given in its own axes.
+        # The head turns a little relative to the trunk; its balls are given in its own axes.
         look = self.lean @ _rotation(1, n(0, 14)) @ _rotation(0, n(3, 6)) @ _rotation(2, n(0, 5))
         big = self.rng.uniform(1.0, 1.2)
         middle = self.neck + self.lean @ UP * (0.058 + 0.05 * big)
@@ -178,10 +191,10 @@ class _Body:
         def at(points):
             return middle + big * (np.array(points, dtype=float) @ look.T)
 
-        def add(colour, near, points, radii, rim=True):
-            self.add(HEAD, 0, at(points), big * np.array(radii), colour, rim, near)
+        def add(color, near, points, radii, rim=True):
+            self.add(HEAD, 0, at(points), big * np.array(radii), color, rim, near)
 
-        front = (self.turn @ look)[2, 2] > -0.12  # 1: looks at the viewer, -1: away
+        front = (self.turn @ look)[2, 2] > -0.12  # the cosine is 1 facing the viewer, -1 facing away
         face = self.joints[:5] = at(FACE)
         depth = (face @ self.turn.T)[:, 2] - (middle @ self.turn.T)[2]  # of nose, eyes and ears
         base = 0.12 + max(0.0, ((middle - self.neck) @ self.turn.T)[2])
@@ -192,7 +205,7 @@ class _Body:
             self.add(TORSO, 0.003, neckline, 0.03, skin, rim=False, near=0.0)
 
         top = skin if style == "bald" else self.hair
-        if style in ("long", "bob"):  # in front of the trunk only when seen from behind
+        if style in ("long", "bob"):  # covers the trunk only if seen from behind
             fall = 0.15 if style == "long" else 0.075
             lock = ((0.03, 0.0, -0.02), (-0.03, 0.0, -0.02), (0.038, -fall, -0.03), (-0.038, -fall, -0.03))
             add(shade(top, 0.85), -0.02 if front else base + 0.01, lock, 0.045)
@@ -209,7 +222,7 @@ class _Body:
         cheeks = ((0.026, 0.0, 0.022), (-0.026, 0.0, 0.022), (0.012, -0.045, 0.028), (-0.012, -0.045, 0.028))
         add(skin, base + (0.003 if front else -0.004), cheeks, (0.036, 0.036, 0.028, 0.028))
         if style == "cap":
-            cap = random_colour(self.rng, (0.4, 0.9), (0.3, 0.9))
+            cap = random_color(self.rng, (0.4, 0.9), (0.3, 0.9))
             add(cap, base + 0.005, [(0.02, 0.04, -0.005), (-0.02, 0.04, -0.005)], 0.046)
             peak = ((0.03, 0.03, 0.075), (-0.03, 0.03, 0.075), (0.03, 0.032, 0.04), (-0.03, 0.032, 0.04))
             add(shade(cap, 0.8), base + (0.006 if front else -0.006), peak, 0.01)
@@ -229,22 +242,29 @@ class _Body:
 
 
 def random_person(rng: np.random.Generator, height: float) -> Figure:
-    """A random person, in pixels, standing with the lowest point of the figure at y = 0 and the hips at x = 0."""
+    """Build a random person.
+
+    Args:
+        height: standing height in pixels.
+
+    Returns:
+        The figure in pixels, with the middle of the hips at x = 0 and its lowest point at y = 0, or above if it jumps.
+    """
     body = _Body(rng)
     body.add_limbs()
     body.add_trunk()
     body.add_head()
-    ends = [5, 6, 11, 12]  # far shoulders and hips lie behind the own body
+    ends = [5, 6, 11, 12]  # shoulders and hips on the far side are hidden by the person's own body
     body.state[ends] = np.where((body.joints @ body.turn.T)[ends, 2] < -0.045, 1, 2)
 
     # To pixels: parallel projection from slightly above, y down, feet on the ground.
     tilt = np.radians(rng.uniform(2, 12))
     view = height * body.turn.T @ np.array([[1.0, 0, 0], [0, -np.cos(tilt), np.sin(tilt)]]).T
     parts = sorted(body.hulls, key=lambda hull: hull.order)
-    centres, radii = np.array([p.points for p in parts]) @ view, height * np.array([p.radii for p in parts])
-    floor = (centres[..., 1] + radii).max() + body.stance.lift * height
+    centers, radii = np.array([p.points for p in parts]) @ view, height * np.array([p.radii for p in parts])
+    floor = (centers[..., 1] + radii).max() + body.stance.lift * height
     polygons = [
-        Polygon(p.part, p.colour, rim if p.rim else None, outline, light if p.rim else None)
-        for p, rim, outline, light in zip(parts, *outlines(centres - (0, floor), radii))
+        Polygon(p.part, p.color, rim if p.rim else None, outline, light if p.rim else None)
+        for p, rim, outline, light in zip(parts, *outlines(centers - (0, floor), radii))
     ]
     return Figure(polygons, (0.0, 0.0, 0.17 * height), body.joints @ view - (0, floor), body.state)

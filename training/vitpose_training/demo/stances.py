@@ -1,4 +1,4 @@
-"""How a person stands, walks, sits or waves: random angles of trunk, arms and legs."""
+"""Random stances of synthetic people, as angles of trunk, arms and legs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import numpy as np
 
 @dataclass
 class Stance:
-    """Angles in degrees; of each limb (forward, outward) of the upper half, then of the lower half."""
+    """The stance of a person, with angles in degrees.
 
-    arms: list  # [left, right] of 4
-    legs: list  # [left, right] of 4
-    pitch: float  # of the trunk: forward
-    roll: float  # of the trunk: sideways
-    lift: float = 0.0  # above the ground, in standing heights
-    seat: bool = False  # draw something to sit on
+    A limb has four angles: forward and outward of its upper half, then forward and outward of its lower half.
+    """
+
+    arms: list  # [left, right], four angles each
+    legs: list  # [left, right], four angles each
+    pitch: float  # of the trunk, forward
+    roll: float  # of the trunk, sideways
+    lift: float = 0.0  # height above the ground, in units of the standing height
+    seat: bool = False  # whether to draw something to sit on
 
 
 def _arm(rng: np.random.Generator, kind: str) -> tuple[float, float, float, float]:
-    """(forward, outward) angles in degrees of the upper arm and of the forearm."""
+    """Return random angles of an arm: forward and outward of the upper arm, then of the forearm, in degrees."""
     n, u = rng.normal, rng.uniform
     if kind == "up":
         return n(0, 12), u(115, 165), n(0, 15), u(135, 200)
@@ -40,15 +43,18 @@ def _arm(rng: np.random.Generator, kind: str) -> tuple[float, float, float, floa
 
 
 def random_stance(rng: np.random.Generator) -> Stance:
-    """One of nine: standing, walking, running, arms raised, waving, squatting, sitting, leaning or jumping."""
+    """Return a random stance.
+
+    It is one of standing, walking, running, arms raised, waving, squatting, sitting, leaning and jumping.
+    """
     n, u = rng.normal, rng.uniform
     calm = ("hang", "hang", "hang", "hip", "bent", "wide", "head", "ahead")
-    kinds = [str(rng.choice(calm)), str(rng.choice(calm))]  # of the arms, unless the stance says otherwise
+    kinds = [str(rng.choice(calm)), str(rng.choice(calm))]  # of the left and right arm; some stances change them
     legs = [[n(0, 5), n(5, 3), n(-5, 4), n(4, 3)] for _ in range(2)]
     stance = Stance(arms=[], legs=legs, pitch=n(3, 4), roll=n(0, 4))
     names = ("stand", "walk", "run", "raise", "wave", "squat", "sit", "lean", "jump")
     name = rng.choice(names, p=(0.2, 0.14, 0.12, 0.12, 0.12, 0.08, 0.08, 0.08, 0.06))
-    first = int(rng.integers(2))  # the side that leads: 0 left, 1 right
+    first = int(rng.integers(2))  # the leading side: 0 left, 1 right
     if name in ("walk", "run"):
         swing = u(15, 30) if name == "walk" else u(28, 50)
         bend = u(5, 25) if name == "walk" else u(30, 85)

@@ -1,8 +1,8 @@
-"""Synthetic pictures of people with COCO key points, for demonstrations and tests.
+"""Synthetic pictures of people with COCO keypoints, for demonstrations and tests.
 
-A scene is a backdrop with people and obstacles on the ground.  Each part of a figure is painted twice: in colour at
-twice the resolution, and as a number in an owner map from which the visibility of key points, the boxes and the areas
-are read off.  The order of the random draws is part of the result: with another order, every picture is another.
+A scene is a backdrop with people and obstacles on the ground. Each part of a figure is painted twice: in color at twice
+the resolution, and as a number in an owner map, which gives the visibility of keypoints, the boxes and the areas. The
+order of the random draws is part of the result: changing it changes every picture.
 """
 
 from __future__ import annotations
@@ -18,46 +18,58 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from vitpose_fast.files import write_atomic
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_training.demo.figures import random_person
-from vitpose_training.demo.shapes import OBJECT, PARTS, SHOWS, Colour, Figure, Polygon, outlines, random_colour, shade
+from vitpose_training.demo.shapes import OBJECT, PARTS, SHOWS, Color, Figure, Polygon, outlines, random_color, shade
 
 
 def _obstacle(rng: np.random.Generator, height: float) -> Figure:
-    """A post, a crate or a bush with its foot at (0, 0); height is that of a person standing next to it."""
+    """Build a random post, crate or bush with its foot at (0, 0).
+
+    `height` is the standing height in pixels of a person next to it.
+    """
     u, kind = rng.uniform, ("post", "crate", "bush")[rng.integers(3)]
-    colour = random_colour(rng, (0.3, 0.7), (0.25, 0.75))
+    color = random_color(rng, (0.3, 0.7), (0.25, 0.75))
     if kind == "post":
         w, h = u(0.015, 0.035), u(1.0, 1.6)
-        discs = [([(-w, -0.01), (w, -0.01), (-w, -h), (w, -h)], 0.01)]  # centres and their radius
+        discs = [([(-w, -0.01), (w, -0.01), (-w, -h), (w, -h)], 0.01)]  # (centers, radius) of each hull
     elif kind == "crate":
         w, h = u(0.12, 0.26), u(0.2, 0.45)
         discs = [([(-w, -0.01), (w, -0.01), (-w, -h), (w, -h)], 0.012), ([(-w, -h), (w, -h)] * 2, 0.022)]
     else:
-        colour = (int(u(30, 90)), int(u(95, 150)), int(u(30, 80)))
+        color = (int(u(30, 90)), int(u(95, 150)), int(u(30, 80)))
         w, h = u(0.14, 0.28), u(0.15, 0.35)
         discs = [([(u(-w, w), -u(0.05, h))] * 4, u(0.07, 0.12)) for _ in range(9)]
-    centres, radii = height * np.array([c for c, _ in discs]), height * np.array([[r] * 4 for _, r in discs])
+    centers, radii = height * np.array([c for c, _ in discs]), height * np.array([[r] * 4 for _, r in discs])
     polygons = [
-        Polygon(OBJECT, shade(colour, u(0.85, 1.15)), rim, body, light if kind == "bush" else None)
-        for rim, body, light in zip(*outlines(centres, radii))
+        Polygon(OBJECT, shade(color, u(0.85, 1.15)), rim, body, light if kind == "bush" else None)
+        for rim, body, light in zip(*outlines(centers, radii))
     ]
     return Figure(polygons, (0.0, 0.0, 0.2 * height))
 
 
 def _backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> Image.Image:
-    """A quiet random backdrop, RGB of size (height, width); horizon is the row where the ground begins."""
+    """Draw a calm random backdrop.
+
+    Args:
+        size: (height, width) in pixels.
+        horizon: row where the ground begins.
+
+    Returns:
+        An RGB image.
+    """
     h, w = size
     u, kind = rng.uniform, ("room", "hills", "street", "blur")[rng.integers(4)]
 
-    def pale() -> Colour:
-        return random_colour(rng, (0.05, 0.35), (0.45, 0.9))
+    def pale() -> Color:
+        """Return a random pale color."""
+        return random_color(rng, (0.05, 0.35), (0.45, 0.9))
 
-    # Wall and floor change slowly from row to row, with noise: computed at an eighth of the size.
+    # Wall and floor are noisy vertical gradients, computed at an eighth of the size.
     k = 8
     far, near = pale(), pale()
     rows = np.arange(h // k + 1)[:, None, None] * k
     t = np.clip(rows / max(horizon, 1), 0, 1)
     wall, floor = np.array(far) + (t - 0.5) * u(-50, 50), np.array(near) + (rows - h) / h * u(-60, 60)
-    if kind in ("hills", "street"):  # sky, then grass or pavement
+    if kind in ("hills", "street"):  # the sky, above grass or pavement
         wall = np.array((110, 160, 220)) * u(0.8, 1.1) + t * (60, 45, 15)
         ground = np.array((96, 140, 70) if kind == "hills" else (140, 138, 136))
         floor = ground * u(0.7, 1.15) + (rows - h) / 8
@@ -104,7 +116,7 @@ def _backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float) -
 
 
 def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> list[Figure]:
-    """People and obstacles on the ground, far ones first."""
+    """Place random people and obstacles on the ground, and return them from far to near."""
     h, w = size
     others = rng.choice(4, p=(0.3, 0.33, 0.22, 0.15))
     scales = [rng.uniform(0.5, 0.95), *rng.uniform(0.35, 0.85, others)]
@@ -112,14 +124,14 @@ def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> li
     taken: list[tuple[float, float]] = []
     for scale in sorted(scales):
         figure = random_person(rng, scale * h)
-        for _ in range(8):  # mostly beside one another, at times overlapping
+        for _ in range(8):  # people mostly stand side by side, but may overlap
             x = rng.uniform(0.1, 0.9) * w if rng.uniform() < 0.88 else rng.choice((0.0, 1.0)) * w
             if all(abs(x - other) > 0.2 * (scale + s) * h * rng.uniform(0.5, 1.1) for other, s in taken):
                 break
         taken.append((x, scale))
         y = horizon + (0.98 * h - horizon) * min(scale / 0.9, 1.0)
         if scale > 0.6 and rng.uniform() < 0.15:
-            y += rng.uniform(0.08, 0.4) * scale * h  # legs below the picture
+            y += rng.uniform(0.08, 0.4) * scale * h  # the legs are cut off by the lower edge of the picture
         figure.move(x, y)
         figures.append(figure)
         if rng.uniform() < 0.2:
@@ -129,30 +141,35 @@ def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> li
     return figures
 
 
-def _labelled(figure: Figure, size: tuple[int, int]) -> np.ndarray:
-    """Which of the 17 key points of a person are labelled and inside the picture, bool [17]."""
+def _labeled(figure: Figure, size: tuple[int, int]) -> np.ndarray:
+    """Return which keypoints of a person are labeled and inside the picture, as bool [17]."""
     assert figure.points is not None and figure.state is not None
     x, y = figure.points.T
     return (figure.state > 0) & (x >= 0) & (y >= 0) & (x <= size[1] - 1) & (y <= size[0] - 1)
 
 
 def _paint(image: Image.Image, figures: list[Figure]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Draw on an RGB image of twice the size; owner map uint8 [H, W], and of each person the pixels it was given."""
+    """Paint figures on an RGB image of 2H x 2W pixels, in place.
+
+    Returns:
+        The owner map uint8 [H, W] (see `shapes`), and for each person the pixels painted for it, bool [H, W]. Later
+        figures may cover them.
+    """
     owner = Image.new("L", (image.width // 2, image.height // 2))
     draw, mark = ImageDraw.Draw(image), ImageDraw.Draw(owner)
     drawn: list[np.ndarray] = []
     for figure in figures:
-        first = 1 + PARTS * len(drawn)  # the numbers of this person begin here
+        first = 1 + PARTS * len(drawn)  # number of this person's first part in the owner map
         x, y, r = figure.ground
         if 0 <= 2 * x < image.width and 0 <= 2 * y < image.height:
             spot: Any = image.getpixel((int(2 * x), int(2 * y)))
             draw.ellipse((2 * x - 2 * r, 2 * y - 0.5 * r, 2 * x + 2 * r, 2 * y + 0.3 * r), shade(spot, 0.78))
-        for part, colour, rim, body, light in figure.polygons:
+        for part, color, rim, body, light in figure.polygons:
             if rim is not None:
-                draw.polygon((2 * rim + 0.5).ravel().tolist(), shade(colour, 0.6))
-            draw.polygon((2 * body + 0.5).ravel().tolist(), colour)
+                draw.polygon((2 * rim + 0.5).ravel().tolist(), shade(color, 0.6))
+            draw.polygon((2 * body + 0.5).ravel().tolist(), color)
             if light is not None:
-                draw.polygon((2 * light + 0.5).ravel().tolist(), shade(colour, 1.07))
+                draw.polygon((2 * light + 0.5).ravel().tolist(), shade(color, 1.07))
             whole = body if rim is None else rim
             mark.polygon(whole.ravel().tolist(), OBJECT if part == OBJECT else first + part)
         if figure.points is not None:
@@ -162,11 +179,11 @@ def _paint(image: Image.Image, figures: list[Figure]) -> tuple[np.ndarray, list[
 
 
 def _annotation(figure: Figure, number: int, owner: np.ndarray, drawn: np.ndarray, area: int) -> dict:
-    """The COCO annotation of person `number` of a painted scene."""
+    """Return the COCO annotation of person `number` of a painted scene."""
     assert figure.points is not None and figure.state is not None
     keypoints: list[float] = []
-    for k, labelled in enumerate(_labelled(figure, owner.shape)):
-        if not labelled:
+    for k, labeled in enumerate(_labeled(figure, owner.shape)):
+        if not labeled:
             keypoints += [0.0, 0.0, 0]
             continue
         x, y = (round(float(c), 2) for c in figure.points[k])
@@ -184,7 +201,11 @@ def _annotation(figure: Figure, number: int, owner: np.ndarray, drawn: np.ndarra
 
 
 def _photograph(rng: np.random.Generator, image: Image.Image) -> np.ndarray:
-    """Half the size, with random exposure, white balance, gamma and grain; uint8 [H, W, 3]."""
+    """Return the painted image as a photo: half the size, random exposure, white balance, gamma and grain.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     small = image.reduce(2)
     gain, gamma = rng.uniform(0.88, 1.02) * rng.uniform(0.96, 1.04, 3), rng.uniform(0.8, 1.1)
     ramp = 255 * gain[:, None] * (np.arange(256) / 255) ** gamma
@@ -195,16 +216,17 @@ def _photograph(rng: np.random.Generator, image: Image.Image) -> np.ndarray:
 
 
 def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> tuple[np.ndarray, list[dict]]:
-    """One picture and its annotations, the same for the same arguments.
+    """Render one picture and its annotations. The result depends only on the arguments.
 
     Args:
-        seed, index: every random draw comes from np.random.default_rng((seed, index)).
+        seed: seed of the data set. Random numbers come from np.random.default_rng((seed, index)).
+        index: index of the picture.
         size: (height, width) in pixels.
 
     Returns:
-        uint8 [H, W, 3] RGB, and one COCO annotation per person, far ones first, without id and image_id: bbox
-        [x, y, w, h] around the whole figure inside the picture (parts hidden by others included), area in visible
-        pixels, and 17 key points (x, y, v) in pixels, with pixel centres at whole numbers.
+        The picture, uint8 [H, W, 3] RGB, and one COCO annotation per person, from far to near, without id and image_id.
+        In pixels, with pixel centers at whole numbers, an annotation has 17 keypoints (x, y, v), the bbox [x, y, w, h]
+        of the part of the figure inside the picture (parts hidden by others included), and the area that is visible.
     """
     rng = np.random.default_rng((seed, index))
     h, w = size
@@ -213,7 +235,7 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> t
         horizon = rng.uniform(0.3, 0.6) * h
         backdrop = _backdrop(rng, size, horizon)
         figures = _cast(rng, size, horizon)
-        figures = [f for f in figures if f.points is None or _labelled(f, size).sum() >= 5]
+        figures = [f for f in figures if f.points is None or _labeled(f, size).sum() >= 5]
         while True:
             people = [f for f in figures if f.points is not None]
             image = backdrop.resize((2 * w, 2 * h), Image.Resampling.NEAREST)
@@ -223,15 +245,19 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> t
             lost = [i for i, area in enumerate(areas) if area < max(20, 0.3 * drawn[i].sum())]
             if not lost:
                 break
-            figures = [f for f in figures if not any(f is people[i] for i in lost)]  # too hidden: paint without them
+            # People who are mostly hidden are left out, and the scene is painted again.
+            figures = [f for f in figures if not any(f is people[i] for i in lost)]
     annotations = [_annotation(f, i, owner, drawn[i], areas[i]) for i, f in enumerate(people)]
     return _photograph(rng, image), annotations
 
 
 def write_dataset(folder: str | os.PathLike, images: int, seed: int, size: tuple[int, int] = (240, 320)) -> Path:
-    """Write folder/images/*.jpg and folder/annotations.json (COCO key points); returns the annotation file.
+    """Render a data set into folder/images/*.jpg and folder/annotations.json (COCO keypoints).
 
-    The annotations come last and at once, so that a file that exists belongs to a complete set of pictures.
+    The annotation file is written last and atomically: if it exists, all pictures exist.
+
+    Returns:
+        The annotation file.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -249,7 +275,7 @@ def write_dataset(folder: str | os.PathLike, images: int, seed: int, size: tuple
         "name": "person",
         "supercategory": "person",
         "keypoints": list(coco.names),
-        "skeleton": [[a + 1, b + 1] for a, b in coco.skeleton],  # COCO counts from one
+        "skeleton": [[a + 1, b + 1] for a, b in coco.skeleton],  # COCO counts keypoints from 1
     }
     info = {"description": f"synthetic people, seed {seed}", "version": "1"}
     content = {"info": info, "licenses": [], "images": pictures, "annotations": annotations, "categories": [category]}

@@ -18,7 +18,8 @@ from vitpose_training.run.optim import Ema
 
 log = logging.getLogger("vitpose_fast")
 
-# Options that may change when a run is resumed, because none of them affects an optimizer step.
+# Options that may change when a run is resumed: they belong neither to the data nor to the recipe of the training.
+# (Of these, compile and parallel change rounding, and micro_batch also the samples over which BatchNorm averages.)
 _MAY_CHANGE = {
     *("out", "resume", "overwrite", "workers", "keep_images", "device", "dry_run", "track", "log_every", "init"),
     *("val", "val_images", "val_tasks", "boxes", "eval_every", "flip_test", "blur_kernel"),

@@ -1,4 +1,7 @@
-"""Train ViTPose and ViTPose++: `vitpose-fast train PRESET`, or `torchrun training/train.py PRESET` for several GPUs."""
+"""Train ViTPose and ViTPose++: `vitpose-fast train PRESET`, or `torchrun training/train.py PRESET` for several GPUs.
+
+The options of a preset are listed by `vitpose-fast train PRESET --help`. Tables are those of the ViTPose++ paper.
+"""
 
 from __future__ import annotations
 
