@@ -232,7 +232,7 @@ def test_predict_reports_folders_without_images(folder, capsys):
         (["convert", "gone", "out"], "gone: no such file"),
         (["convert", "weights", "weights"], "weights exists already"),
         (["info", "photos"], "expected one weights file in the folder, found none"),
-        (["demo", "--image", "photos/1.png"], "--image and --weights go together"),
+        (["demo", "--image", "photos/1.png"], "got only one of --image and --weights"),
     ],
 )
 def test_failures_are_one_line_and_exit_1(folder, capsys, args, message):

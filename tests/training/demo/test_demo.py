@@ -1,4 +1,4 @@
-"""The demo, shortened; in full it is marked slow."""
+"""The demo: a short version, and the full one, which is marked slow."""
 
 from __future__ import annotations
 
@@ -21,19 +21,8 @@ def test_a_short_demo_leaves_pictures_and_results(tmp_path, capsys):
     for name in ("poses.png", "training.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
-    assert (
-        main(
-            [
-                "--out",
-                str(tmp_path / "again"),
-                "--image",
-                str(out / "poses.png"),
-                "--weights",
-                str(out / "run" / "model"),
-            ]
-        )
-        == 0
-    )
+    options = ["--image", str(out / "poses.png"), "--weights", str(out / "run" / "model")]
+    assert main(["--out", str(tmp_path / "again"), *options]) == 0
     with Image.open(tmp_path / "again" / "poses.png") as a, Image.open(out / "poses.png") as b:
         assert a.size == b.size
 
@@ -41,7 +30,7 @@ def test_a_short_demo_leaves_pictures_and_results(tmp_path, capsys):
 def test_an_image_without_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match="held_out=0, expected at least 8"):
         main(["--held-out", "0", "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="--image and --weights go together"):
+    with pytest.raises(ValueError, match="got only one of --image and --weights"):
         main(["--image", "photo.jpg", "--out", str(tmp_path)])
 
 

@@ -1,4 +1,4 @@
-"""The synthetic people: the same every time, correctly labelled, varied, and readable as a COCO data set."""
+"""Synthetic people: reproducible, correctly labeled, varied, and readable as a COCO data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def people(scenes):
-    """All annotations of the scenes, key points as float [people, 17, 3]."""
+    """Keypoints of all annotations of the scenes, float [people, 17, 3]."""
     return np.array([a["keypoints"] for _, annotations in scenes for a in annotations], float).reshape(-1, 17, 3)
 
 
@@ -37,7 +37,7 @@ def test_index_and_seed_change_the_scene(scenes):
 
 
 @pytest.mark.parametrize("size", [(240, 320), (200, 150), (321, 243)])
-def test_annotations_obey_the_laws_of_coco(size):
+def test_annotations_are_valid_coco(size):
     height, width = size
     for index in range(20):
         pixels, annotations = render_scene(3, index, size)
@@ -54,7 +54,7 @@ def test_annotations_obey_the_laws_of_coco(size):
             assert a["num_keypoints"] == seen.sum() >= 5
             assert (points[~seen] == 0).all()
             assert (points[:, :2] >= 0).all() and (points[:, :2] <= (width - 1, height - 1)).all()
-            # The box is around the drawn figure; joints lie within the limbs (0.5: a pixel reaches beyond its centre).
+            # The box encloses the drawn figure and joints lie inside the limbs; 0.5 is the extent of a pixel.
             inner = points[seen]
             assert (inner[:, :2] >= (x - 0.5, y - 0.5)).all() and (inner[:, :2] <= (x + w - 0.5, y + h - 0.5)).all()
 
@@ -65,16 +65,16 @@ def test_scenes_are_varied(scenes, people):
     heights = np.array([a["bbox"][3] for _, annotations in scenes for a in annotations]) / SIZE[0]
     assert heights.min() < 0.5 and heights.max() > 0.8
     states = people[..., 2]
-    assert (states == 1).mean() > 0.02 and (states == 2).mean() > 0.6  # hidden joints occur, most are seen
-    assert ((states[:, 5:] == 0).any(1)).any()  # so do people partly outside the picture
+    assert (states == 1).mean() > 0.02 and (states == 2).mean() > 0.6  # some joints are hidden, most are visible
+    assert ((states[:, 5:] == 0).any(1)).any()  # some people are partly outside the picture
 
 
 def test_left_and_right_follow_from_the_face(people):
-    """Facing the viewer, a person's left is on the right-hand side of the picture; from behind it is the other way."""
+    """The left side of a person who faces the viewer is on the right in the picture; from behind, on the left."""
     states, x = people[..., 2], people[..., 0]
     trunk = (states[:, [5, 6, 11, 12]] > 0).all(1)
     facing = trunk & (states[:, 1] > 0) & (states[:, 2] > 0)
-    behind = trunk & (states[:, :3] == 0).all(1) & (people[:, 5:7, 1] > 30).all(1)  # the head is in the picture
+    behind = trunk & (states[:, :3] == 0).all(1) & (people[:, 5:7, 1] > 30).all(1)  # so the head is in the picture
     assert facing.sum() > 30 and behind.sum() > 8
     for left, right in ((5, 6), (11, 12)):
         assert (x[facing, left] > x[facing, right]).mean() > 0.9
@@ -84,7 +84,7 @@ def test_left_and_right_follow_from_the_face(people):
 
 
 def test_figures_stand_out_from_the_background(scenes):
-    """Visible joints lie on painted figures: their colours are not those of the surroundings of the box."""
+    """Visible joints lie on painted figures: their colors differ from the colors beside the box."""
     different = []
     for pixels, labels in scenes:
         for a in labels:
@@ -99,7 +99,7 @@ def test_write_dataset_is_coco(tmp_path, capsys):
     COCO = pytest.importorskip("pycocotools.coco").COCO
     target = write_dataset(tmp_path / "set", 4, seed=1, size=(120, 160))
     assert target == tmp_path / "set" / "annotations.json"
-    assert sorted(p.name for p in target.parent.iterdir()) == ["annotations.json", "images"]  # nothing temporary
+    assert sorted(p.name for p in target.parent.iterdir()) == ["annotations.json", "images"]  # no temporary files
     coco = COCO(str(target))
     assert len(coco.imgs) == 4 and coco.getCatIds() == [1]
     category = coco.loadCats(1)[0]

@@ -1,4 +1,4 @@
-"""States on disk: whole or not there, checked by their names, and everything an update depends on."""
+"""Training states: never half-written, verified by their file names, and complete to resume from."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def state(step, size=1000):
 
 
 def load(states):
-    """(file, content) of the last state."""
+    """Return the file and the content of the most recent undamaged state."""
     path = states.last()
     return path, torch.load(path, weights_only=True)
 
 
-def test_the_last_ones_stay_and_the_last_whole_one_is_read(tmp_path, caplog):
+def test_the_last_states_are_kept_and_the_last_undamaged_one_is_read(tmp_path, caplog):
     states = States(tmp_path, keep=2)
     assert states.last() is None
     for step in (5, 10, 15):
@@ -45,12 +45,12 @@ def test_the_last_ones_stay_and_the_last_whole_one_is_read(tmp_path, caplog):
     path, found = load(states)
     assert path == before and found["step"] == 10 and f"{last}: damaged (its checksum differs)" in caplog.text
     before.write_bytes(b"")
-    with pytest.raises(ValueError, match="none of its 2 states can be read; start with --overwrite"):
+    with pytest.raises(ValueError, match="all 2 states are damaged; pass --overwrite to start the run again"):
         states.last()
 
 
 def test_one_state_is_enough_even_after_a_damaged_one(tmp_path):
-    """Go on from 10, since 14 is damaged: the new 12 stays, and 14, which would hide it, goes."""
+    """State 14 is damaged, so the run resumes from 10; when it saves 12, state 14 is removed, or it would hide 12."""
     states = States(tmp_path, keep=2)
     for step in (10, 14):
         states.save(step, state(step))
@@ -95,10 +95,10 @@ def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
     started = time.monotonic()
     States(tmp_path / "other").save(0, state(0, 200_000))
     vp.save_model(model, tmp_path / "other" / "best")
-    once = time.monotonic() - started  # on this disk
+    once = time.monotonic() - started  # seconds to save both on this disk
     for round_ in range(30):
         child = os.fork()
-        if child == 0:  # saves as fast as it can, models and states
+        if child == 0:  # saves models and states as fast as it can
             try:
                 for step in range(1000 * round_, 1000 * round_ + 1000):
                     states.save(step, state(step, 200_000))
@@ -115,24 +115,24 @@ def test_thirty_times_killed_while_saving_leaves_no_unreadable_state(tmp_path):
             steps.append(step)
         if (tmp_path / "best").exists():
             vp.load_model(tmp_path / "best")
-    assert steps == sorted(steps) and len(set(steps)) > 10  # it did save between the kills
+    assert steps == sorted(steps) and len(set(steps)) > 10  # the children did save states before they were killed
     assert (tmp_path / "best").exists()
 
 
 def test_a_state_of_another_version_is_refused_in_one_line(tmp_path):
-    """One with flat options, as they were before the optimizer and the schedule had their own."""
+    """The first state has flat options, as in versions before optimizer and schedule became nested configs."""
     config = TrainConfig()
     flat = {**config.to_dict(), "schedule": "step", "warmup": 500}
     flat |= flat.pop("optimizer")
     lacking = {name: value for name, value in config.to_dict().items() if name != "schedule"}
-    without_a_free_one = {name: value for name, value in config.to_dict().items() if name != "track"}
+    lacking_one_that_may_change = {name: value for name, value in config.to_dict().items() if name != "track"}
     path = tmp_path / "state.pt"
     for written, said in ((flat, "has schedule"), (lacking, "lacks schedule.decay")):
         torch.save({"config": written}, path)
-        message = f"it was written by a version with other options (it {said}); start again with --overwrite"
+        message = f"it was written by a version with other options (it {said}); pass --overwrite to start the run again"
         with pytest.raises(ValueError, match=re.escape(f"{path}: cannot resume, {message}")):
             read_state(path, tmp_path, config)
-    torch.save({"config": without_a_free_one}, path)
+    torch.save({"config": lacking_one_that_may_change}, path)
     read_state(path, tmp_path, config)
     torch.save({"config": [1]}, path)
     with pytest.raises(ValueError, match="cannot resume from it"):
@@ -169,15 +169,15 @@ def test_a_state_puts_everything_back(tmp_path):
         update(*b)
         assert all(torch.equal(x, b[0].state_dict()[n]) for n, x in a[0].state_dict().items())
         assert all(torch.equal(x, y) for x, y in zip(a[2].average, b[2].average))
-    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: 0.0005 then, 0.1 now"):
+    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: it was 0.0005, it is now 0.1"):
         read_state(path, tmp_path, replace(config, optimizer=OptimizerConfig(lr=0.1)))
-    with pytest.raises(ValueError, match=r"cannot resume with another schedule.decay: \[0.8.*\] then, cosine now"):
+    with pytest.raises(ValueError, match=r"another schedule.decay: it was \[0.8.*\], it is now cosine"):
         read_state(path, tmp_path, replace(config, schedule=ScheduleConfig("cosine")))
     read_state(path, tmp_path, replace(config, workers=7, micro_batch=3, out=Path("x")))
     other = vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1)
     with pytest.raises(ValueError, match="cannot resume from it .it holds other weights: "):
         put_back(saved, path, other, make_optimizer(other, config.optimizer), None)
-    with pytest.raises(ValueError, match="nothing to resume from; start without --resume"):
+    with pytest.raises(ValueError, match="holds no state to resume from; start without --resume"):
         read_state(None, tmp_path, config)
     path.write_bytes(b"not a state")
     with pytest.raises(ValueError, match="cannot resume from it"):

@@ -1,4 +1,4 @@
-"""Presets against the paper's tables, contradictions refused with the reason."""
+"""Presets match the paper's tables, and contradicting options are refused with the reason."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_presets_say_what_they_are_and_where_the_released_configuration_differs(
         (dict(tasks=("coco", "aic"), experts="added", model="vitpose++-tiny"), "exclude each other"),
         (dict(attention="window", window=(20, 8)), "window (20, 8) does not fit the 16x12 grid"),
         (dict(tasks=("ochuman",)), "ochuman is for evaluation only"),
-        (dict(val_tasks=("aic",)), "got 'aic' in val_tasks, expected some of the tasks: coco"),
-        (dict(tasks=("coco", "coco")), "expected at least one, each once"),
-        (dict(tasks=()), "expected at least one, each once"),
+        (dict(val_tasks=("aic",)), "got 'aic' in val_tasks, expected tasks of this run: coco"),
+        (dict(tasks=("coco", "coco")), "expected at least one task and no duplicates"),
+        (dict(tasks=()), "expected at least one task and no duplicates"),
         (dict(micro_batch=65), "got micro_batch=65, more than batch_size=64"),
         (dict(micro_batch=0), "got micro_batch=0, expected at least 1"),
         (dict(ema=1.0), "got ema=1.0, expected a decay between 0 and 1"),
@@ -123,10 +123,10 @@ def test_presets_say_what_they_are_and_where_the_released_configuration_differs(
         (dict(seed=2**32), "expected less than 2**32"),
         (
             dict(train=(Path("a"), Path("b")), train_images=(Path("c"),), tasks=("coco", "aic", "mpii")),
-            "a file for each task",
+            "expected one file per task, or a single task",
         ),
         (dict(val_tasks=()), "got val_tasks=(), expected at least one"),
-        (dict(val_tasks=("coco", "coco")), "each once; leave it out for all"),
+        (dict(val_tasks=("coco", "coco")), "no duplicates; leave it out to evaluate all tasks"),
         (dict(frozen_stages=99), "frozen_stages 99, expected -1 (none) to 3"),
         (dict(frozen_stages=-2), "frozen_stages -2, expected -1 (none) to 3"),
         (dict(image_size=(100000, 192)), "expected (height, width) of 16 to 4096"),
@@ -167,7 +167,7 @@ def test_optimizer_and_schedule_refuse_values_by_the_names_of_their_flags(kind, 
     [("cosine", "cosine"), ("0.5 0.9", (0.5, 0.9)), ("", ())],
 )
 def test_the_schedule_is_chosen_by_one_flag(flags, decay):
-    for name in ("tiny", "coco-b"):  # cosine and milestones
+    for name in ("tiny", "coco-b"):  # presets with a cosine schedule and with milestones
         args = [name, "--schedule.decay", *flags.split(), "--optimizer.lr", "0.01", "--schedule.warmup", "7"]
         made = parse(args)
         before = config(name)
@@ -183,7 +183,7 @@ def test_files_go_with_tasks():
     ]
     one = replace(c, tasks=("coco",), train=(Path("a"), Path("b")), train_images=(Path("i"),), val_images=(Path("i"),))
     assert [(s.name, str(a), str(i)) for s, a, i in one.sources("train")] == [("coco", "a", "i"), ("coco", "b", "i")]
-    assert one.sources("val") == []  # files to train on, none to evaluate on
+    assert one.sources("val") == []  # training files without validation files
     both = replace(c, train=(Path("a"), Path("b")), train_images=(Path("i"), Path("j")), val_tasks=("mpii",))
     both = replace(both, val=(Path("v"), Path("w")), val_images=(Path("i"),))
     assert [(s.name, str(a)) for s, a, _ in both.sources("val")] == [("mpii", "w")]

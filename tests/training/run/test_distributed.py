@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train as one process does."""
+"""Training in several processes, started by torchrun, gives the results of a single process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 @pytest.fixture
 def run(data, tmp_path, root):
-    """run(processes, name, *options) -> the folder of a run on 12 people, 6 of them in an update."""
+    """Return run(processes, name, *options): it trains on 12 people with batch size 6 and returns the run's folder."""
 
     def start(processes, name, *options, code=0, restarts=0, **more):
         out = tmp_path / name
@@ -56,11 +56,11 @@ def test_two_processes_give_the_loss_curve_of_one(run, parallel):
     shared, shared_last = curve(run(2, "shared", "--parallel", parallel, "--micro-batch", "2"))
     assert len(alone) == len(shared) == 6
     assert shared == pytest.approx(alone, rel=1e-5)
-    assert alone[0] != pytest.approx(alone[3], rel=1e-3)  # it is a curve
+    assert alone[0] != pytest.approx(alone[3], rel=1e-3)  # the loss does change
     assert shared_last["AP"] == pytest.approx(last["AP"], abs=1e-6)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(run):
+def test_a_run_resumes_with_another_number_of_processes(run):
     whole = run(1, "whole")
     run(2, "parts", "--epochs", "3", "--parallel", "fsdp", "--save-every", "2", "--keep", "9")
     folder = whole.parent / "parts"
@@ -75,19 +75,20 @@ def test_a_run_goes_on_with_another_number_of_processes(run):
         torch.testing.assert_close(weights(folder)[name], value, rtol=0, atol=1e-3)
 
 
-def test_what_is_refused_is_refused_in_one_line_by_all(run):
-    """Whether every process sees it or the first alone; and a second attempt by torchrun does not overlook it."""
+def test_bad_inputs_are_refused_in_one_line_by_all_processes(run):
+    """Whether every process notices the error or only rank 0 does; and also when torchrun tries a second time."""
     run(2, "small", "--batch-size", "1", code=1)
-    assert "vitpose-fast: error: got batch_size=1 for 2 processes, expected one each" in run.said
+    message = "got batch_size=1 for 2 processes, expected at least one sample per process"
+    assert f"vitpose-fast: error: {message}" in run.said
     out = run(1, "taken", "--epochs", "1")
     before = (out / "metrics.jsonl").read_bytes()
     run(2, "taken", "--epochs", "1", code=1, restarts=1)
-    assert run.said.count(f"vitpose-fast: error: {out}: holds a run already; --resume goes on with it") >= 2
+    assert run.said.count(f"vitpose-fast: error: {out}: already holds a run; pass --resume to continue it") >= 2
     assert 'train.py", line' not in run.said and (out / "metrics.jsonl").read_bytes() == before
 
 
-def test_torchrun_starts_its_own_run_again_where_it_was(run, tmp_path, python_path):
-    """A process is killed at the sixth update; the others are, too; the second attempt goes on from the last state."""
+def test_a_restart_by_torchrun_resumes_the_run(run, tmp_path, python_path):
+    """One process is killed at the sixth step and torchrun ends the other; the restart resumes from the last state."""
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     whole = run(2, "whole")
     environment = {"PYTHONPATH": python_path(tmp_path), "KILL_ONCE": str(tmp_path / "killed")}
@@ -118,7 +119,7 @@ def test_bad_images_of_all_processes_are_named_in_one_file(run, data, tmp_path):
     broken = sorted(images.iterdir())[:3]
     for path in broken:
         path.write_bytes(b"broken")
-    out = run(2, "broken", "--train-images", str(images))  # exit code 0: torchrun would start a 1 again
+    out = run(2, "broken", "--train-images", str(images))  # exit code 0, because torchrun would restart on 1
     named = [json.loads(line)["image"] for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(named) == sorted(map(str, broken)) and run.said.count("skipped: ") == 3
     run(2, "strict", "--train-images", str(images), "--max-bad-images", "1", code=1)

@@ -1,4 +1,4 @@
-"""The arithmetic of a model against the paper's numbers."""
+"""FLOPs of models match the paper's numbers and torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from vitpose_fast.models.config import preset
 from vitpose_training.run.flops import forward_flops, peak_flops
 
-# Table 7, ViTPose-B with features at 1/8, in G multiply-adds without the decoder; (SPEC 10: 65.68 G are not attention)
+# ViTPose-B with features at 1/8, in G multiply-adds without the decoder: 65.68 G plus attention (docs/numerics.md 10).
+# The paper states 76.59, 69.94 and 68.46 for the first three rows; its numbers for 8x8 windows are 0.3 to 0.4 lower.
 TABLE_7 = {
     ("full", (8, 8)): 76.55,
     ("window+full", (8, 8)): 69.91,
@@ -39,11 +40,11 @@ def test_products_agree_with_a_counter(options):
     attention = 4 * 12 * 12 * config.width * config.depth
     patches = 2 * 12 * config.width * 16 * 16 * 3
     assert heatmaps.shape[1] == 17
-    # the counter does not look into these two ops
+    # torch's counter does not count attention and patch embedding, which are custom ops
     assert counter.get_total_flops() == forward_flops(config) - attention - patches
 
 
-def test_devices_that_are_not_known_have_no_peak(monkeypatch):
+def test_unknown_devices_have_no_peak(monkeypatch):
     assert peak_flops(torch.device("cpu"), "bf16") is None
     for name, peak in {
         "NVIDIA H200": 989e12,

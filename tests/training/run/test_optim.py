@@ -1,4 +1,4 @@
-"""Layer decay, weight decay groups and schedules against the numbers of SPEC 6.4 and 6.5."""
+"""Layer decay, weight decay groups and schedules match the numbers of docs/numerics.md 6.4, 6.5."""
 
 from __future__ import annotations
 

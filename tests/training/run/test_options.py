@@ -1,4 +1,4 @@
-"""Options of a training that make no sense: each is refused with an exit code and a reason, and nothing is written."""
+"""Invalid training options: each is refused with an exit code and a reason, and nothing is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def bad(option, *values):
     return [(f"--{option} {value}", option) for value in values]
 
 
-OPTIONS = [  # arguments, a word of the reason
+OPTIONS = [  # (arguments, a word that the error message contains)
     *bad("optimizer.lr", "x", "nan", "inf", "-1", "0", ""),
     *bad("sigma", "0", "nan"),
     *bad("optimizer.clip", "0", "-1"),
@@ -59,7 +59,7 @@ OPTIONS = [  # arguments, a word of the reason
     ("--tasks none.json", "none.json"),
     ("--tasks ochuman", "evaluation only"),
     ("--tasks coco aic", "tasks"),
-    ("--tasks aic", "aic"),  # with files of COCO
+    ("--tasks aic", "aic"),  # with annotation files of COCO
     ("--val-tasks aic", "val_tasks"),
     ("--train-images a b", "folders"),
     ("--train none.json", "none.json"),
@@ -73,13 +73,13 @@ OPTIONS = [  # arguments, a word of the reason
     ("--no-such-flag", "--no-such-flag"),
     ("stray", "stray"),
     ("--optimizer.lr", "optimizer.lr"),
-    ("--lr 0.001", "--optimizer.lr"),  # says what is meant
+    ("--lr 0.001", "--optimizer.lr"),  # the message suggests the right flag
     ("--schedule cosine", "--schedule.decay"),
 ]
 
 
 @pytest.mark.parametrize(("options", "word"), OPTIONS)
-def test_options_that_make_no_sense_are_refused(samples, tmp_path, capsys, monkeypatch, options, word):
+def test_invalid_options_are_refused(samples, tmp_path, capsys, monkeypatch, options, word):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
     file, folder = str(samples / "coco/test_coco.json"), str(samples / "coco")

@@ -1,4 +1,4 @@
-"""Recomputing activations changes the memory and nothing else."""
+"""Recomputing activations saves memory and changes no gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitpose_training.run.recompute import LEVELS, set_recompute
 
 
 class Alive(TorchDispatchMode):
-    """Remembers every result, to count the bytes of those that are still held."""
+    """Records the storage of every result, to count the bytes that are still alive."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("attention", ["full", "window+shift+pool"])
 @pytest.mark.parametrize("name", ["vitpose-tiny", "vitpose++-tiny"])
 def test_gradients_are_the_same_and_memory_falls(name, attention):
-    """Bytes per token, channel and block in bf16: 4 of the stream, 6 qkv, 2 attention, 2 projection, 8 hidden."""
+    """Bytes per token, channel and block in bf16: 4 residual stream, 6 qkv, 2 attention, 2 projection, 8 hidden."""
     torch.manual_seed(0)
     options = dict(depth=4, drop_path=0.3, attention=attention, window=(8, 8))
     model = vp.create_model(name, ("coco", "aic"), "simple", **options).train()
@@ -52,7 +52,7 @@ def test_gradients_are_the_same_and_memory_falls(name, attention):
         gradients[level] = [p.grad for p in own.backbone.parameters()]
     for level in LEVELS[1:]:
         assert all(torch.equal(a, b) for a, b in zip(gradients["none"], gradients[level])), level
-    casts = 2 * 12 * 192**2 / (4 * 192 * 192)  # bf16 copies of the weights, per token and channel
+    casts = 2 * 12 * 192**2 / (4 * 192 * 192)  # bytes of the bf16 copies of the weights, in the same unit
     assert held["none"] > 34
     assert held["norm"] < 24 + casts and held["ffn"] < 16 + casts and held["most"] < 10 + casts
     assert held["none"] > held["norm"] > held["ffn"] > held["most"]

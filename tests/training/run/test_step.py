@@ -1,4 +1,4 @@
-"""One update: the loss of SPEC 4.6, the same however it is split, and nothing changed by what is not finite."""
+"""One optimizer step: the loss of docs/numerics.md 4.6, gradient accumulation, and skipped non-finite steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitpose_training.run.step import PoseLoss, Updater
 
 SIZE = (64, 48)
 CPU = World(torch.device("cpu"))
-TASKS = {"coco": 3, "aic": 2, "mpii": 1}  # samples of each
+TASKS = {"coco": 3, "aic": 2, "mpii": 1}  # task -> number of samples
 CONFIG = TrainConfig(
     tasks=("coco", "aic", "mpii"), image_size=SIZE, batch_size=6, optimizer=OptimizerConfig(lr=1e-3), device="cpu"
 )
@@ -55,7 +55,7 @@ def make_batch(seed=0, tasks=TASKS):
 
 
 def cut(batch, size):
-    """The same samples in micro-batches of at most `size`."""
+    """Split a batch into micro-batches of at most `size` samples."""
     out = []
     for a in range(0, len(batch.crops), size):
         b, parts, start = min(a + size, len(batch.crops)), {}, 0
@@ -70,8 +70,8 @@ def cut(batch, size):
     return out
 
 
-class Fed:
-    """A feeder that gives these batches."""
+class FakeFeeder:
+    """A feeder that returns the given batches."""
 
     def __init__(self, *batches, bad=()):
         self.batches, self.bad = list(batches), list(bad)
@@ -96,8 +96,8 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_the_loss_is_the_padded_and_masked_one_of_the_official_code():
-    """Targets of all tasks padded to 133 channels, masked by task, every head on every sample, mean over the batch."""
+def test_the_loss_equals_the_padded_and_masked_loss_of_the_official_code():
+    """It pads the targets of all tasks to 133 channels, masks them by task, and applies every head to every sample."""
     model, batch = make_model(), make_batch()
     losses, finite = PoseLoss(model, codecs_of(model), "all", False)(batch, None, 6)
     ids = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -132,7 +132,7 @@ def test_micro_batches_add_up_to_the_same_update(size):
     results = []
     for batches in ([make_batch()], cut(make_batch(), size)):
         model = make_model(drop_path=0.4)
-        update, _ = updater_of(model)(3, Fed(*batches), len(batches))
+        update, _ = updater_of(model)(3, FakeFeeder(*batches), len(batches))
         results.append((update, state(model)))
     (a, before), (b, after) = results
     assert a.loss == pytest.approx(b.loss, rel=1e-5) and a.norm == pytest.approx(b.norm, rel=1e-4)
@@ -144,7 +144,7 @@ def test_micro_batches_add_up_to_the_same_update(size):
 def test_drop_path_depends_on_seed_step_and_position():
     def loss(config, step, batches):
         model = make_model(drop_path=0.5)
-        return updater_of(model, config)(step, Fed(*batches), len(batches))[0].loss
+        return updater_of(model, config)(step, FakeFeeder(*batches), len(batches))[0].loss
 
     first = loss(CONFIG, 1, [make_batch()])
     torch.manual_seed(99)
@@ -155,10 +155,10 @@ def test_drop_path_depends_on_seed_step_and_position():
 
 
 @pytest.mark.parametrize("where", ["crop", "keypoint", "gradient"])
-def test_nothing_changes_where_something_is_not_finite(where):
+def test_a_non_finite_step_changes_nothing(where):
     model, batch = make_model("classic"), make_batch()
     updater = updater_of(model, replace(CONFIG, ema=0.9))
-    updater(0, Fed(make_batch(5)), 1)
+    updater(0, FakeFeeder(make_batch(5)), 1)
     before, moments = state(model), {p: s["exp_avg"].clone() for p, s in updater.optimizer.state.items()}
     average = [a.clone() for a in updater.ema.average]
     if where == "crop":
@@ -167,22 +167,22 @@ def test_nothing_changes_where_something_is_not_finite(where):
         batch.parts["aic"].keypoints[1, 0, 0] = float("nan")
     else:
         handle = model.backbone.pos_embed.register_hook(lambda grad: grad * float("inf"))
-    update, _ = updater(1, Fed(batch), 1)
+    update, _ = updater(1, FakeFeeder(batch), 1)
     assert not update.taken and same(before, state(model))
     named = [p.annotation_id for p in update.bad]
-    # BatchNorm puts a NaN into every heatmap; named is the sample that has it
+    # BatchNorm spreads a NaN to every heatmap; only the sample that caused it is named
     assert named == (list(range(6)) if where == "gradient" else [4])
     assert all(torch.equal(moments[p], s["exp_avg"]) for p, s in updater.optimizer.state.items())
     assert all(torch.equal(a, b) for a, b in zip(average, updater.ema.average))
     if where == "gradient":
         handle.remove()
-    update, _ = updater(2, Fed(make_batch(6)), 1)
+    update, _ = updater(2, FakeFeeder(make_batch(6)), 1)
     assert update.taken and update.bad == [] and not same(before, state(model))
 
 
 def test_a_head_without_samples_gets_zero_gradients():
     model = make_model()
-    updater_of(model)(0, Fed(make_batch(tasks={"coco": 6})), 1)
+    updater_of(model)(0, FakeFeeder(make_batch(tasks={"coco": 6})), 1)
     unused = list(model.heads["mpii"].parameters()) + [model.backbone.blocks[0].mlp.expert_weight]
     assert all(p.grad is not None for p in unused)
     assert not unused[0].grad.any() and not unused[-1].grad[2].any() and unused[-1].grad[0].any()
@@ -197,7 +197,7 @@ def test_bf16_computes_the_losses_in_float32():
     assert not torch.equal(losses, exact)
 
 
-def test_the_average_follows_the_weights_and_swaps_with_them():
+def test_ema_follows_the_weights_and_swaps_with_them():
     weight = torch.nn.Parameter(torch.zeros(3))
     ema = Ema([weight], 0.5)
     expected = torch.zeros(3)

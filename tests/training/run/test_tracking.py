@@ -1,4 +1,4 @@
-"""metrics.jsonl, quarantine.jsonl and those who follow along."""
+"""metrics.jsonl, quarantine.jsonl and the experiment trackers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.tracking import Meter, MetricsFile, Quarantine, TensorBoard, Wandb, memory_in_use
 
 
-class Follower:
+class FakeTracker:
     def __init__(self):
         self.rows, self.closed = [], False
 
@@ -28,17 +28,17 @@ def rows(path):
 
 
 def test_a_resumed_run_writes_no_row_twice(tmp_path):
-    path, follower = tmp_path / "metrics.jsonl", Follower()
-    file = MetricsFile(path, 0, [follower])
+    path, tracker = tmp_path / "metrics.jsonl", FakeTracker()
+    file = MetricsFile(path, 0, [tracker])
     for step in (0, 20, 40):
         file.write({"step": step, "loss": 1.0 / (step + 1), "samples": ["a"]})
     file.write({"step": 30, "score": 0.5, "AP": 0.5})
     file.write({"step": 50, "score": 0.4, "AP": 0.4})
-    assert file.best == 0.5 and follower.rows[0] == (0, {"loss": 1.0})
+    assert file.best == 0.5 and tracker.rows[0] == (0, {"loss": 1.0})
     file.close()
-    assert follower.closed
+    assert tracker.closed
     with path.open("a") as cut:
-        cut.write('{"step": 60, "lo')  # the machine went off here
+        cut.write('{"step": 60, "lo')  # the machine lost power here
     again = MetricsFile(path, 40)
     assert [r["step"] for r in rows(path)] == [0, 20, 30] and again.best == 0.5
     again.write({"step": 40, "loss": 0.1})
@@ -53,7 +53,7 @@ def test_quarantine_names_each_image_once_and_has_a_limit(tmp_path):
     first = Quarantine(path, limit=2)
     first.add_images(3, [("a.jpg", "a.jpg: damaged"), ("a.jpg", "a.jpg: damaged")])
     first.add_step(4, ["f.json: annotation 7 (a.jpg)"], "loss nan")
-    again = Quarantine(path, limit=2)  # after a restart
+    again = Quarantine(path, limit=2)  # the run was resumed
     again.add_images(9, [("a.jpg", "a.jpg: damaged"), ("b.jpg", "b.jpg: gone")])
     assert [r.get("image") for r in rows(path)] == ["a.jpg", None, "b.jpg"]
     assert rows(path)[1]["samples"] == ["f.json: annotation 7 (a.jpg)"]
@@ -63,7 +63,7 @@ def test_quarantine_names_each_image_once_and_has_a_limit(tmp_path):
         again.add_images(10, [("c.jpg", "c.jpg: gone")])
 
 
-def test_the_meter_divides_by_the_time_since_the_last_row(monkeypatch):
+def test_the_meter_measures_since_the_last_row(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     meter = Meter(torch.device("cpu"), flops=2e9, peak=1e12)
@@ -73,10 +73,10 @@ def test_the_meter_divides_by_the_time_since_the_last_row(monkeypatch):
     meter.images, now[0] = 10, 106.0
     assert meter.row(waited=1.5)["data_wait"] == 0.5
     assert "mfu" not in Meter(torch.device("cpu"), 1.0, None).row(0)
-    assert memory_in_use(torch.device("cpu")) > 2**24  # Python and torch are larger than that
+    assert memory_in_use(torch.device("cpu")) > 2**24  # Python and torch alone need more
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_tensorboard_receives_the_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,7 +89,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "module"), [(TensorBoard, "torch.utils.tensorboard"), (Wandb, "wandb")])
-def test_a_missing_package_is_said_in_one_line(tmp_path, monkeypatch, kind, module):
+def test_a_missing_package_is_reported_in_one_line(tmp_path, monkeypatch, kind, module):
     monkeypatch.setitem(sys.modules, module, None)
     name = module.split(".")[-1]
     with pytest.raises(ImportError, match=f"--track {name} needs the package {name}: pip install {name}"):

@@ -1,4 +1,4 @@
-"""A run from data to metrics: it learns, resumes exactly, names bad input, and leaves what it says."""
+"""Whole training runs: they learn, resume exactly, report bad inputs, and write the documented files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_it_says(small, capsys):
+def test_a_run_writes_the_documented_files(small, capsys):
     metrics, problems = train(small)
     assert problems == []
     out = small.out
@@ -71,7 +71,7 @@ def test_a_run_leaves_what_it_says(small, capsys):
     assert "coco: 12 used of 12 entries on 8 images" in capsys.readouterr().out
 
 
-def test_a_dry_run_takes_two_updates_and_leaves_nothing(small, monkeypatch):
+def test_a_dry_run_makes_two_steps_and_leaves_no_files(small, monkeypatch):
     steps = []
     monkeypatch.setattr("vitpose_training.run.loop.set_lr", lambda *args: steps.append(args))
     metrics, problems = train(replace(small, dry_run=True, epochs=500))
@@ -79,7 +79,7 @@ def test_a_dry_run_takes_two_updates_and_leaves_nothing(small, monkeypatch):
     assert not small.out.exists() and list(small.out.parent.glob("dry-run*")) == []
 
 
-def test_the_average_is_what_is_evaluated_and_saved(small):
+def test_the_averaged_weights_are_evaluated_and_saved(small):
     config = replace(small, ema=0.9, epochs=4)
     metrics, _ = train(config)
     state = torch.load(States(small.out / "states").last())
@@ -91,15 +91,15 @@ def test_the_average_is_what_is_evaluated_and_saved(small):
     assert evaluate(model, [(a, i) for _, a, i in small.sources("val")])[0] == metrics
 
 
-def test_recomputed_runs_are_the_same_run(small):
+def test_recomputation_changes_no_weight(small):
     train(replace(small, epochs=1, val=(), out=small.out / "plain"))
     train(replace(small, epochs=1, val=(), out=small.out / "again", recompute="most", micro_batch=4))
     a, b = weights(small.out / "plain"), weights(small.out / "again")
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_compiled_run_is_the_same_but_for_rounding(small):
-    """Backbone, drop path and recomputation in one graph."""
+def test_a_compiled_run_differs_only_by_rounding(small):
+    """The compiled graph contains the backbone, drop path and recomputation."""
     config = replace(small, epochs=1, val=(), recompute="norm", log_every=1, decoder="simple")
     train(replace(config, out=small.out / "plain"))
     train(replace(config, out=small.out / "compiled", compile=True))
@@ -111,15 +111,15 @@ def test_running_out_of_memory_says_what_to_lower(small, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    said = r"out of memory with 3 samples at once in one process: lower --micro-batch, raise --recompute \(now norm\)"
+    message = r"out of memory with 3 samples at once per process; lower --micro-batch, raise --recompute \(now norm\)"
     for place in ("torch.optim.AdamW.step", "vitpose_training.data.feeder.make_batch"):
         with monkeypatch.context() as patch:
             patch.setattr(place, fail)
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 train(replace(small, val=(), micro_batch=3, recompute="norm", overwrite=True))
 
 
-def test_an_evaluation_that_was_interrupted_takes_place(small, monkeypatch):
+def test_an_interrupted_evaluation_is_repeated_on_resume(small, monkeypatch):
     def kill(*_, **__):
         raise KeyboardInterrupt
 
@@ -131,7 +131,7 @@ def test_an_evaluation_that_was_interrupted_takes_place(small, monkeypatch):
     assert not any("score" in row for row in rows(small.out))
     train(replace(config, resume=True))
     assert [row["step"] for row in rows(small.out) if "score" in row] == [3, 6, 9]
-    train(replace(config, resume=True))  # of a run that is through
+    train(replace(config, resume=True))  # the run is already finished
     assert [row["step"] for row in rows(small.out) if "score" in row] == [3, 6, 9]
 
 
@@ -149,7 +149,7 @@ def test_sigterm_saves_and_stops(small, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("vitpose_training.run.loop.lr_factor", warn)
-        with pytest.raises(InterruptedError, match="stopped by a signal after update 5; --resume goes on from there"):
+        with pytest.raises(InterruptedError, match="stopped by a signal after step 5; pass --resume to continue"):
             train(parts)
     assert torch.load(States(parts.out / "states").last())["step"] == 5  # in the middle of the second epoch
     train(replace(parts, resume=True))
@@ -174,7 +174,7 @@ def test_whatever_ends_a_run_its_workers_end_with_it(small, monkeypatch, ending,
 
     monkeypatch.setattr("vitpose_training.run.loop.lr_factor", during_an_update)
     config = replace(small, epochs=1, val=(), workers=2)
-    held = None  # an error keeps everything alive that its traceback leads to
+    held = None  # keep the error: its traceback keeps the frames of the run, and so its data loader, alive
     try:
         train(config)
     except (InterruptedError, KeyboardInterrupt, OSError) as raised:
@@ -185,7 +185,7 @@ def test_whatever_ends_a_run_its_workers_end_with_it(small, monkeypatch, ending,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_ten_interruptions_with_any_number_of_workers_change_no_bit(small, tmp_path):
-    """Killed at random, resumed with 0, 2 or 4 workers, until it is through; compared with an uninterrupted run."""
+    """A run is killed at random times and resumed with 0, 2 or 4 workers; it equals an uninterrupted run."""
     config = replace(small, val=(), epochs=12, save_every=2, log_every=1, ema=0.9, micro_batch=3)
     whole, parts = (replace(config, out=tmp_path / name) for name in ("whole", "parts"))
     train(whole)
@@ -217,9 +217,9 @@ def test_ten_interruptions_with_any_number_of_workers_change_no_bit(small, tmp_p
 def test_a_run_is_not_replaced_or_continued_as_another(small):
     train(replace(small, epochs=1, val=()))
     before = (small.out / "metrics.jsonl").read_text()
-    with pytest.raises(ValueError, match="holds a run already; --resume goes on with it, --overwrite replaces it"):
+    with pytest.raises(ValueError, match="already holds a run; pass --resume to continue it or --overwrite to replace"):
         train(small)
-    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: 0.0015 then, 0.1 now"):
+    with pytest.raises(ValueError, match=r"cannot resume with another optimizer.lr: it was 0.0015, it is now 0.1"):
         train(replace(small, epochs=1, val=(), resume=True, optimizer=replace(small.optimizer, lr=0.1)))
     assert (small.out / "metrics.jsonl").read_text() == before
     train(replace(small, epochs=1, val=(), overwrite=True))
@@ -249,8 +249,8 @@ def test_init_starts_from_another_checkpoint(small, tmp_path):
         build_model(replace(small, init=str(tmp_path / "source"), model="vitpose-s"))
 
 
-def test_data_sets_lie_below_one_folder(small, data, tmp_path):
-    """Two in their original layouts; one has nothing to evaluate on, which is said."""
+def test_data_sets_are_found_below_the_data_folder(small, data, tmp_path):
+    """Two data sets in their original layouts; one has no validation files, which is reported."""
     for name, split in (("ap10k", "train"), ("crowdpose", "train"), ("crowdpose", "val")):
         root = tmp_path / "data" / name
         file = DATA_SETS[name].splits[split][0]
@@ -269,7 +269,7 @@ def test_data_sets_lie_below_one_folder(small, data, tmp_path):
     files = dict(train=(), train_images=(), val=(), val_images=(), data=tmp_path / "data")
     config = replace(small, **files, tasks=("ap10k", "crowdpose"), epochs=1)
     metrics, problems = train(config)
-    assert "APM" in metrics and "APH" in metrics  # CrowdPose's, and only those
+    assert "APM" in metrics and "APH" in metrics  # only CrowdPose is evaluated
     assert problems == [
         f"{tmp_path}/data/ap10k/annotations/ap10k-val-split1.json: no such file, so ap10k is not evaluated"
     ]
@@ -288,7 +288,7 @@ def test_experts_and_heads_are_taken_by_the_names_of_their_tasks(small, tmp_path
         model = build_model(replace(small, init=str(tmp_path / file), model="vitpose++-tiny", **chosen))
         theirs, own = (m.backbone.blocks[1].mlp.expert_weight for m in (source, model))
         assert torch.equal(own[0], theirs[3]) and torch.equal(own[2], theirs[0])
-        assert torch.equal(own[1], theirs[0])  # one that the checkpoint does not know: as the first
+        assert torch.equal(own[1], theirs[0])  # interhand is not in the checkpoint: a copy of the first expert
         for name in ("ap10k", "coco"):
             state = source.heads[name].state_dict()
             assert all(torch.equal(v, state[k]) for k, v in model.heads[name].state_dict().items())
@@ -332,7 +332,7 @@ def test_samples_that_are_not_finite_are_named_and_ten_in_a_row_stop_the_run(sma
     bad_calls.update(range(10**4))
     again = replace(small, val=(), epochs=30, out=small.out / "again", decoder="simple")
     with pytest.raises(
-        ValueError, match="10 updates in a row were not finite.*lower --optimizer.lr, or look at the samples in"
+        ValueError, match="10 optimizer steps in a row were not finite.*lower --optimizer.lr, or check the samples"
     ):
         train(again)
 
@@ -342,13 +342,13 @@ def test_bad_runs_are_refused_in_one_line(small, tmp_path):
         train(replace(small, train=(), train_images=()))
     with pytest.raises(ValueError, match="got 1 files in --train and 2 folders in --train-images"):
         replace(small, train_images=(tmp_path, tmp_path))
-    with pytest.raises(ValueError, match=r"states: nothing to resume from"):
+    with pytest.raises(ValueError, match=r"states: holds no state to resume from"):
         train(replace(small, resume=True))
     with pytest.raises(ValueError, match="unknown preset 'vitpose-x'; valid: vitpose-tiny"):
         train(replace(small, model="vitpose-x"))
     with pytest.raises(ValueError, match=r"none\.json"):
         train(replace(small, val=(tmp_path / "none.json",)))
-    assert not small.out.exists()  # nothing of the above has written anything
+    assert not small.out.exists()  # none of the above wrote anything
     for option, value in {"sigma": 0.0, "seed": -1, "max_seconds": 0.0, "epochs": 0}.items():
         with pytest.raises(ValueError, match=f"got {option}={value}, expected"):
             replace(small, **{option: value})
@@ -356,7 +356,7 @@ def test_bad_runs_are_refused_in_one_line(small, tmp_path):
         replace(small.optimizer, lr=-1.0)
     with pytest.raises(ValueError, match="got schedule.warmup=-5, expected"):
         replace(small.schedule, warmup=-5)
-    with pytest.raises(ValueError, match=r"updates in a row were not finite .*lower --optimizer.lr"):
+    with pytest.raises(ValueError, match=r"optimizer steps in a row were not finite .*lower --optimizer.lr"):
         steep = dict(optimizer=replace(small.optimizer, lr=1e30), schedule=replace(small.schedule, warmup=0))
         train(replace(small, **steep, epochs=20))
     (tmp_path / "file").write_text("")
@@ -383,8 +383,8 @@ def test_the_commands_train_and_validate(data, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_knows_the_sample_people_by_heart(samples, tmp_path):
-    """About 2 minutes: 45 labelled people of 14 photos, no augmentation, AP >= 0.90 on the same photos."""
+def test_overfits_the_sample_people(samples, tmp_path):
+    """Train on 45 labeled people of 14 photos without augmentation: AP >= 0.90 on the same photos, in 2 minutes."""
     coco = samples / "coco"
     files = tuple(coco / n for n in ("test_coco.json", "extra_ccby_val2017.json", "extra_ccby_train2017.json"))
     folders = (coco, coco / "extra_ccby", coco / "extra_ccby")
@@ -397,8 +397,8 @@ def test_knows_the_sample_people_by_heart(samples, tmp_path):
 @pytest.mark.cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, monkeypatch, precision):
-    """On a GPU: 300 updates on rendered people, the loss curves lie on top of each other."""
+def test_kernels_and_references_train_a_vitpose_s_equally_well(small, tmp_path, monkeypatch, precision):
+    """On a GPU, at least 300 steps on rendered people: the loss curves differ by less than 5 % on average."""
     write_dataset(tmp_path / "people", images=200, seed=7, size=(240, 320))
     files = dict(train=(tmp_path / "people/annotations.json",), train_images=(tmp_path / "people/images",), val=())
     base = replace(small, **files, model="vitpose-s", image_size=(256, 192), device="cuda", precision=precision)
@@ -418,7 +418,7 @@ def test_a_vitpose_s_learns_alike_on_kernels_and_on_references(small, tmp_path, 
     assert np.abs(ours / plain - 1).mean() < 0.05
 
 
-def test_what_an_evaluation_would_refuse_is_refused_before_the_training(small, tmp_path):
+def test_bad_evaluation_inputs_are_refused_before_training(small, tmp_path):
     (tmp_path / "boxes.json").write_text('[{"image_id": 77, "bbox": [0, 0, 9, 9]}]')
     for file, message in {
         "gone.json": "no such file",
