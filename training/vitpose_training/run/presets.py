@@ -20,7 +20,6 @@ Preset = tuple[str, TrainConfig]
 _RELEASED = {  # model -> how the released configuration differs
     "vitpose-h": "the released configuration has layer decay 0.85",
     "vitpose++-s": "the released configuration has experts of 192 channels, not 96: --part-features 192",
-    "vitpose++-h": "the released configuration has layer decay 0.85",
 }
 
 
