@@ -29,7 +29,8 @@ from torch import Tensor
 from benchmarks.harness import tensors_of
 from benchmarks.processes import die_with_parent, start
 from benchmarks.records import append_line, read_lines
-from vitpose_kernels.calls import OPS, Call, Draw, calls
+from vitpose_kernels.calls import OPS, Call, calls
+from vitpose_kernels.draw import Draw
 from vitpose_kernels.launch import interpreting
 from vitpose_kernels.sizes import MODELS, ODD, Model
 

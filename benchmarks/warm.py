@@ -34,8 +34,9 @@ from benchmarks.tiles import LAYERS, TILES, ours, with_tiles
 from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.runtime import FrozenViTPose
-from vitpose_kernels.calls import OPS, Draw
+from vitpose_kernels.calls import OPS
 from vitpose_kernels.chips import ARCHITECTURES, usual_chip
+from vitpose_kernels.draw import Draw
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
 from vitpose_kernels.sizes import MODELS, PAPER

@@ -1,7 +1,7 @@
-"""The calls that the kernels ship for: every op at the shapes of ViTPose++-S, B, L and H, and at odd ones.
+"""Calls to compile and check kernels with: every op at the shapes of ViTPose++-S, B, L and H, and at odd ones.
 
-One table for all that need it: `gpu/aot.py` makes the calls on the meta device and compiles what they would launch,
-`benchmarks/smoke.py` makes them on a GPU and holds the results against the references in float64.
+`gpu/aot.py` makes these calls on the meta device and compiles what they would launch. `benchmarks/smoke.py` makes them
+on a GPU and compares the results with those of the references in float64.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from vitpose_kernels.attention import attention
 from vitpose_kernels.crop import crop
 from vitpose_kernels.deconv import deconv
+from vitpose_kernels.draw import Draw
 from vitpose_kernels.heatmap_decode import heatmap_decode
 from vitpose_kernels.heatmap_loss import heatmap_loss
 from vitpose_kernels.heatmap_target import heatmap_target
@@ -26,7 +27,7 @@ from vitpose_kernels.split_ffn import split_ffn
 
 
 class Call(NamedTuple):
-    """function(*arguments, **options, impl=...) with the public op, or the op and its gradients, as `function`."""
+    """One call, `function(*arguments, **options, impl=...)`, of a public op or of an op with its gradients."""
 
     label: str
     function: Callable[..., Any]
@@ -37,84 +38,60 @@ class Call(NamedTuple):
         return self.function(*self.arguments, **(self.options or {}), impl=impl)
 
 
-class Draw:
-    """Makes the tensors of calls: random ones, or on the meta device ones without data.
-
-    Args:
-        dtype: of the network's tensors.
-    """
-
-    def __init__(self, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> None:
-        self.device, self.dtype = torch.device(device), dtype
-        self._noise = None if self.device.type == "meta" else torch.Generator(self.device).manual_seed(seed)
-        self._boxes = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        x = torch.randn(shape, generator=self._noise, device=self.device)
-        return (x * scale).to(dtype or self.dtype)
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(shape, generator=self._noise, device=self.device) * (high - low) + low
-
-    def integers(self, *shape: int, high: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.randint(high, shape, generator=self._noise, device=self.device, dtype=dtype)
-
-    def heatmaps(self, batch: int, keypoints: int, rows: int, columns: int) -> Tensor:
-        """Maps with one peak each, in every part of the map, and noise too small to move it."""
-        x = self.uniform(batch, keypoints, 1, 1, high=columns - 1.0)
-        y = self.uniform(batch, keypoints, 1, 1, high=rows - 1.0)
-        across, down = (torch.arange(float(size), device=self.device) for size in (columns, rows))
-        maps = torch.exp(-((across - x) ** 2 + (down[:, None] - y) ** 2) / 8)
-        return (maps + self.uniform(batch, keypoints, rows, columns, high=0.003)).to(self.dtype)
-
-    def boxes(self, count: int, height: int, width: int) -> Tensor:
-        """xywh boxes float64 [count, 4] on the CPU, where `crop` wants them; some reach over the edge of the frame."""
-        draws = torch.rand(count, 4, generator=self._boxes, dtype=torch.float64)
-        sizes = torch.tensor([width, height], dtype=torch.float64)
-        extent = sizes * (0.05 + 0.3 * draws[:, 2:])
-        return torch.cat([draws[:, :2] * sizes - extent / 2, extent], 1)
-
-
 def _with_gradients(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """The op, as a function that also gives the gradients of its first arguments, one for each name.
+    """Wrap an op so that it also returns the gradients of its first arguments, as many as there are `names`.
 
-    The function takes the incoming gradient as `grad`; of an op with several outputs it is that of the last one.
+    The wrapper takes the incoming gradient as `grad`. For an op with several outputs it is the gradient of the last
+    output, the only one that is returned.
     """
 
-    def both(*arguments: Any, grad: Tensor, impl: str | None = None, **options: Any) -> tuple[Tensor, ...]:
+    def op_and_gradients(*arguments: Any, grad: Tensor, impl: str | None = None, **options: Any) -> tuple[Tensor, ...]:
         wanted = [x.detach().requires_grad_() for x in arguments[: len(names)]]
         with torch.enable_grad():
             out = op(*wanted, *arguments[len(names) :], impl=impl, **options)
         out = out[-1] if isinstance(out, tuple) else out
         return out.detach(), *torch.autograd.grad(out, wanted, grad.to(out.dtype))
 
-    return both
+    return op_and_gradients
+
+
+def _num_tokens(model: Model) -> tuple[int, ...]:
+    """Return the numbers of tokens: of features at 1/16, and at 1/8 if the model has such variants."""
+    tokens = model.grid[0] * model.grid[1]
+    return (tokens, 4 * tokens) if model.variants else (tokens,)
 
 
 def _attention_with_tables(
     qkv: Tensor, rel_h: Tensor, rel_w: Tensor, *arguments: Any, impl: str | None = None
 ) -> Tensor:
+    """`attention` with the tables of relative position as leading arguments, for `_with_gradients`."""
     grid, window, shift, pool = arguments
     return attention(qkv, grid, window, shift, pool, (rel_h, rel_w), impl=impl)
 
 
 def _attention(model: Model, draw: Draw) -> Iterator[Call]:
-    small, large, (h, w) = model.grid, (2 * model.grid[0], 2 * model.grid[1]), model.window
-    variants = [("whole", small, small, False), ("window+shift+pool", large, (h, w), True)]
-    if model.variants:  # 16x12 is the window at which a map at 1/8 has as many as 8x8 at 1/16
+    small = model.grid
+    large = (2 * model.grid[0], 2 * model.grid[1])
+    variants = [  # label, grid, window, whether with shift, pooled keys and relative position
+        ("whole", small, small, False),
+        ("window+shift+pool", large, model.window, True),
+    ]
+    if model.variants:  # a map at 1/8 has as many windows of 16x12 as a map at 1/16 has of 8x8
         variants += [
-            ("window", large, (h, w), False),
+            ("window", large, model.window, False),
             ("window+shift+pool", large, small, True),
             ("whole", large, large, False),
         ]
     for name, grid, window, everything in variants:
-        tokens, width = grid[0] * grid[1], model.width // model.num_heads
+        tokens = grid[0] * grid[1]
+        width = model.width // model.num_heads
         qkv = draw.normal(model.batch, tokens, 3, model.num_heads, width)
         grad = draw.normal(model.batch, tokens, model.width)
         label = f"{name} {window[0]}x{window[1]}"
         if everything:
             tables = [draw.normal(2 * size - 1, width, scale=0.1) for size in window]
-            arguments = (qkv, *tables, grid, window, (window[0] // 2, window[1] // 2), True)
+            shift = (window[0] // 2, window[1] // 2)
+            arguments = (qkv, *tables, grid, window, shift, True)
             yield Call(label, _attention_with_tables, arguments)
             function = _with_gradients(_attention_with_tables, "qkv", "rel_h", "rel_w")
             yield Call(f"{label} training", function, arguments, dict(grad=grad))
@@ -124,70 +101,74 @@ def _attention(model: Model, draw: Draw) -> Iterator[Call]:
             yield Call(f"{label} training", function, (qkv, grid, window), dict(grad=grad))
 
 
-def _tokens(model: Model) -> tuple[int, ...]:
-    """Numbers of tokens: at 1/16, and where the model has variants at 1/8."""
-    tokens = model.grid[0] * model.grid[1]
-    return (tokens, 4 * tokens) if model.variants else (tokens,)
-
-
 def _linear(model: Model, draw: Draw) -> Iterator[Call]:
     b, c = model.batch, model.width
-    for n in _tokens(model):
-        for label, columns, inputs, norm, gelu in (
-            ("qkv", 3 * c, c, True, False),
-            ("proj", c, c, False, False),
-            ("fc1", 4 * c, c, True, True),
-            ("fc2", c, 4 * c, False, False),
-        ):
-            x, weight = draw.normal(b, n, inputs), draw.normal(columns, inputs, scale=inputs**-0.5)
+    layers = (  # label, outputs, inputs, whether a LayerNorm is folded in, whether a GELU follows
+        ("qkv", 3 * c, c, True, False),
+        ("proj", c, c, False, False),
+        ("fc1", 4 * c, c, True, True),
+        ("fc2", c, 4 * c, False, False),
+    )
+    for n in _num_tokens(model):
+        for label, outputs, inputs, norm, gelu in layers:
+            x = draw.normal(b, n, inputs)
+            weight = draw.normal(outputs, inputs, scale=inputs**-0.5)
             options: dict[str, Any] = dict(gelu=gelu)
             if norm:
-                mean, rstd = draw.uniform(b, n, low=-0.2, high=0.2), draw.uniform(b, n, low=0.5, high=2.0)
+                mean = draw.uniform(b, n, low=-0.2, high=0.2)
+                rstd = draw.uniform(b, n, low=0.5, high=2.0)
                 options["norm"] = (mean, rstd, weight.float().sum(1))
             else:
-                options["residual"] = draw.normal(b, n, columns)
-            yield Call(f"{label} {n}", linear, (x, weight, draw.normal(columns)), options)
+                options["residual"] = draw.normal(b, n, outputs)
+            yield Call(f"{label} {n}", linear, (x, weight, draw.normal(outputs)), options)
 
 
 def _layer_norm(model: Model, draw: Draw) -> Iterator[Call]:
     c = model.width
     x, residual, grad = (draw.normal(model.batch, model.grid[0] * model.grid[1], c) for _ in range(3))
     weight, bias = draw.normal(c), draw.normal(c)
-    exact = draw.normal(c, dtype=torch.float32), draw.normal(c, dtype=torch.float32)  # as under autocast
+    float32_parameters = tuple(draw.normal(c, dtype=torch.float32) for _ in range(2))  # as in training with autocast
 
     def with_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, impl: str | None = None) -> Any:
         return layer_norm(x, weight, bias, residual=residual, impl=impl)
 
-    names = ("x", "weight", "bias", "residual")
     yield Call("forward", layer_norm, (x, weight, bias))
-    yield Call("forward+residual", with_residual, (x, *exact, residual))
+    yield Call("forward+residual", with_residual, (x, *float32_parameters, residual))
     yield Call("statistics", layer_norm_statistics, (x,))
-    yield Call("training", _with_gradients(layer_norm, *names[:3]), (x, *exact), dict(grad=grad))
-    function = _with_gradients(with_residual, *names)
-    yield Call("training+residual", function, (x, *exact, residual), dict(grad=grad))
-    frozen = _with_gradients(with_residual, "x")
-    yield Call("training+residual, frozen weights", frozen, (x, *exact, residual), dict(grad=grad))
+    function = _with_gradients(layer_norm, "x", "weight", "bias")
+    yield Call("training", function, (x, *float32_parameters), dict(grad=grad))
+    arguments = (x, *float32_parameters, residual)
+    function = _with_gradients(with_residual, "x", "weight", "bias", "residual")
+    yield Call("training+residual", function, arguments, dict(grad=grad))
+    function = _with_gradients(with_residual, "x")
+    yield Call("training+residual, frozen weights", function, arguments, dict(grad=grad))
 
 
 def _split_ffn(model: Model, draw: Draw) -> Iterator[Call]:
     b, c, p, t = model.batch, model.width, model.part_features, model.tasks
     f = 4 * c
-    weights = [(f, c), (f,), (c - p, f), (c - p,), (t, p, f), (t, p)]
-    tensors = [draw.normal(*shape, scale=shape[-1] ** -0.5 if len(shape) > 1 else 0.1) for shape in weights]
-    tensors[-1] = draw.normal(t, p, scale=0.1)
+    tensors = {
+        "fc1_weight": draw.normal(f, c, scale=c**-0.5),
+        "fc1_bias": draw.normal(f, scale=0.1),
+        "shared_weight": draw.normal(c - p, f, scale=f**-0.5),
+        "shared_bias": draw.normal(c - p, scale=0.1),
+        "expert_weight": draw.normal(t, p, f, scale=f**-0.5),
+        "expert_bias": draw.normal(t, p, scale=0.1),
+    }
     task = draw.integers(b, high=t)
-    for n in _tokens(model):
+    for n in _num_tokens(model):
         x, residual, grad = (draw.normal(b, n, c) for _ in range(3))
-        yield Call(f"inference {n}", split_ffn, (x, *tensors, task))
-        yield Call(f"inference+residual {n}", split_ffn, (x, *tensors, task, residual))
-        function = _with_gradients(split_ffn, "x", *(f"weight {i}" for i in range(len(tensors))))
-        yield Call(f"training {n}", function, (x, *tensors, task, residual), dict(grad=grad))
+        arguments = (x, *tensors.values(), task)
+        yield Call(f"inference {n}", split_ffn, arguments)
+        yield Call(f"inference+residual {n}", split_ffn, (*arguments, residual))
+        function = _with_gradients(split_ffn, "x", *tensors)
+        yield Call(f"training {n}", function, (*arguments, residual), dict(grad=grad))
 
 
 def _patch_embed(model: Model, draw: Draw) -> Iterator[Call]:
     c, (rows, columns) = model.width, model.grid
     weight, bias = draw.normal(c, 3, 16, 16, scale=768**-0.5), draw.normal(c)
-    for stride, padding, n in zip((16, 8), (2, 4), _tokens(model)):
+    for stride, padding, n in zip((16, 8), (2, 4), _num_tokens(model)):
         position = draw.normal(n, c)
         for pixels in dict.fromkeys((torch.float32, draw.dtype)):
             images = draw.normal(model.batch, 3, 16 * rows, 16 * columns, dtype=pixels)
@@ -197,14 +178,18 @@ def _patch_embed(model: Model, draw: Draw) -> Iterator[Call]:
 
 def _deconv(model: Model, draw: Draw) -> Iterator[Call]:
     (h, w), d = model.grid, model.decoder_width
-    for label, grid, channels, keypoints in (
+    layers = (  # label, grid, channels, keypoints of the predictor (0: none)
         ("first", (h, w), model.width, 0),
         ("last", (2 * h, 2 * w), d, model.num_keypoints),
         ("last, whole body", (2 * h, 2 * w), d, model.whole_body),
-    ):
+    )
+    for label, grid, channels, keypoints in layers:
         x = draw.normal(model.batch, grid[0] * grid[1], channels)
-        weight, bias = draw.normal(4, 4, channels, d, scale=(4 * channels) ** -0.5), draw.normal(d, scale=0.1)
-        predictor = (draw.normal(keypoints, d, scale=d**-0.5), draw.normal(keypoints)) if keypoints else None
+        weight = draw.normal(4, 4, channels, d, scale=(4 * channels) ** -0.5)
+        bias = draw.normal(d, scale=0.1)
+        predictor = None
+        if keypoints:
+            predictor = (draw.normal(keypoints, d, scale=d**-0.5), draw.normal(keypoints))
         yield Call(label, deconv, (x, weight, bias, grid, predictor))
 
 
@@ -212,52 +197,53 @@ def _crop(model: Model, draw: Draw) -> Iterator[Call]:
     height, width = (1080, 1920) if model.batch > 3 else (301, 403)
     frames = [draw.integers(height - 7 * i, width, 3, high=256, dtype=torch.uint8) for i in range(2)]
     b, size = model.batch, (16 * model.grid[0], 16 * model.grid[1])
-    boxes, rotation = draw.boxes(b, height, width), torch.linspace(-40, 40, b)
-    flip, index = draw.integers(b, high=2) > 0, draw.integers(b, high=2)
+    boxes = draw.boxes(b, height, width)
     one, many = (frames[0], boxes, size), (frames, boxes, size)
-    turned = dict(rotation=rotation, flip=flip, image_index=index, dtype=draw.dtype)
-    yield Call("float", crop, one, dict(dtype=draw.dtype))
-    yield Call("float+twin", crop, one, dict(dtype=draw.dtype, twin=True))
-    yield Call("exact-cv4+twin", crop, one, dict(dtype=draw.dtype, twin=True, sampling="exact-cv4"))
+    plain = dict(dtype=draw.dtype)
+    turned = dict(
+        rotation=torch.linspace(-40, 40, b),
+        flip=draw.integers(b, high=2) > 0,
+        image_index=draw.integers(b, high=2),
+        dtype=draw.dtype,
+    )
+    yield Call("float", crop, one, plain)
+    yield Call("float+twin", crop, one, dict(twin=True, **plain))
+    yield Call("exact-cv4+twin", crop, one, dict(twin=True, sampling="exact-cv4", **plain))
     yield Call("float+rotation+flip, many images", crop, many, turned)
     yield Call("exact-cv4+rotation+flip, many images", crop, many, dict(sampling="exact-cv4", **turned))
-
-
-def _keypoints(model: Model, draw: Draw, height: int, width: int, *people: int) -> tuple[Tensor, Tensor]:
-    """Keypoints [..., K, 2] in crop pixels, some beyond the edge, and visibility [..., K], a fifth of it 0."""
-    shape = (*people, model.num_keypoints)
-    points = draw.uniform(*shape, 2) * torch.tensor([width + 16.0, height + 16.0]).to(draw.device) - 8
-    return points, (draw.uniform(*shape) > 0.2).float()
 
 
 def _heatmap_target(model: Model, draw: Draw) -> Iterator[Call]:
     rows, columns = (4 * side for side in model.grid)
     for codec in ("udp", "msra"):
-        points = _keypoints(model, draw, 4 * rows, 4 * columns, model.batch)
-        yield Call(codec, heatmap_target, (*points, (rows, columns), codec))
+        keypoints, visible = draw.keypoints(model.num_keypoints, 4 * rows, 4 * columns, model.batch)
+        yield Call(codec, heatmap_target, (keypoints, visible, (rows, columns), codec))
 
 
 def _heatmap_loss(model: Model, draw: Draw) -> Iterator[Call]:
     function = _with_gradients(heatmap_loss, "heatmaps")
     grad = draw.uniform(1, low=0.5)[0]
-    for scale in (4, 6):  # 256x192 and 384x288
+    for scale in (4, 6):  # heatmaps of 256x192 and 384x288 crops
         rows, columns = (scale * side for side in model.grid)
         for codec in ("udp", "msra"):
-            points = _keypoints(model, draw, 4 * rows, 4 * columns, model.batch)
+            keypoints, visible = draw.keypoints(model.num_keypoints, 4 * rows, 4 * columns, model.batch)
             maps = draw.heatmaps(model.batch, model.num_keypoints, rows, columns)
-            yield Call(f"{codec} {rows}x{columns} training", function, (maps, *points, codec), dict(grad=grad))
-    b, side = min(model.batch, 8), 8 * model.grid[0]  # 512x512 at 1/4
+            label = f"{codec} {rows}x{columns} training"
+            yield Call(label, function, (maps, keypoints, visible, codec), dict(grad=grad))
+    b, side = min(model.batch, 8), 8 * model.grid[0]  # bottom-up: 512x512 images, heatmaps at 1/4
     people = 30 if b > 3 else 3
-    crowd = _keypoints(model, draw, 4 * side, 4 * side, b, people)
-    maps, mask = draw.heatmaps(b, model.num_keypoints, side, side), draw.uniform(b, side, side)
-    yield Call("bottom-up training", function, (maps, *crowd), dict(grad=grad, mask=mask))
+    keypoints, visible = draw.keypoints(model.num_keypoints, 4 * side, 4 * side, b, people)
+    maps = draw.heatmaps(b, model.num_keypoints, side, side)
+    mask = draw.uniform(b, side, side)
+    yield Call("bottom-up training", function, (maps, keypoints, visible), dict(grad=grad, mask=mask))
 
 
 def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
     small, large = (tuple(scale * side for side in model.grid) for scale in (4, 6))
     k, b = model.num_keypoints, model.batch
-    centers, scales = draw.uniform(b, 2, high=500.0), draw.uniform(b, 2, low=50.0, high=300.0)
-    for keypoints, size, codec, blur_kernel, flip, covariance in (
+    centers = draw.uniform(b, 2, high=500.0)
+    scales = draw.uniform(b, 2, low=50.0, high=300.0)
+    variants = (  # keypoints, size of the maps, codec, blur kernel, flip test, covariance
         (k, small, "udp", 11, False, False),
         (k, small, "udp", 11, True, False),
         (k, small, "udp", 11, False, True),
@@ -266,7 +252,8 @@ def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
         (k, small, "msra", 11, False, False),
         (k, small, "msra", 11, True, False),
         (k, small, "argmax", 11, False, False),
-    ):
+    )
+    for keypoints, size, codec, blur_kernel, flip, covariance in variants:
         maps, flipped, pairs = draw.heatmaps(b, keypoints, *size), None, None
         if flip:
             pairs = [(i, i + 1) for i in range(1, keypoints - 1, 2)]
@@ -274,7 +261,8 @@ def _heatmap_decode(model: Model, draw: Draw) -> Iterator[Call]:
             for i, j in pairs:
                 swap[i], swap[j] = j, i
             flipped = maps.flip(-1)[:, swap].contiguous()
-        label = f"{codec} {blur_kernel} {keypoints}x{size[0]}x{size[1]}{' flip' * flip}{' covariance' * covariance}"
+        label = f"{codec} {blur_kernel} {keypoints}x{size[0]}x{size[1]}"
+        label += " flip" * flip + " covariance" * covariance
         yield Call(label, heatmap_decode, (maps, codec, blur_kernel, flipped, pairs, centers, scales, covariance))
     side = 8 * model.grid[0]
     yield Call("bottom-up", heatmap_decode, (draw.heatmaps(min(b, 8), k, side, side),))
@@ -296,5 +284,5 @@ OPS = tuple(_CALLS)
 
 
 def calls(op: str, model: Model, draw: Draw) -> Iterator[Call]:
-    """Every call of an op for the shapes of a model, one after the other: the tensors of one are made when it comes."""
+    """Yield every call of an op at the shapes of a model. The tensors of a call are made when it is yielded."""
     return _CALLS[op](model, draw)

@@ -1,4 +1,4 @@
-"""The calls that the kernels ship for, and how their launches are recorded without a GPU."""
+"""Tests of the table of calls, and of recording and compiling their launches without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.harness import tensors_of
 from vitpose_fast import functional as F
-from vitpose_kernels.calls import OPS, Draw, calls
+from vitpose_kernels.calls import OPS, calls
+from vitpose_kernels.draw import Draw
 from vitpose_kernels.launch import recording
 from vitpose_kernels.sizes import MODELS, ODD
 
@@ -22,7 +23,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs tri
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_call_has_a_reference_and_random_inputs(op):
-    """At the odd shapes: what a GPU will be held against exists, is finite, and depends on the seed."""
+    """At the odd shapes, the results that a GPU is compared with exist, are finite, and depend on the seed."""
     labels = []
     for call, other in zip(calls(op, ODD, Draw("cpu", torch.float32)), calls(op, ODD, Draw("cpu", torch.float32, 1))):
         labels.append(call.label)
@@ -46,14 +47,14 @@ def test_launches_are_recorded_inside_the_context_only():
     assert out.is_meta and out.shape == (2, 192, 32)
     assert [launch.kernel.__name__ for launch in inner.launches] == ["linear_kernel"]
     assert len(outer.launches) == 2 and outer.launches[0].flops == 2 * 384 * 64 * 32
-    F.linear(x, weight)  # by default the reference, as ever
+    F.linear(x, weight)  # outside the context the default is the reference
     assert len(outer.launches) == 2 and outer.products == []
     assert outer.flops == outer.launches[0].flops and outer.bytes == sum(launch.bytes for launch in outer.launches)
 
 
 @needs_triton
 def test_products_by_the_library_are_recorded_with_their_op():
-    """A backward of `split_ffn` by every expert: the two products of its forward, each with two in its backward."""
+    """The backward pass of `split_ffn` has twice the FLOPs of the forward pass, and three products by the library."""
     b, n, c, f, p, t = 2, 8, 64, 256, 16, 3
     shapes = [(b, n, c), (f, c), (f,), (c - p, f), (c - p,), (t, p, f), (t, p)]
     inputs = [torch.empty(*shape, device="meta", requires_grad=True) for shape in shapes]
@@ -66,7 +67,7 @@ def test_products_by_the_library_are_recorded_with_their_op():
 
 
 def python(code, **environment):
-    """Run code in a process without the interpreter; its output."""
+    """Run code in a process without Triton's interpreter and return its output."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment
@@ -76,8 +77,8 @@ def python(code, **environment):
 
 
 @needs_triton
-def test_what_is_compiled_ahead_is_what_a_launch_compiles():
-    """Triton's own key of every launch is that of the examples which are compiled for it."""
+def test_compiling_ahead_compiles_what_a_launch_compiles():
+    """Triton's cache key of every launch equals the key of the examples that are compiled for it."""
     out = python("""
         import torch
         from vitpose_kernels.calls import OPS
@@ -86,8 +87,8 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
 
         def key(kernel, arguments):
             binder = kernel.device_caches[90][4]
-            _, specialisation, options = binder(**arguments, debug=False)
-            return str(specialisation), str(options)
+            _, specialization, options = binder(**arguments, debug=False)
+            return str(specialization), str(options)
 
         aot.driver.set_active(aot._Driver(90))
         launches = 0
@@ -106,7 +107,7 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles():
 
 @needs_triton
 def test_compiling_ahead_fills_the_cache_that_a_launch_reads(tmp_path):
-    """A second process that takes the path of a launch, with the launch's own arguments, compiles nothing."""
+    """A second process that takes the path of a launch, with the arguments of the launch, compiles nothing."""
     code = """
         import torch, triton
         from vitpose_kernels.sizes import MODELS

@@ -23,7 +23,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vitpose_kernels.calls import Draw, calls
+from vitpose_kernels.calls import calls
+from vitpose_kernels.draw import Draw
 from vitpose_kernels.launch import Launch, recording
 from vitpose_kernels.sizes import Model
 
