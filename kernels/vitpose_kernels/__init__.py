@@ -1,4 +1,5 @@
-"""Floor 0: the ops of ViTPose as functions of tensors, each with its reference in PyTorch and its Triton kernels.
+"""The ops of ViTPose as functions of tensors, each with its reference in PyTorch and its Triton kernels.
 
-One file per op; `vitpose_fast.functional` is their index. Needs torch, and triton where kernels are to run.
+There is one file per op; `vitpose_fast.functional` lists them all. The package needs only torch, and triton to run the
+kernels. It is the lowest layer (floor 0) of the repository: it imports none of the other packages.
 """

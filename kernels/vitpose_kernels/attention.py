@@ -1,6 +1,6 @@
-"""Multi-head attention over packed qkv: whole map, windows, shifted windows, pooled windows, relative position.
+"""Multi-head attention over packed qkv: whole map or windows, shifted windows, pooled keys, relative position.
 
-    logits = scale * q.k + q.rel_h[yq - yk + h - 1] + q.rel_w[xq - xk + w - 1]        (unscaled q in the position terms)
+    logits = scale * q.k + q.rel_h[yq - yk + h - 1] + q.rel_w[xq - xk + w - 1]        (q unscaled in the position terms)
     out    = softmax(logits over the keys of the window, then the pooled keys) . values
 
 Letters: B batch, N tokens (row-major over the grid), H heads, D head width, C = H * D, (h, w) window, L = h * w,
@@ -9,14 +9,15 @@ M windows per image, G pooled keys per image.
     qkv     [B, N, 3, H, D] float           pooled [B, G, 2, H, D] float (keys, values)
     rel_h   [2h - 1, D], rel_w [2w - 1, D]  out [B, N, C] in the dtype of qkv
 
-Semantics where the paper is silent (sec. 3.3; SPEC 10):
-  * a grid that the windows do not divide is padded right and bottom first; the padded map is rolled and cut; padded
-    places are never keys and never count in a mean;
-  * shift (sy, sx): the map is rolled by (-sy, -sx); tokens that were not neighbours before do not see each other;
-  * pool: one extra key and value per window of the unshifted partition, the mean of its keys and values; every query
-    sees those of all windows, without position bias and without mask.
+Section 3.3 of the paper leaves some points open. They are settled as follows (docs/numerics.md 10):
+  * Padding: a grid that the windows do not divide is first padded at the right and at the bottom. The padded map is
+    rolled, then cut into windows. Padded slots are never keys and never count in a mean.
+  * Shift (sy, sx): the map is rolled by (-sy, -sx). Tokens that share a window only because the roll wraps around do
+    not attend to each other.
+  * Pool: each window of the unshifted partition adds one key and one value, the means over its tokens. Every query
+    attends to the pooled keys of all windows, without position bias and without mask.
 
-FLOPs forward: 4 B N (L + G) C; bytes: 4 B N C elements (qkv in, out out). Memory-bound at 192 tokens.
+Forward FLOPs: 4 B N (L + G) C. Bytes: 4 B N C elements (reads qkv, writes out). Memory-bound at 192 tokens.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ from vitpose_kernels.windows import Windows
 
 
 def _split(qkv_windows: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, M, L, 3C] -> three of [B, M, H, L, D]."""
+    """Split windows of packed qkv, [B, M, L, 3C], into q, k and v, [B, M, H, L, D] each."""
     width = qkv_windows.shape[-1] // (3 * heads)
     q, k, v = qkv_windows.unflatten(-1, (3, heads, width)).permute(3, 0, 1, 4, 2, 5).unbind(0)
     return q, k, v
 
 
 def _relative(table: Tensor, size: int) -> Tensor:
-    """[2 size - 1, D] -> [size (query), size (key), D]."""
+    """Look up every pair of positions in a table of offsets: [2 size - 1, D] -> [size (query), size (key), D]."""
     offset = torch.arange(size, device=table.device)
     return table[offset[:, None] - offset[None, :] + size - 1]
 
 
 def _share(windows: Windows, like: Tensor) -> Tensor:
-    """Weight of each slot in the mean of its window, 0 for padding: [M, L]."""
+    """Return the weight of each slot in the mean over its window, [M, L]; padding weighs 0."""
     is_token = windows.is_token(like.device)
     return is_token.to(like.dtype) / is_token.sum(-1, keepdim=True).to(like.dtype)
 
 
 def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
-    """[2, B, H, G, D] keys and values that every query sees, or None."""
+    """Return the pooled keys and values, [2, B, H, G, D], that every query attends to, or None."""
     _, _, _, heads, width = qkv.shape
     if pool:
         flat = windows.unshifted()
@@ -67,7 +68,7 @@ def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | Non
 def _logit_bias(
     q: Tensor, windows: Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
 ) -> Tensor | None:
-    """What is added to scale * q.k, broadcastable to [B, M, H, L, L + G] with -inf where a key is not seen, or None."""
+    """Return the bias on scale * q.k, broadcastable to [B, M, H, L, L + G]; -inf hides a key. None means no bias."""
     h, w = windows.window
     bias = None
     if rel_h is not None and rel_w is not None:
@@ -83,7 +84,7 @@ def _logit_bias(
 
 
 def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
-    """Keys or values [B, M, H, L, D] followed by the pooled ones [B, H, G, D]."""
+    """Append the pooled keys (or values) [B, H, G, D] to those of every window [B, M, H, L, D]."""
     if extra is None:
         return own
     return torch.cat([own, extra.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], -2)
@@ -98,7 +99,7 @@ def attention_reference(
     scale: float,
     pooled: Tensor | None,
 ) -> Tensor:
-    """The specification in plain PyTorch: [B, N, C]."""
+    """Reference implementation in plain PyTorch, which specifies the op. Returns [B, N, C]."""
     q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
     extra = _pooled_keys(qkv, windows, pool, pooled)
     extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
@@ -123,13 +124,13 @@ def attention_backward_reference(
     want_tables: bool,
     want_pooled: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of qkv, rel_h, rel_w and pooled; None for those not wanted."""
+    """Compute the gradients of qkv, rel_h, rel_w and pooled; those not requested are None."""
     b, n, _, heads, width = qkv.shape
     h, w = windows.window
     q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
     extra = _pooled_keys(qkv, windows, pool, pooled)
     extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
-    wide = torch.promote_types(q.dtype, torch.float32)  # logits and statistics are not taken in half precision
+    wide = torch.promote_types(q.dtype, torch.float32)  # logits and softmax in at least float32
     logits = (q.to(wide) * scale) @ _with_extra(k, extra_k).transpose(-1, -2).to(wide)
     bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
     logits = logits if bias is None else logits + bias
@@ -168,7 +169,7 @@ def attention_backward_reference(
             d_keys = scale * torch.einsum("bmnlg,bmnld->bgnd", ds_extra, q)
             d_values = torch.einsum("bmnlg,bmnld->bgnd", p_extra, do)
             d_pooled = torch.stack([d_keys, d_values], 2)  # [B, G, 2, H, D]
-        if pool and d_pooled is not None:  # the mean hands each token of the window an equal share
+        if pool and d_pooled is not None:  # backward of the mean: every token gets an equal share
             flat = windows.unshifted()
             spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
             dqkv = dqkv + nnF.pad(spread.reshape(b, n, 2, heads, width), (0, 0, 0, 0, 1, 0))
@@ -177,7 +178,7 @@ def attention_backward_reference(
 
 
 def _relative_backward(d_pairs: Tensor, size: int) -> Tensor:
-    """[size, size, D] -> [2 size - 1, D]: sum over the pairs of equal offset (the adjoint of `_relative`)."""
+    """Sum over the pairs of equal offset, [size, size, D] -> [2 size - 1, D]: the adjoint of `_relative`."""
     offset = torch.arange(size, device=d_pairs.device)
     index = (offset[:, None] - offset[None, :] + size - 1).flatten()
     return d_pairs.new_zeros(2 * size - 1, d_pairs.shape[-1]).index_add(0, index, d_pairs.flatten(0, 1))
@@ -196,7 +197,7 @@ def _attention(
     pooled: Tensor | None,
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, N, C], log-sum-exp of the logits [B, H, N] float32; empty from the reference)."""
+    """Return out [B, N, C] and the log-sum-exp of the logits [B, H, N] float32 (empty if not `triton`)."""
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     if not triton:
         out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
@@ -224,7 +225,7 @@ def _attention_backward(
     want_pooled: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (qkv, rel_h, rel_w, pooled); empty where not wanted."""
+    """Return the gradients of qkv, rel_h, rel_w and pooled; those not requested are empty tensors."""
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     grads: tuple[Tensor | None, ...]
     if triton:
@@ -278,26 +279,28 @@ def attention(
     pooled: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Attention over packed qkv; see the head of this file for the formula.
+    """Compute multi-head attention over packed qkv. The module docstring has the formula.
 
     Args:
         qkv: [B, N, 3, H, D], tokens row-major over `grid`, any strides.
         grid: (rows, columns) of tokens, rows * columns = N.
-        window: (rows, columns) of a window; None: the whole map is one window.
-        shift: roll of the windows, 0 <= shift < window.
-        pool: append the mean key and value of every unshifted window for every query.
-        rel_pos: (rel_h [2h - 1, D], rel_w [2w - 1, D]), decomposed relative position of the window.
-        scale: factor of q.k; None: D ** -0.5.
-        pooled: [B, G, 2, H, D] keys and values handed in, instead of `pool=True`.
-        impl: None (by device), "triton" or "reference"; over the whole map, without position, pool and shift, also
-            "sdpa" (PyTorch's), "flash_attn" or "xformers" where that package is installed.
+        window: (rows, columns) of a window. None means that the whole map is one window.
+        shift: (rows, columns) by which the windows are shifted, 0 <= shift < window.
+        pool: let every query also attend to the mean key and value of every unshifted window.
+        rel_pos: tables of decomposed relative position, (rel_h [2h - 1, D], rel_w [2w - 1, D]) for an (h, w) window.
+        scale: factor on q.k. Default: D ** -0.5.
+        pooled: [B, G, 2, H, D], precomputed pooled keys and values, in place of `pool=True`.
+        impl: None (chosen by device), "triton" or "reference". Attention over the whole map without shift, pooled keys
+            and relative position also takes "sdpa" (PyTorch), and "flash_attn" or "xformers" if they are installed.
 
     Returns:
-        [B, N, H * D], contiguous, dtype of `qkv`; differentiable in qkv, rel_pos and pooled.
+        [B, N, H * D], contiguous, in the dtype of `qkv` (the autocast dtype under autocast); differentiable in qkv,
+        rel_pos and pooled.
 
     Raises:
-        ValueError: shapes that do not fit each other, a shift outside its window, `pool` together with `pooled`, an
-            `impl` that cannot do this; for "triton" also a head width above 128 and strides beyond 2^31 elements.
+        ValueError: shapes do not fit each other, a shift is outside its window, both `pool` and `pooled` are given, or
+            `impl` does not support the call. "triton" also refuses a head width above 128, and a sample that spans 2^31
+            elements or more.
     """
     op = "attention"
     if not (qkv.dim() == 5 and qkv.shape[2] == 3):
@@ -316,7 +319,7 @@ def attention(
                 f"{op}: shift {tuple(shift)} does not fit window {window}: need 0 <= shift < window for {name}"
             )
     if pool and pooled is not None:
-        raise ValueError(f"{op}: got pool=True and pooled; hand in one of them")
+        raise ValueError(f"{op}: got pool=True and pooled; pass only one of them")
     if pooled is not None:
         fits = pooled.dim() == 5 and pooled.shape[0] == b and tuple(pooled.shape[2:]) == (2, heads, width)
         if not fits:
@@ -339,7 +342,9 @@ def attention(
     if impl in LIBRARIES:
         plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
         if not plain:
-            raise ValueError(f"{op}: impl={impl!r} does the whole map only: no window, shift, pool, pooled or rel_pos")
+            raise ValueError(
+                f"{op}: impl={impl!r} supports only the whole map, without window, shift, pool, pooled and rel_pos"
+            )
         with without_autocast(qkv):
             return library_attention(qkv, scale, impl).contiguous()
     if impl == "triton":

@@ -1,4 +1,4 @@
-"""How ops meet autocast: their inputs are cast at the border, and inside it is off."""
+"""Autocast for the ops: an op casts its inputs when it is called, and runs with autocast disabled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def is_autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of `x` (the meta device has none)."""
+    """Return whether autocast is enabled for the device of `x`; the meta device has no autocast."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """All floating tensors in the autocast dtype where autocast is on, unchanged where it is off."""
+    """Cast all floating tensors to the autocast dtype; return everything unchanged if autocast is off."""
     if not is_autocast(x):
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -22,10 +22,10 @@ def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, .
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Context in which an op keeps the dtypes it was given: autocast is decided at its border, not inside."""
+    """Return a context that disables autocast, so that an op computes in the dtypes of its (cast) inputs."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def contiguous_like(x: Tensor, value: Tensor) -> Tensor:
-    """`value` in the dtype of `x` and contiguous: what an op returns as the gradient of `x`."""
+    """Convert `value` to what an op returns as the gradient of `x`: contiguous and in the dtype of `x`."""
     return value.to(x.dtype).contiguous()

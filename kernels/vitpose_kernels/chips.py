@@ -1,6 +1,7 @@
-"""The GPUs that this library knows: what each has, and what it can do at best.
+"""The GPUs that this library knows: their resources and peak rates.
 
-From the vendor's data sheets; `reached` is what others measured with a large product and a large copy.
+The numbers are from the vendors' data sheets. `reached` was measured by others, with a large matrix product and a large
+copy.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ class Chip(NamedTuple):
     """One kind of GPU board.
 
     Attributes:
-        name: as it occurs in the name that the driver gives to the device.
+        name: part of the name that the driver reports for the device.
         arch: compute capability times ten.
-        multiprocessors: how many programs of a kernel run at once at least.
-        shared_memory: bytes that one program may use.
-        tensor_cores: the instruction that feeds them: "mma" from registers; "wgmma" and "tcgen05" from shared memory.
-        flops: dense matrix products in FLOP/s with bfloat16 inputs, without sparsity.
-        bandwidth: of the memory, in bytes/s.
-        reached: (FLOP/s, bytes/s) that were measured; None: not known.
+        multiprocessors: number of streaming multiprocessors; at least this many programs run at the same time.
+        shared_memory: bytes of shared memory that one program may use.
+        tensor_cores: the matrix instruction. "mma" reads its operands from registers, "wgmma" and "tcgen05" from shared
+            memory.
+        flops: peak FLOP/s of dense matrix products with bfloat16 inputs, without structured sparsity.
+        bandwidth: peak bytes/s of the GPU's memory.
+        reached: measured (FLOP/s, bytes/s), or None if not known.
     """
 
     name: str
@@ -35,21 +37,26 @@ class Chip(NamedTuple):
 
     @property
     def has_large_shared_memory(self) -> bool:
-        """Whether it is a board for data centers: the others have 99 KiB for a program."""
+        """Whether a program may use more than 128 KiB of shared memory; a board with less has 99 KiB."""
         return self.shared_memory > 128 << 10
 
     @property
     def has_descriptors(self) -> bool:
-        """Whether tiles for the tensor cores are loaded through tensor descriptors."""
+        """Whether the kernels load tiles for the tensor cores through tensor descriptors."""
         return self.tensor_cores != "mma"
 
     def floor(self, flops: float, bytes: float) -> float:
-        """Seconds that so much work takes at least: by what is reached where that is known, else by the data sheet."""
+        """Return the roofline: the least time in seconds for this many FLOPs and bytes.
+
+        The rates are `reached` if it is known, otherwise those of the data sheet.
+        """
         flops_s, bytes_s = self.reached or (self.flops, self.bandwidth)
         return max(flops / flops_s, bytes / bytes_s)
 
 
-CHIPS = (  # of two names that both occur in a device's name the longer one comes first; of each arch the usual board
+# The order matters: `chip_named` takes the first name that matches, so "H100 PCIe" precedes "H100"; `usual_chip` takes
+# the first board of an architecture.
+CHIPS = (
     Chip("A100", 80, 108, 166912, "mma", 312e12, 2.0e12),
     Chip("RTX A6000", 86, 84, 101376, "mma", 155e12, 0.77e12),
     Chip("RTX 3090", 86, 82, 101376, "mma", 71e12, 0.94e12),
@@ -68,16 +75,19 @@ ARCHITECTURES = tuple(sorted({chip.arch for chip in CHIPS}))
 
 
 def usual_chip(arch: int) -> Chip:
-    """The board that stands for an architecture where none is there: the first of it in `CHIPS`."""
+    """Return the board to assume for an architecture if no device is present: its first one in `CHIPS`."""
     return next(chip for chip in CHIPS if chip.arch == arch)
 
 
 def chip_named(device_name: str) -> Chip | None:
-    """The board that a device's name, such as "NVIDIA H100 80GB HBM3", speaks of; None: one that is not known."""
+    """Return the board that a device name such as "NVIDIA H100 80GB HBM3" belongs to; None if it is not known."""
     return next((chip for chip in CHIPS if chip.name in device_name), None)
 
 
 def architecture_of(device: torch.device) -> int:
-    """Compute capability times ten of a CUDA device, the newest known one at most."""
+    """Return the compute capability of a CUDA device times ten, rounded down to one that this library knows.
+
+    A device older than all of them counts as the oldest.
+    """
     major, minor = torch.cuda.get_device_capability(device)
     return max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])

@@ -1,17 +1,20 @@
-"""Deconvolution k4 s2 p1 with folded BatchNorm and ReLU, from tokens to tokens; the last one through the predictor.
+"""Transposed convolution (kernel 4, stride 2, padding 1) with folded BatchNorm and ReLU, optionally with a predictor.
 
-    y[2m + p] = ReLU(bias + sum over taps t in {0, 1} of x[m + t (2p - 1)] weight[p, t])         rows and columns alike
-    p = 0: (m, kernel row 1), (m - 1, row 3);  p = 1: (m, row 2), (m + 1, row 0);  zero outside the map
-    heatmaps = y predictorᵀ + predictor bias                                                          y is never stored
+    y[2m + p] = ReLU(bias + sum over taps t in {0, 1} of x[m + t (2p - 1)] weight[p, t])      along rows and columns
+    p = 0: (m, kernel row 1), (m - 1, row 3);  p = 1: (m, row 2), (m + 1, row 0);  x is zero outside the map
+    heatmaps = y predictorᵀ + predictor bias                                                  y is never stored
+
+The op maps tokens to tokens. The last layer of a head passes the predictor (a 1x1 convolution) and gets heatmaps.
 
 Letters: B batch, (h, w) grid of tokens, Ci and Co channels, K keypoints. Four phases (py, px), four taps (ty, tx) each.
 
     x [B, h w, Ci]  weight [4 phases, 4 taps, Ci, Co]  bias [Co]  predictor ([K, Co], [K])
     out [B, 4 h w, Co] over the grid (2h, 2w), or heatmaps [B, K, 2h, 2w]
 
-FLOPs 32 B h w Ci Co (+ 8 B h w Co K), a quarter of a 4x4 convolution over the map with zeros in between: compute-bound.
-Against deconvolution, BatchNorm and ReLU one after the other it saves four passes over y, and all six with a predictor
-(B 64, 64x48, 256 channels, 16 bit: 101 MB a pass). Inference only. Source: SPEC 1.3 (classic head).
+FLOPs: 32 B h w Ci Co (+ 8 B h w Co K with a predictor), a quarter of a 4x4 convolution over the map with zeros between
+the tokens. Compute-bound. Compared with separate deconvolution, BatchNorm and ReLU it saves four passes over y, and
+with the predictor all six (101 MB per pass for batch 64, a 64x48 map and 256 channels in 16 bit). Inference only.
+Source: docs/numerics.md 1.3 (classic head).
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
 from vitpose_kernels.launch import architecture, run
 
 _ROWS = [1, 3, 2, 0]  # kernel row (or column) of (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
-_PLACES = [3, 0, 2, 1]  # the inverse: place of each kernel row in that order
+_PLACES = [3, 0, 2, 1]  # the inverse permutation: where each kernel row is in that order
 
 
 def _regroup(x: Tensor) -> Tensor:
-    """[(py, px), (ty, tx), ...] from [(py, ty), (px, tx), ...] and back."""
+    """Regroup the axes [(py, ty), (px, tx), ...] to [(py, px), (ty, tx), ...]. The function is its own inverse."""
     return x.unflatten(1, (2, 2)).unflatten(0, (2, 2)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
@@ -45,14 +48,15 @@ def pack_deconv(
     running_var: Tensor,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Fold a BatchNorm (of evaluation) into the transposed convolution k4 s2 p1 before it.
+    """Fold a BatchNorm in evaluation mode into the preceding transposed convolution (kernel 4, stride 2, padding 1).
 
     Args:
         weight: [Ci, Co, 4, 4] of the convolution, which has no bias.
-        bn_weight, bn_bias, running_mean, running_var: [Co].
+        bn_weight, bn_bias, running_mean, running_var: [Co] of the BatchNorm.
+        eps: of the BatchNorm.
 
     Returns:
-        (weight [4 phases, 4 taps, Ci, Co], bias [Co]) for `deconv`; computed in float64, dtype of `weight`.
+        (weight [4 phases, 4 taps, Ci, Co], bias [Co]) for `deconv`, computed in float64, in the dtype of `weight`.
     """
     scale = bn_weight.double() / (running_var.double() + eps).sqrt()
     bias = bn_bias.double() - running_mean.double() * scale
@@ -68,7 +72,10 @@ def deconv_reference(
     predictor_weight: Tensor | None,
     predictor_bias: Tensor | None,
 ) -> Tensor:
-    """The specification in plain PyTorch: tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w]."""
+    """Reference implementation in plain PyTorch, which specifies the op.
+
+    Returns tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor.
+    """
     kernel = _regroup(weight)[_PLACES][:, _PLACES].permute(2, 3, 0, 1)
     features = nnF.conv_transpose2d(x.transpose(1, 2).unflatten(2, grid), kernel, bias, stride=2, padding=1).relu()
     if predictor_weight is None:
@@ -102,29 +109,29 @@ def deconv(
     predictor: tuple[Tensor, Tensor] | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Double the grid of tokens: deconvolution, BatchNorm and ReLU; see the head of this file.
+    """Double the token grid: transposed convolution, BatchNorm and ReLU. The module docstring has the formula.
 
     Args:
-        x: [B, h w, Ci], row by row over the grid; any strides (channels that are not contiguous are copied first).
+        x: [B, h w, Ci], row-major over the grid; any strides (a copy is made if the channels are not contiguous).
         weight, bias: [4, 4, Ci, Co] and [Co], from `pack_deconv`.
-        grid: (h, w).
-        predictor: weight [K, Co] and bias [K] of the 1x1 convolution to heatmaps.
-        impl: None (by device), "triton" or "reference".
+        grid: (h, w), rows and columns of tokens.
+        predictor: weight [K, Co] and bias [K] of the 1x1 convolution to heatmaps. Default: return tokens.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        Tokens [B, 4 h w, Co] over the grid (2h, 2w), or with a predictor heatmaps [B, K, 2h, 2w]; contiguous, dtype of
-        `x`. Autocast casts all inputs.
+        Tokens [B, 4 h w, Co] over the grid (2h, 2w), or heatmaps [B, K, 2h, 2w] with a predictor; contiguous, in the
+        dtype of `x`. Autocast casts all inputs.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on (this
-            op has no backward); more than 256 channels before a predictor in Triton.
+        ValueError: shapes or dtypes do not fit each other, an input requires grad while grad mode is on (this op has no
+            backward pass), or the Triton kernel gets more than 256 channels before a predictor.
     """
     op = "deconv"
     if x.dim() != 3:
         raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [B, h * w, Ci]")
     if not (len(grid) == 2 and min(grid) >= 1 and grid[0] * grid[1] == x.shape[1]):
         raise ValueError(
-            f"{op}: got grid={tuple(grid)} for {x.shape[1]} tokens, expected (rows, columns) whose product is that"
+            f"{op}: got grid={tuple(grid)} for {x.shape[1]} tokens, expected (rows, columns) with that product"
         )
     if not (weight.dim() == 4 and tuple(weight.shape[:3]) == (4, 4, x.shape[2])):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""A kernel launch as a value, and what runs such values.
+"""Kernel launches as values, and the functions that run or record them.
 
-The kernels stand in `gpu/`, one file per op. A file there turns tensors into outputs and `Launch` values; the same
-values are run by the ops and compiled ahead of time by `gpu/aot.py` (from meta tensors), so what is checked without a
-GPU is what runs on one. `recording` is how: ops on meta tensors hand their launches over.
+The kernels are in `gpu/`, one file per op. Each file has functions that turn tensors into outputs and `Launch` values.
+The ops run these values, and `gpu/aot.py` compiles the same values ahead of time from meta tensors, so what is checked
+without a GPU is what runs on one. Within `recording`, ops on meta tensors record their launches and run nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Outputs = TypeVar("Outputs")
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter is on in this process (decided when triton was imported)."""
+    """Return whether Triton's interpreter is on in this process; this is decided when triton is imported."""
     if not HAS_TRITON:
         return False
     import triton
@@ -31,14 +31,17 @@ def interpreting() -> bool:
 
 
 def architecture(x: Tensor) -> int:
-    """Compute capability times ten of the device of `x`, the newest known one at most; 80 in the interpreter."""
+    """Return the compute capability times ten of the device of `x`, as in `architecture_of`.
+
+    For meta tensors that are recorded it is the architecture of the recording, for all other devices 80.
+    """
     if _recording is not None and x.is_meta:
         return _recording.arch
     return architecture_of(x.device) if x.is_cuda else ARCHITECTURES[0]
 
 
 def multiprocessors(x: Tensor, arch: int) -> int:
-    """Multiprocessors of the device of `x`; where it is none, those of the usual board of an architecture."""
+    """Return the number of multiprocessors of the CUDA device of `x`; elsewhere that of the usual board of `arch`."""
     if x.is_cuda:
         return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
     return usual_chip(arch).multiprocessors
@@ -49,10 +52,11 @@ class Launch(NamedTuple):
 
     Attributes:
         kernel: a `triton.jit` function.
-        grid: programs; all of them on the first axis, the only one without a limit of 65535.
+        grid: number of programs, all on the first axis, which alone has no limit of 65535.
         arguments: name -> tensor, number or compile-time constant, for every parameter of the kernel.
-        flops: floating-point operations of matrix products (2 per multiply-add).
-        bytes: bytes that must cross the memory bus if every operand is moved once.
+        num_warps, num_stages: launch options of Triton.
+        flops: floating-point operations of the matrix products (2 per multiply-add).
+        bytes: memory traffic in bytes if every operand is moved once.
     """
 
     kernel: Any
@@ -65,14 +69,14 @@ class Launch(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What a matrix product by PyTorch's library costs, in the units of `Launch`."""
+    """Cost of a matrix product that PyTorch's library computes, in the units of `Launch`."""
 
     flops: int
     bytes: int
 
 
 class Recording(NamedTuple):
-    """What ops did while they were recorded for a chip (compute capability times ten)."""
+    """The launches and matrix products of ops, recorded for an architecture `arch` (compute capability times ten)."""
 
     arch: int
     launches: list[Launch]
@@ -92,13 +96,13 @@ _recording: Recording | None = None
 
 @contextmanager
 def recording(arch: int) -> Iterator[Recording]:
-    """Collect what ops would launch on a chip, without one: within it ops on meta tensors take their Triton kernels.
+    """Record what ops would launch on a GPU, without one. Within the context, ops on meta tensors use Triton kernels.
 
     Args:
         arch: compute capability times ten, one of `chips.ARCHITECTURES`.
 
     Yields:
-        the recording, which fills; its tensors are on the meta device.
+        The recording, which fills while the context is open. The tensors in it are on the meta device.
     """
     global _recording
     before, _recording = _recording, Recording(arch, [], [])
@@ -109,14 +113,14 @@ def recording(arch: int) -> Iterator[Recording]:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Whether launches for `x`, on the meta device, are being collected."""
+    """Return whether launches for `x` are being recorded: `x` is on the meta device within `recording`."""
     return _recording is not None and x.is_meta
 
 
 def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
-    """Launch kernels in order, on the device of their tensors; returns the outputs that they fill.
+    """Launch kernels in order, on the device of their tensors, and return `outputs`, which they fill.
 
-    An empty grid is no launch.
+    A launch with an empty grid is skipped. Launches on meta tensors within `recording` are recorded instead.
     """
     for launch in launches:
         if launch.grid[0] == 0:
@@ -126,13 +130,13 @@ def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
             _recording.launches.append(launch)
             continue
         kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
-        with torch.cuda.device_of(tensor):  # Triton launches on the current device, which may be another
+        with torch.cuda.device_of(tensor):  # Triton launches on the current device
             kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
     return outputs
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [M, K] @ b [K, N] (or a [..., M, K]) by PyTorch's library, as part of an op: its cost is recorded too."""
+    """Compute a [..., M, K] @ b [K, N] by PyTorch's library, as part of an op; `recording` records its cost."""
     out = a @ b
     if _recording is not None and a.is_meta:
         _recording.products.append(Product(2 * a.numel() * b.shape[-1], num_bytes(a, b, out)))
@@ -140,15 +144,15 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def num_bytes(*tensors: Tensor | None) -> int:
-    """Sum of the sizes of tensors in bytes."""
+    """Return the total size of tensors in bytes."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def cdiv(a: int, b: int) -> int:
-    """Quotient rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
 def block_size(n: int, low: int = 16, high: int = 1 << 30) -> int:
-    """Smallest power of two that holds `n`, within low..high."""
+    """Return the smallest power of two that is at least `n`, clamped to low..high."""
     return min(max(low, 1 << max(n - 1, 0).bit_length()), high)

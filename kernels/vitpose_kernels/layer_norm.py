@@ -1,4 +1,4 @@
-"""LayerNorm over the last dimension, alone or with the residual addition before it.
+"""LayerNorm over the last dimension, optionally fused with the residual addition before it.
 
     s = x + residual                                               rounded to the dtype of x; s = x without a residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias         var divides by C; statistics in float32
@@ -7,11 +7,12 @@ Letters: R rows (all leading dimensions), C channels.
 
     x, residual, s, y [..., C]   weight, bias [C]   mean, rstd float32 [R]
 
-Memory-bound: forward reads x (and residual) and writes y (and s); backward reads s and the gradients of s and y and
-writes one gradient, that of x and of residual. Kept for backward: s, mean and rstd. Gradients of weight and bias are
-partial sums added in a fixed order, so the same in every run. Source: SPEC 1.2 (pre-norm blocks, eps 1e-6).
+Memory-bound: the forward pass reads x (and residual) and writes y (and s). The backward pass reads s and the gradients
+of s and y, and writes one gradient, which serves x and residual. It needs s, mean and rstd from the forward pass. The
+gradients of weight and bias are partial sums added in a fixed order, so every run gives the same result.
+Source: docs/numerics.md 1.2 (pre-norm blocks, eps 1e-6).
 
-`layer_norm_statistics` gives mean and rstd alone, for a `linear` that has weight and bias folded in: x is read once.
+`layer_norm_statistics` returns only mean and rstd, for a `linear` with weight and bias folded in. It reads x once.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
 from vitpose_kernels.launch import run
 
-MAX_CHANNELS = 8192  # of the kernels: a row stays in registers
+MAX_CHANNELS = 8192  # limit of the Triton kernels, which keep a row in registers
 
 
 def layer_norm_reference(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The specification in plain PyTorch, x [R, C]: (s, y, mean [R], rstd [R]); without a residual s is empty."""
+    """Reference implementation in plain PyTorch, which specifies the op, for x [R, C].
+
+    Returns (s, y, mean [R], rstd [R]). Without a residual s is empty.
+    """
     s = x if residual is None else x + residual
     wide = torch.promote_types(s.dtype, torch.float32)
     y, mean, rstd = torch.native_layer_norm(s.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
@@ -47,7 +51,7 @@ def layer_norm_backward_reference(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (s, weight, bias) from those of y and of s; what is not needed is empty."""
+    """Compute the gradients of s, weight and bias from the gradients of y and s; those not needed are empty."""
     wide = mean.dtype
     gain = weight.to(wide)
     grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
@@ -129,23 +133,23 @@ def layer_norm(
     residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LayerNorm over the last dimension; see the head of this file for the formula.
+    """Apply LayerNorm over the last dimension. The module docstring has the formula.
 
-    Under autocast the dtype of `x` stays what it is (PyTorch's own LayerNorm would return float32): statistics are
-    float32 anyway, and parameters may be float32 beside a 16-bit `x`.
+    Autocast does not change the dtype: the result has the dtype of `x`, whereas PyTorch's LayerNorm would return
+    float32. Statistics are float32 in any case, and weight and bias may be float32 with a 16-bit `x`.
 
     Args:
-        x: [..., C] of any strides; no copy where the rows lie at one distance and their channels side by side.
+        x: [..., C], any strides; no copy if rows have a constant stride and channels are contiguous.
         weight, bias: [C], both in the dtype of `x` or both float32.
         eps: added to the variance.
         residual: [..., C] in the dtype of `x`, added before the norm.
-        impl: None (by device), "triton" or "reference".
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        y [..., C]; with a residual (s, y). Both in the dtype of `x`, differentiable in all four tensors.
+        y [..., C], or (s, y) with a residual, in the dtype of `x`; differentiable in all four tensors.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other; more than 8192 channels for the kernels.
+        ValueError: shapes, dtypes or devices do not fit each other, or the kernels get more than 8192 channels.
     """
     op = "layer_norm"
     triton = choose_impl(op, impl, x) == "triton"
@@ -177,7 +181,7 @@ def layer_norm(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[..., C] as [R, C] whose channels lie side by side."""
+    """Flatten [..., C] to [R, C] with contiguous channels."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
@@ -195,16 +199,18 @@ def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor,
 
 
 def layer_norm_statistics(x: Tensor, eps: float = 1e-6, impl: str | None = None) -> tuple[Tensor, Tensor]:
-    """What `layer_norm` would divide by, for `linear(norm=...)`.
+    """Compute the mean and reciprocal standard deviation that `layer_norm` would use, for `linear(norm=...)`.
 
     Args:
-        x: [..., C]. eps: added to the variance. impl: None (by device), "triton" or "reference".
+        x: [..., C].
+        eps: added to the variance.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        mean and 1 / sqrt(var + eps) of every row, [...] each, float32 (float64 for float64).
+        mean and 1 / sqrt(var + eps) of every row, [...] each, float32 (float64 for a float64 `x`).
 
     Raises:
-        ValueError: no channels, more than 8192 for the kernels, or x requires grad while grad mode is on.
+        ValueError: x has no channels, has more than 8192 for the kernels, or requires grad while grad mode is on.
     """
     op = "layer_norm_statistics"
     triton = choose_impl(op, impl, x) == "triton"

@@ -1,4 +1,4 @@
-"""Attention over a whole map by kernels of other projects: PyTorch's, flash-attn's, xformers'."""
+"""Attention over a whole map by the kernels of other libraries: PyTorch, flash-attn and xformers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ LIBRARIES = ("sdpa", "flash_attn", "xformers")
 
 
 def library_attention(qkv: Tensor, scale: float, impl: str) -> Tensor:
-    """Attention of every token to every token, qkv [B, N, 3, H, D] -> [B, N, C], by one of `LIBRARIES`.
+    """Compute attention among all tokens, qkv [B, N, 3, H, D] -> [B, N, C], by one of `LIBRARIES`.
 
     Raises:
-        ValueError: a library that is not installed, or that takes no tensors of this device.
+        ValueError: the library is not installed, or does not support the device of `qkv`.
     """
     if impl != "sdpa":
         if find_spec(impl) is None:
             raise ValueError(f"attention: got impl={impl!r}, but {impl} is not installed")
         if not qkv.is_cuda:
-            raise ValueError(f"attention: got impl={impl!r} for tensors on {qkv.device}, it needs CUDA tensors")
+            raise ValueError(f"attention: got impl={impl!r} for tensors on {qkv.device}; it needs CUDA tensors")
     q, k, v = qkv.unbind(2)  # [B, N, H, D]
     if impl == "flash_attn":
         from flash_attn import flash_attn_func

@@ -1,17 +1,18 @@
-"""Linear layer for inference, with everything that follows it in a transformer block done before the one write.
+"""Linear layer for inference, fused with the LayerNorm before it and the GELU and residual addition after it.
 
     y = act(LN(x) Wᵀ + b) + residual
 
     x [..., C]   weight W [F, C]   bias b [F]   residual, y [..., F]            act: none or exact (erf) GELU
 
-LayerNorm costs nothing here once its weights are folded. With LN(x) = (x - mean) rstd gamma + beta per row,
+Once its weights are folded in, the LayerNorm only changes the epilogue. With LN(x) = (x - mean) rstd gamma + beta,
 
     LN(x) Wᵀ + b = rstd (x W'ᵀ - mean s) + b',     W' = W diag(gamma),  s[f] = Σ_c W'[f, c],  b' = W beta + b
 
-so the product is that of the raw x, and the epilogue needs two numbers per row (`norm` = mean, rstd, s; all float32). s
-must be the sum of W' as it is stored: then the part of the product that mean removes cancels to rounding.
+so the matrix product takes x without normalization, and the epilogue needs two numbers per row, mean and rstd (`norm`
+is mean, rstd and s, all float32). s must be the sum of W' as it is stored, after rounding. Then the part of the product
+that mean removes cancels up to rounding.
 
-2 M F C FLOPs for M rows; compute-bound from C = F = 384 on. Products are summed and finished in float32.
+2 M F C FLOPs for M rows; compute-bound from C = F = 384 on. Accumulation and epilogue are in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def linear_reference(
     residual: Tensor | None = None,
     norm: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The specification in plain PyTorch."""
+    """Reference implementation in plain PyTorch, which specifies the op."""
     if norm is None:
         y = nnF.linear(x, weight, bias)
     else:
@@ -43,7 +44,7 @@ def linear_reference(
         y = rstd[..., None] * (nnF.linear(x.to(exact), weight.to(exact)) - mean[..., None] * weight_sums)
         y = (y if bias is None else y + bias).to(x.dtype)
     if gelu:
-        y = torch.ops.aten.gelu_(y)  # in place: `y` is ours, and fresh memory costs a CPU more than the GELU
+        y = torch.ops.aten.gelu_(y)  # in place: on a CPU fresh memory costs more than the GELU
     if residual is None:
         return y
     return y.add_(residual) if y.dtype == residual.dtype else y + residual
@@ -75,7 +76,10 @@ def _linear(
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """[..., C] -> [M, C] with contiguous rows at any distance (32 bits for the rows of a tile); a copy if need be."""
+    """Flatten [..., C] to [M, C] with contiguous channels and a row stride that gives 32-bit offsets within a tile.
+
+    Copies only if necessary.
+    """
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 and x.stride(0) < 2**23 else x.contiguous()
 
@@ -89,21 +93,23 @@ def linear(
     norm: tuple[Tensor, Tensor, Tensor] | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """act(LN(x) weightᵀ + bias) + residual, without gradients; see the head of this file.
+    """Compute act(LN(x) weightᵀ + bias) + residual, without gradients. The module docstring has the details.
 
     Args:
-        x: [..., C]; rows may lie at any distance. weight: [F, C] in the dtype of `x`; bias: [F] in the same dtype.
+        x: [..., C], rows of any stride.
+        weight: [F, C] in the dtype of `x`.
+        bias: [F] in the dtype of `x`. Default: no bias.
         gelu: apply the exact GELU before the residual is added.
-        residual: [..., F] in the dtype of `x` or in float32; the output has its dtype.
-        norm: (mean [...], rstd [...], weight_sums [F]) in float32, rows of `x` are normalised with: the LayerNorm whose
-            weight and bias are already part of `weight` and `bias`.
-        impl: None (by device), "triton" or "reference".
+        residual: [..., F] in the dtype of `x` or in float32; the output takes its dtype.
+        norm: (mean [...], rstd [...], weight_sums [F]) in float32, to normalize the rows of `x`. The weight and bias of
+            this LayerNorm must already be folded into `weight` and `bias`. Default: no LayerNorm.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [..., F], contiguous. Autocast casts x, weight and bias.
+        [..., F], contiguous, in the dtype of `residual` or else of `x`. Autocast casts x, weight and bias.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on.
+        ValueError: shapes or dtypes do not fit each other, or an input requires grad while grad mode is on.
     """
     op = "linear"
     x, weight, bias = autocast_inputs(x, weight, bias)  # type: ignore[assignment]

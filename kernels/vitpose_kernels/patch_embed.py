@@ -1,17 +1,18 @@
-"""Patch embedding: 16x16 patches of the images times a matrix, plus bias, plus position.
+"""Patch embedding: a linear layer on 16x16 patches of the images, fused with the addition of the position embedding.
 
     out[b, (i, j)] = bias + position[(i, j)] + sum weight[:, c, y, x] images[b, c, s i - p + y, s j - p + x]
 
-the sum over the 3 x 16 x 16 places (c, y, x) of a patch; pixels outside the image are zero.
+The sum runs over the 3 x 16 x 16 values (c, y, x) of a patch. Pixels outside the image are zero.
 
-Letters: B batch, N tokens row by row, C channels, s stride, p padding.
+Letters: B batch, N tokens in row-major order, C channels, s stride, p padding.
 
     images [B, 3, H, W]  weight [C, 3, 16, 16]  bias [C]  position [N, C]  out [B, N, C]
-    N = rows * columns, rows = floor((H + 2p - 16) / s) + 1, columns alike
+    N = rows * columns, rows = floor((H + 2p - 16) / s) + 1, columns = floor((W + 2p - 16) / s) + 1
 
-FLOPs 1536 B N C; bytes: the images once, out once. Compute-bound. A convolution writes its map in NCHW, adding the
-position reads and writes it, making tokens of it reads and writes it again: four passes over [B, N, C] are saved (B 64,
-ViTPose-B, 16 bit: 75 of 113 MB). Inference only. Source: SPEC 1.2 (stride 16 with padding 2, stride 8 with padding 4).
+FLOPs: 1536 B N C. Bytes: the images and out, once each. Compute-bound. Without fusion a convolution writes its map in
+NCHW, adding the position reads and writes it, and converting it to tokens reads and writes it again. The op saves these
+last four passes over [B, N, C] (75 of 113 MB for ViTPose-B at batch 64 in 16 bit). Inference only.
+Source: docs/numerics.md 1.2 (stride 16 with padding 2, stride 8 with padding 4).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vitpose_kernels.launch import architecture, run
 def patch_embed_reference(
     images: Tensor, weight: Tensor, bias: Tensor, position: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """The specification in plain PyTorch."""
+    """Reference implementation in plain PyTorch, which specifies the op."""
     maps = nnF.conv2d(images.to(weight.dtype), weight, bias, stride, padding)
     return (maps.flatten(2).transpose(1, 2) + position).contiguous()
 
@@ -59,22 +60,22 @@ def patch_embed(
     padding: int = 2,
     impl: str | None = None,
 ) -> Tensor:
-    """Tokens of images, position included; see the head of this file.
+    """Compute the tokens of images, position embedding included. The module docstring has the formula.
 
     Args:
-        images: [B, 3, H, W] normalised, any strides (rows that are contiguous are fastest) and any floating dtype: it
-            is converted to that of `weight` on the way.
+        images: [B, 3, H, W], normalized; any strides (contiguous rows are fastest) and any floating dtype, which the op
+            converts to the dtype of `weight`.
         weight, bias: [C, 3, 16, 16] and [C] of the convolution.
-        position: [N, C], what is added to every token (slot 0 of the official `pos_embed` included).
-        stride, padding: pixels; 16 and 2, or 8 and 4, in the official models.
-        impl: None (by device), "triton" or "reference".
+        position: [N, C], added to the tokens. It must include slot 0 of the official `pos_embed`.
+        stride, padding: of the convolution, in pixels; 16 and 2, or 8 and 4, in the official models.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [B, N, C] contiguous, dtype of `weight`. Autocast casts `weight`, `bias` and `position`.
+        [B, N, C], contiguous, in the dtype of `weight`. Autocast casts `weight`, `bias` and `position`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other; an input that requires grad while grad mode is on (this
-            op has no backward).
+        ValueError: shapes or dtypes do not fit each other, or an input requires grad while grad mode is on (this op has
+            no backward pass).
     """
     op = "patch_embed"
     if not (images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point()):
@@ -82,11 +83,11 @@ def patch_embed(
     if not (weight.dim() == 4 and tuple(weight.shape[1:]) == (3, 16, 16)):
         raise ValueError(f"{op}: weight has shape {list(weight.shape)}, expected [C, 3, 16, 16]")
     if not (stride >= 1 and padding >= 0):
-        raise ValueError(f"{op}: got stride={stride}, padding={padding}, expected at least 1 and 0")
+        raise ValueError(f"{op}: got stride={stride}, padding={padding}, expected stride >= 1 and padding >= 0")
     rows, columns = _grid(images, stride, padding)
     if not min(rows, columns) >= 1:
         raise ValueError(
-            f"{op}: images of {images.shape[2]}x{images.shape[3]} hold no 16x16 patch with padding {padding}"
+            f"{op}: images of {images.shape[2]}x{images.shape[3]} do not hold a 16x16 patch with padding {padding}"
         )
     channels = weight.shape[0]
     if tuple(bias.shape) != (channels,):

@@ -1,16 +1,17 @@
-"""ViTPose++ feed-forward network: one shared part, one expert per task, mixed tasks in one batch.
+"""Feed-forward network (FFN) of ViTPose++: a shared part and one expert per task, with mixed tasks in one batch.
 
     hidden = GELU(x fc1ᵀ + b1)                                                         exact (erf) GELU
     out[b] = [ hidden[b] sharedᵀ + bs , hidden[b] expert[task[b]]ᵀ + be[task[b]] ]     shared channels first
-    out    = out + residual                                                            where there is one
+    out    = out + residual                                                            if a residual is given
 
 Letters: B batch, N tokens, C channels, F = hidden channels (4C), T tasks, P expert channels.
 
     x [B, N, C]  fc1_weight [F, C]  shared_weight [C - P, F]  expert_weight [T, P, F]  task int64 [B]  out [B, N, C]
 
-Cost is that of the dense FFN whatever T is: 4 B N C F FLOPs forward and twice that backward, compute-bound; every
-sample reads one expert's rows. Saved for the backward: x and the fc1 output before the GELU, nothing else, and only
-what the wanted gradients need. Source: paper eq. 10 to 12 (ReLU there, GELU in every released weight), SPEC 1.4.
+FLOPs: 4 B N C F forward and twice as many backward, as for a dense FFN whatever T is. Every sample reads the weights of
+one expert. Compute-bound. The only activations saved for the backward pass are x and the fc1 output before the GELU,
+each only if a requested gradient needs it.
+Source: paper eq. 10 to 12 (which have ReLU; all released weights use GELU), docs/numerics.md 1.4.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def split_ffn_reference(
     task: Tensor,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The specification in plain PyTorch: (out [B, N, C], fc1 output before the GELU [B, N, F])."""
+    """Reference implementation in plain PyTorch, which specifies the op.
+
+    Returns (out [B, N, C], fc1 output before the GELU [B, N, F]).
+    """
     before = nnF.linear(x, fc1_weight, fc1_bias)
     hidden = nnF.gelu(before)
     shared = nnF.linear(hidden, shared_weight, shared_bias)
@@ -53,7 +57,11 @@ def split_ffn_reference(
 def hidden_gradients_reference(
     grad: Tensor, before: Tensor, shared_weight: Tensor, expert_weight: Tensor, task: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(gradient of the fc1 output, its GELU, gradient of the experts' weights), each if wanted; idle experts: zeros."""
+    """Compute what the backward pass needs of the hidden layer: three tensors, each only if it is `wanted`, else None.
+
+    Returns (gradient of the fc1 output, GELU of the fc1 output, gradient of the experts' weights). The gradient of an
+    expert without samples is zero. The third requires the second.
+    """
     d_before = hidden = d_weight = None
     d_shared, d_expert = grad.split([shared_weight.shape[0], expert_weight.shape[1]], -1)
     if wanted[0]:
@@ -78,7 +86,10 @@ def _split_ffn_in_runs(
     task: Tensor,
     residual: Tensor | None,
 ) -> Tensor:
-    """`split_ffn_reference` for inference on a CPU: neighbours of one task together, no expert's weights copied."""
+    """Do what `split_ffn_reference` does, for inference on a CPU, without copies of the experts' weights.
+
+    Consecutive samples of the same task are computed together.
+    """
     hidden = torch.ops.aten.gelu_(nnF.linear(x, fc1_weight, fc1_bias))
     out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
     shared = shared_weight.shape[0]
@@ -141,7 +152,7 @@ def _split_ffn_backward(
     wanted: Sequence[bool],
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (x, fc1 weight and bias, shared weight and bias, expert weight and bias); empty: not wanted."""
+    """Return the gradients of x and of weight and bias of fc1, shared and expert; those not `wanted` are empty."""
     grad = contiguous_like(fc1_weight, grad)
     shared = shared_weight.shape[0]
     parts = (any(wanted[:3]), wanted[3] or wanted[5], wanted[5])
@@ -168,7 +179,7 @@ def _split_ffn_backward(
         grads[4] = rows[:, :shared].sum(0)
     grads[5] = d_expert_weight
     if wanted[6]:
-        # By selection, not by a product with zeros and ones: a NaN stays with its own task.
+        # Select the samples of a task, rather than multiply by zeros and ones, so that a NaN affects only its own task.
         exact = torch.promote_types(grad.dtype, torch.float32)
         per_sample = grad[..., shared:].sum(1, dtype=exact)
         mine = task == torch.arange(expert_weight.shape[0], device=task.device).unsqueeze(1)
@@ -208,20 +219,23 @@ def split_ffn(
     residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Shared and task-specific FFN; see the head of this file for formula and shapes.
+    """Compute the FFN with shared and task-specific outputs. The module docstring has the formula and all shapes.
 
     Args:
+        x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias: must share one dtype (autocast
+            casts them).
         task: int64 [B], the expert of each sample, on the device of `x`.
-        residual: [B, N, C], added to the output, which has its dtype: that of `x`, or float32 (also under autocast).
-        impl: None (by device), "triton" or "reference".
+        residual: [B, N, C] in the dtype of `x` or in float32 (also under autocast). It is added to the output, which
+            takes its dtype.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [B, N, C]; differentiable in everything but `task`. All other floating inputs share one dtype (autocast casts
-        them). On CUDA a task id outside 0..T-1 makes the expert channels of its sample NaN.
+        [B, N, C], differentiable in all inputs except `task`. On CUDA a task id outside 0..T-1 makes the expert
+        channels of its sample NaN.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other; a task id outside 0..T-1 (on the CPU always,
-            on CUDA only with VITPOSE_FAST_DEBUG=1).
+        ValueError: shapes, dtypes or devices do not fit each other, or a task id is outside 0..T-1 (always checked on
+            the CPU, on CUDA only with VITPOSE_FAST_DEBUG=1).
     """
     op = "split_ffn"
     if x.dim() != 3:
@@ -264,7 +278,7 @@ def split_ffn(
         if residual.dtype not in (dtype, exact):
             raise ValueError(f"{op}: residual has dtype {residual.dtype}, expected {dtype} or {exact}")
     triton = choose_impl(op, impl, tensors[0]) == "triton"
-    # What the FFN computes inside is needed again unless at most its last biases and the residual are trained.
+    # The backward pass needs the fc1 output, unless only the last biases and the residual require gradients.
     save = torch.is_grad_enabled() and any(tensors[i].requires_grad for i in (0, 1, 2, 3, 5))
     watched = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, residual))
     plain = may_look_at_values(task) and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)

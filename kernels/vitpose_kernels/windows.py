@@ -1,4 +1,4 @@
-"""How a grid of tokens is cut into windows: the geometry of `attention`."""
+"""Partition of a token grid into (shifted) windows: the geometry of `attention`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """How a grid is cut: all sizes in tokens."""
+    """A partition of a grid into windows. All sizes are (rows, columns) in tokens.
+
+    Letters in the shapes: B batch, N tokens, M windows, L slots per window, F features.
+    """
 
     grid: tuple[int, int]
     window: tuple[int, int]
@@ -18,17 +21,20 @@ class Windows(NamedTuple):
 
     @property
     def windows(self) -> tuple[int, int]:
+        """Number of windows, (rows, columns)."""
         return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
 
     @property
     def padded(self) -> tuple[int, int]:
+        """Size of the grid after padding to whole windows."""
         return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
 
     def unshifted(self) -> Windows:
+        """Return the same partition without shift."""
         return self._replace(shift=(0, 0))
 
     def cut(self, x: Tensor) -> Tensor:
-        """[B, N, F] -> [B, M, L, F]: pad with zeros, roll, cut."""
+        """Cut tokens into windows, [B, N, F] -> [B, M, L, F]: pad with zeros, roll, cut."""
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], gy, gx, x.shape[-1])
         x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
@@ -38,7 +44,7 @@ class Windows(NamedTuple):
         return x.reshape(x.shape[0], my * mx, h * w, x.shape[-1])
 
     def join(self, x: Tensor) -> Tensor:
-        """[B, M, L, F] -> [B, N, F]: the inverse of `cut` (and its adjoint: padded places are dropped)."""
+        """Join windows to tokens, [B, M, L, F] -> [B, N, F]: the inverse and the adjoint of `cut`; drops padding."""
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], my, mx, h, w, x.shape[-1]).transpose(2, 3)
         x = x.reshape(x.shape[0], py, px, x.shape[-1])
@@ -47,11 +53,11 @@ class Windows(NamedTuple):
         return x[:, :gy, :gx].reshape(x.shape[0], gy * gx, x.shape[-1])
 
     def is_token(self, device: torch.device) -> Tensor:
-        """[M, L] bool: the slot holds a token, not padding."""
+        """Return which slots hold a token rather than padding: bool [M, L]."""
         return self.cut(torch.ones(1, self.grid[0] * self.grid[1], 1, device=device))[0, :, :, 0] > 0
 
     def visible(self, device: torch.device) -> Tensor | None:
-        """[M, 1, L, L] bool: query slot sees key slot. None where every slot of a window sees every other."""
+        """Return which query slots attend to which key slots, bool [M, 1, L, L]; None if all in a window do."""
         mask = self.is_token(device)[:, None, :] if self.padded != self.grid else None
         if any(self.shift):
             py, px = self.padded
@@ -61,5 +67,5 @@ class Windows(NamedTuple):
             region = Windows(self.padded, self.window, (0, 0)).cut(region)[0, :, :, 0]
             same = region[:, :, None] == region[:, None, :]
             mask = same if mask is None else mask & same
-        # A padded query is dropped later but must not make NaN: let every slot see itself.
+        # Every slot attends to itself, so that padded queries, which are dropped later, do not give NaN.
         return None if mask is None else (mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=device))[:, None]

@@ -1,4 +1,4 @@
-"""Attention reference against a slow per-query loop written from the semantics, its laws, and its registration."""
+"""Tests of attention: the reference against a slow loop over queries, invariances, registration and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OP = torch.ops.vitpose_fast.attention
 
 
 def slow_attention(qkv, grid, window, shift=(0, 0), pool=False, rel_pos=None, scale=None, pooled=None):
-    """One query at a time in float64, straight from the words of the semantics."""
+    """Compute attention one query at a time in float64, directly from the documented semantics."""
     qkv = qkv.double()
     b, n, _, heads, width = qkv.shape
     scale = width**-0.5 if scale is None else scale
@@ -21,7 +21,7 @@ def slow_attention(qkv, grid, window, shift=(0, 0), pool=False, rel_pos=None, sc
     padded = [c * w for c, w in zip(count, window)]
 
     def place(token, rolled):
-        """(window id, place in the window, wrapped) of a token, in the rolled or the plain partition"""
+        """Return, per axis, (window, position in the window, wrapped) of a token in the rolled or plain partition."""
         out = []
         for axis, at in enumerate(divmod(token, grid[1])):
             s = shift[axis] if rolled else 0
@@ -74,8 +74,8 @@ CASES = {
     "shift, pool, position, padding": dict(grid=(5, 7), window=(3, 4), shift=(1, 2), pool=True, rel=True),
     "position": dict(grid=(4, 6), window=(2, 3), rel=True),
     "one token per window": dict(grid=(3, 3), window=(1, 1), rel=True),
-    "pooled keys handed in": dict(grid=(4, 4), window=(2, 2), given=3),
-    "pooled keys handed in, shift": dict(grid=(4, 5), window=(2, 2), shift=(1, 1), given=1),
+    "given pooled keys": dict(grid=(4, 4), window=(2, 2), given=3),
+    "given pooled keys, shift": dict(grid=(4, 5), window=(2, 2), shift=(1, 1), given=1),
 }
 
 
@@ -116,7 +116,7 @@ def test_gradcheck(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_error_is_that_of_plain_ops(dtype):
+def test_half_precision_error_is_a_few_roundings(dtype):
     qkv, options = make(CASES["shift, pool, position, padding"], dtype=dtype, width=16)
     truth = slow_attention(qkv, **options)
     error = (F.attention(qkv, **options).double() - truth).abs().max()
@@ -148,7 +148,7 @@ def test_one_window_is_full_attention_as_torch_computes_it():
     torch.testing.assert_close(F.attention(qkv, grid=(4, 3)), expected)
 
 
-def test_handing_in_the_pooled_keys_is_pool():
+def test_given_pooled_keys_equal_pool():
     qkv, _ = make(CASES["pool"])
     windows = qkv.reshape(2, 2, 2, 2, 3, 3, 2, 4).transpose(2, 3).reshape(2, 4, 6, 3, 2, 4)
     pooled = windows[:, :, :, 1:].mean(2)
@@ -173,8 +173,8 @@ def test_extreme_logits_stay_finite():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_in_half_precision_are_as_good_as_torch_s(dtype):
-    """Large logits: q and k of norm 40 overflow float16 before scaling."""
+def test_half_precision_gradients_are_as_accurate_as_torch(dtype):
+    """The logits are large: q and k of norm 40 can overflow float16 before scaling."""
     g = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 64, 3, 2, 64, generator=g)
     qkv[:, :, :2] *= 40 / qkv[:, :, :2].norm(dim=-1, keepdim=True)
@@ -211,7 +211,7 @@ def test_strided_qkv_gives_the_same():
     assert torch.equal(F.attention(storage[:, :, 1:4], **options), F.attention(qkv, **options))
 
 
-@pytest.mark.parametrize("case", ["whole map", "shift, pool, position, padding", "pooled keys handed in"])
+@pytest.mark.parametrize("case", ["whole map", "shift, pool, position, padding", "given pooled keys"])
 def test_opcheck(case):
     qkv, o = make(CASES[case], dtype=torch.float32)
     rel_h, rel_w = (t.requires_grad_() for t in o["rel_pos"]) if "rel_pos" in o else (None, None)
@@ -248,11 +248,11 @@ def test_autocast_computes_in_its_dtype():
         (dict(window=(5, 3)), "need 1 <= window <= grid"),
         (dict(shift=(2, 0)), "need 0 <= shift < window"),
         (dict(rel_pos=(torch.zeros(4, 4), torch.zeros(5, 4))), r"rel_h has shape \[4, 4\], expected \[3, 4\]"),
-        (dict(pool=True, pooled=torch.zeros(2, 1, 2, 2, 4)), "hand in one of them"),
+        (dict(pool=True, pooled=torch.zeros(2, 1, 2, 2, 4)), "pass only one of them"),
         (dict(pooled=torch.zeros(2, 1, 2, 2, 5)), r"pooled has shape .* expected \[2, G, 2, 2, 4\]"),
         (dict(rel_pos=(torch.zeros(3, 4), None)), "rel_pos holds one table"),
         (dict(impl="cuda"), "got impl='cuda', expected None or 'triton' or 'reference' or 'sdpa'"),
-        (dict(impl="sdpa"), "impl='sdpa' does the whole map only"),
+        (dict(impl="sdpa"), "impl='sdpa' supports only the whole map"),
     ],
 )
 def test_refuses_in_one_line(change, message):

@@ -1,4 +1,4 @@
-"""The deconvolution op and its packing against torch's own layers and the head of the model."""
+"""Tests of the deconvolution op and its packing, against torch's layers and the head of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitpose_kernels.deconv import pack_deconv
 
 
 def layer(ci, co, seed=0, dtype=torch.float64):
-    """Weight [Ci, Co, 4, 4] and BatchNorm (weight, bias, mean, variance), no two alike and none trivial."""
+    """Draw a weight [Ci, Co, 4, 4] and a BatchNorm (weight, bias, mean, variance), all different and none trivial."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(ci, co, 4, 4, generator=g) / (4 * ci) ** 0.5
     norm = [torch.randn(co, generator=g) for _ in range(3)] + [0.5 + torch.rand(co, generator=g)]
@@ -22,7 +22,7 @@ def layer(ci, co, seed=0, dtype=torch.float64):
 
 
 def torch_layer(x, grid, weight, norm, eps):
-    """The same with torch's modules' functions: maps [B, Co, 2h, 2w]."""
+    """Compute the same layer with torch.nn.functional: maps [B, Co, 2h, 2w]."""
     gamma, beta, mean, variance = norm
     y = nnF.conv_transpose2d(x.transpose(1, 2).unflatten(2, grid), weight, stride=2, padding=1)
     return nnF.batch_norm(y, mean, variance, gamma, beta, eps=eps).relu()
@@ -52,8 +52,8 @@ def test_packed_is_transposed_convolution_batch_norm_relu_and_predictor(batch, g
     assert tokens.is_contiguous() and heatmaps.is_contiguous()
 
 
-def test_taps_of_a_phase_lie_as_documented():
-    """x[m + t (2p - 1)] meets kernel row 1, 3 (p = 0) or 2, 0 (p = 1) in weight[2 py + px, 2 ty + tx]."""
+def test_packed_taps_are_in_the_documented_order():
+    """weight[2 py + px, 2 ty + tx] has kernel rows 1, 3 (py = 0) or 2, 0 (py = 1) for ty = 0, 1; columns likewise."""
     weight, norm = layer(2, 3)
     packed, _ = pack_deconv(weight, *norm)
     scale = norm[0] / (norm[3] + 1e-5).sqrt()
@@ -111,7 +111,7 @@ def test_opcheck(predictor):
         (dict(predictor=(torch.zeros(5, 3, 1, 1), torch.zeros(5))), r"predictor has shapes .*, expected \[K, 3\]"),
         (dict(predictor=(torch.zeros(5, 3), torch.zeros(4))), r"predictor has shapes \[5, 3\] and \[4\]"),
         (dict(bias=torch.zeros(3).half()), "bias is torch.float16, x is torch.float32; cast one"),
-        (dict(weight=torch.zeros(4, 4, 4, 3, requires_grad=True)), "there is no backward; call it under torch.no_grad"),
+        (dict(weight=torch.zeros(4, 4, 4, 3, requires_grad=True)), "no backward pass; call it under torch.no_grad"),
         (dict(impl="cudnn"), "got impl='cudnn'"),
     ],
 )
@@ -123,6 +123,6 @@ def test_refuses_in_one_line(options, message):
 
 
 @torch.no_grad()
-def test_parameters_are_welcome_without_grad_mode():
+def test_parameters_are_accepted_without_grad_mode():
     out = F.deconv(torch.ones(1, 1, 2), torch.ones(4, 4, 2, 3, requires_grad=True), torch.ones(3), (1, 1))
     assert torch.equal(out, torch.full((1, 4, 3), 3.0))  # one token: one tap in the map, two channels, bias 1

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and AOTInductor see the ops: one graph, any batch, the same numbers."""
+"""Tests of torch.compile, torch.export and AOTInductor on the ops: one graph, any batch size, the same results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETUP = """
 
 
 def run(code: str) -> None:
-    """In a process of its own: the code generator and Triton's interpreter do not go together."""
+    """Run code in a separate process, because the code generator does not work with Triton's interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = textwrap.dedent(SETUP) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""LayerNorm with and without residual against torch.nn.functional.layer_norm."""
+"""Tests of LayerNorm with and without residual, against torch.nn.functional.layer_norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitpose_kernels import layer_norm as op_file
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
-    """x, weight, bias, residual."""
+    """Draw x, weight, bias and residual."""
     g = torch.Generator().manual_seed(seed)
     c = shape[-1:]
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in (shape, c, c, shape)]
@@ -62,7 +62,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("output", [0, 1])
 def test_one_output_alone_differentiates(output):
-    """Only s or only y goes on: the other one's gradient does not exist, and is no zeros either."""
+    """If only s or only y is used, the gradient of the other output is None rather than zeros."""
     x, weight, bias, residual = (t.requires_grad_() for t in draw(3, 5, dtype=torch.float64))
     F.layer_norm(x, weight, bias, residual=residual)[output].sin().sum().backward()
     s = (x + residual).detach().requires_grad_()
@@ -72,7 +72,7 @@ def test_one_output_alone_differentiates(output):
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
-def test_gradients_nobody_asks_for_are_not_computed(monkeypatch, wanted):
+def test_unrequested_gradients_are_not_computed(monkeypatch, wanted):
     needs = []
     backward = op_file.layer_norm_backward_reference
     monkeypatch.setattr(op_file, "layer_norm_backward_reference", lambda *a: needs.append(a[-2:]) or backward(*a))
@@ -91,7 +91,7 @@ def test_gradients_nobody_asks_for_are_not_computed(monkeypatch, wanted):
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_compile_and_export_see_through(with_residual):
+def test_compiles_and_exports(with_residual):
     x, weight, bias, residual = draw(2, 3, 8)
     norm = torch.nn.LayerNorm(8, 1e-6)
     norm.load_state_dict({"weight": weight, "bias": bias})
@@ -145,7 +145,7 @@ def test_refuses_in_one_line(options, message):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (0, 4)])
-def test_statistics_alone_are_those_of_the_norm(dtype, shape):
+def test_statistics_equal_those_of_the_norm(dtype, shape):
     x = draw(*shape, dtype=dtype)[0]
     mean, rstd = F.layer_norm_statistics(x, 1e-3)
     wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""The linear layer for inference: its reference, the folded LayerNorm, its registration and what it refuses."""
+"""Tests of the linear layer for inference: reference, folded LayerNorm, registration and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OP = torch.ops.vitpose_fast.linear
 
 
 def draw(rows=(2, 3), c=8, f=5, dtype=torch.float32, seed=0):
-    """x, weight, bias, residual"""
+    """Draw x, weight, bias and residual."""
     g = torch.Generator().manual_seed(seed)
     shapes = (*rows, c), (f, c), (f,), (*rows, f)
     return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes]
@@ -29,7 +29,7 @@ def test_bias_gelu_and_residual_in_this_order():
 def test_folded_layer_norm_is_layer_norm_then_linear(dtype):
     g = torch.Generator().manual_seed(1)
     x, weight, bias, _ = draw(rows=(40,), c=64, f=48, dtype=torch.float64)
-    x = (x + 3.0).to(dtype)  # a common offset: most of the product is what the mean takes away again
+    x = (x + 3.0).to(dtype)  # a common offset, so that the mean cancels most of the product
     gamma, beta = torch.rand(64, generator=g).double() + 0.5, torch.randn(64, generator=g).double()
     expected = nnF.linear(nnF.layer_norm(x.double(), (64,), gamma, beta), weight, bias)
     folded = (weight * gamma).to(dtype)

@@ -1,4 +1,4 @@
-"""The patch embedding op against patches cut one by one, and against the model's own layers."""
+"""Tests of the patch embedding op, against patches cut one by one and against the layers of the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_equals_the_layers_of_the_model(stride, scramble):
 
 
 def test_last_two_rows_and_columns_are_never_read():
-    """SPEC 1.2: padding 2 at stride 16 moves the patches up and left by two pixels."""
+    """Padding 2 at stride 16 moves the patches up and left by two pixels (docs/numerics.md 1.2)."""
     images = torch.zeros(1, 3, 64, 48)
     images[:, :, -2:] = images[:, :, :, -2:] = float("nan")
     out = F.patch_embed(images, torch.ones(4, 3, 16, 16), torch.zeros(4), torch.zeros(12, 4))
@@ -76,16 +76,16 @@ def test_opcheck():
     [
         (dict(images=torch.zeros(3, 32, 32)), r"images are torch.float32 \[3, 32, 32\], expected floating"),
         (dict(images=torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "images are torch.uint8"),
-        (dict(images=torch.zeros(1, 3, 32, 8)), "images of 32x8 hold no 16x16 patch with padding 2"),
+        (dict(images=torch.zeros(1, 3, 32, 8)), "images of 32x8 do not hold a 16x16 patch with padding 2"),
         (dict(weight=torch.zeros(4, 3, 14, 14)), r"weight has shape \[4, 3, 14, 14\], expected \[C, 3, 16, 16\]"),
         (dict(bias=torch.zeros(3)), r"bias has shape \[3\], expected \[4\]"),
         (dict(position=torch.zeros(5, 4)), r"position has shape \[5, 4\], expected \[4, 4\] for a grid of 2x2"),
         (dict(position=torch.zeros(4, 4).half()), "position is torch.float16, weight is torch.float32; cast one"),
-        (dict(stride=0), "got stride=0, padding=2, expected at least 1 and 0"),
+        (dict(stride=0), "got stride=0, padding=2, expected stride >= 1 and padding >= 0"),
         (dict(padding=-1), "got stride=16, padding=-1"),
         (
             dict(weight=torch.zeros(4, 3, 16, 16, requires_grad=True)),
-            "there is no backward; call it under torch.no_grad",
+            "no backward pass; call it under torch.no_grad",
         ),
         (dict(impl="cudnn"), "got impl='cudnn'"),
     ],

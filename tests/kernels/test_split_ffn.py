@@ -1,4 +1,4 @@
-"""Split FFN reference against the dense FFN it must equal, its gradients, and its registration."""
+"""Tests of the split FFN: the reference against the equivalent dense FFN, gradients, registration and errors."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_residual_is_added_and_its_gradient_is_the_incoming_one():
 @pytest.mark.parametrize("task", [(0, 2, 2, 1), (1, 1, 1, 1), (2, 0, 2, 0), ()])
 @pytest.mark.parametrize("wide_residual", [None, False, True])
 def test_inference_on_the_cpu_gives_the_outputs_of_the_registered_op(dtype, task, wide_residual):
-    """It takes runs of one task at a time; the op selects every sample's weights."""
+    """It computes consecutive samples of one task together; the op selects the weights of every sample."""
     inputs = make(dtype, b=len(task), task=task)
-    inputs[7] = inputs[7].long()  # also without a sample
+    inputs[7] = inputs[7].long()  # torch.tensor(()) is float32
     inputs[0] = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)
     residual = None
     if wide_residual is not None:
@@ -104,7 +104,7 @@ def test_saves_what_the_wanted_gradients_need():
         return [name for name, size in sizes.items() for shape in shapes if shape == size]
 
     assert saved(*range(7)) == ["x", "before"]
-    assert saved(0) == saved(5) == ["before"]  # a frozen FFN; trained experts
+    assert saved(0) == saved(5) == ["before"]  # only x needs a gradient, as in a frozen FFN; only the experts do
     assert saved(4, 6) == []
 
 
