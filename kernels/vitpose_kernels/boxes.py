@@ -1,6 +1,6 @@
-"""Boxes of people to the affine matrices of their crops: the geometry of `crop`, on tensors of any device.
+"""From person boxes to the affine matrices of their crops: the geometry of `crop`, on tensors of any device.
 
-Source: SPEC 3.1 to 3.3.
+Source: docs/numerics.md 3.1 to 3.3.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from torch import Tensor
 def box_to_center_scale(
     boxes: Tensor, size: tuple[int, int], padding: float = 1.25, fix_aspect: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """xywh boxes [P, 4] in pixels -> centres and padded sizes of the crops [P, 2] in pixels, float32 (SPEC 3.1).
+    """Convert boxes to the centers and sizes of their crops (docs/numerics.md 3.1).
 
-    `fix_aspect` grows the shorter side to the aspect of `size` (H, W) first. The sizes are 200 times the `scale` of the
-    official code, with its float32 rounding.
+    Args:
+        boxes: [P, 4] (x, y, width, height) in pixels.
+        size: (H, W) of the crops.
+        padding: factor on the size of a box.
+        fix_aspect: before padding, grow the side that is too short for the aspect ratio of `size`.
+
+    Returns:
+        (centers, sizes), each [P, 2] (x, y) in pixels, float32. The sizes are 200 times the `scale` of the official
+        code, with its float32 rounding.
     """
     x, y, w, h = boxes.double().unbind(-1)
     center = torch.stack([x + w * 0.5, y + h * 0.5], -1).float()
@@ -30,10 +37,18 @@ def box_to_center_scale(
 def warp_matrix(
     center: Tensor, scale: Tensor, rotation: Tensor | None, size: tuple[int, int], codec: str = "udp"
 ) -> Tensor:
-    """Matrices image -> crop, float64 [P, 2, 3], from centres, sizes [P, 2] px and rotations [P] in degrees.
+    """Compute the affine matrices that map image pixels to crop pixels.
 
-    codec "udp": SPEC 3.2 (size - 1 both ways), rounded to float32 as the official code stores it. "msra": SPEC 3.3, the
-    three-point affine that uses only the width.
+    Args:
+        center, scale: [P, 2], centers and sizes of the crops in image pixels, from `box_to_center_scale`.
+        rotation: [P] in degrees. None means no rotation.
+        size: (H, W) of the crops.
+        codec: "udp" maps the box onto (W - 1, H - 1), rounded to float32 as the official code stores the matrix
+            (docs/numerics.md 3.2). "msra" is the affine map by three points, which uses only the width of the box
+            (docs/numerics.md 3.3).
+
+    Returns:
+        float64 [P, 2, 3].
     """
     height, width = size
     angle = torch.zeros_like(center[:, 0]) if rotation is None else rotation
@@ -47,7 +62,8 @@ def warp_matrix(
             torch.stack([sin * sy, cos * sy, sy * (-cx * sin - cy * cos + 0.5 * th)], -1),
         ]
         return torch.stack(rows, 1).float().double()
-    # Points as float32, like the official code: centre, middle of the upper edge, and that step turned by 90 degrees.
+    # Three points, in float32 like the official code: the center, the point half a width above it, and the point half a
+    # width to the left of that one. "Above" and "left" are directions in the crop.
     up = torch.stack([sin * tw * 0.5, -cos * tw * 0.5], -1)
     first = center.float()
     second = (center.double() + up).float()
@@ -60,10 +76,11 @@ def warp_matrix(
 
 
 def _solve_affine(source: Tensor, target: Tensor) -> Tensor:
-    """Affine matrices [P, 2, 3] that map three points [P, 3, 2] to [3, 2], by OpenCV's 6x6 elimination, step by step.
+    """Solve for the affine matrices [P, 2, 3] that map three points, `source` [P, 3, 2] to `target` [3, 2].
 
-    The order matters: sizes are often round numbers, so that crop pixels fall exactly between two of the 1/32 px steps
-    of "exact-cv4", and the last bit of the matrix decides.
+    This repeats OpenCV's 6x6 elimination operation by operation, because rounding matters: box sizes are often round
+    numbers, so crop pixels fall exactly between two of the 1/32 px steps of "exact-cv4", and the last bit of the matrix
+    decides between them.
     """
     p = len(source)
     system = source.new_zeros(p, 6, 7)  # rows: x and y equation of each point; last column: the right-hand side
@@ -89,7 +106,10 @@ def _solve_affine(source: Tensor, target: Tensor) -> Tensor:
 
 
 def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
-    """Raise ValueError that names the first box [P, 4] (xywh) that is not finite, has no area, or is absurdly large."""
+    """Raise a ValueError that names the first bad box of [P, 4] (x, y, width, height).
+
+    A box is bad if it is not finite, if its width or height is 1e-3 px or less, or if a value reaches 1e6 px.
+    """
     bad = ~((boxes.abs() < 1e6).all(-1) & (boxes[:, 2:] > 1e-3).all(-1))  # NaN compares false
     if bool(bad.any()):
         index = int(bad.nonzero()[0])

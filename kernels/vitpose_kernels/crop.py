@@ -1,14 +1,15 @@
-"""Boxes of people, from one image or many, to normalised network input.
+"""Crop person boxes out of one or many images, as normalized network input.
 
-Per box: centre and padded size (aspect fixed), a 2x3 matrix image -> crop, its inverse per output pixel, bilinear taps
-with zeros outside, (value / 255 - mean) / std. Two samplings:
+A box gives a center and a padded size with a fixed aspect ratio, and these give a 2x3 matrix from image to crop. Its
+inverse maps every output pixel to a place in the image, which is sampled bilinearly, with zeros outside the image. The
+result is (value / 255 - mean) / std. There are two samplings:
 
     "float":     exact coordinates, unrounded values (grid_sample with zeros padding)
     "exact-cv4": OpenCV <= 4.11 bit for bit: coordinates in 1/32 px, 15-bit weights, values rounded to uint8
 
-Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W], or [2 P, 3, H, W] with the
-mirror image of every crop behind them. Memory-bound: 12 bytes read and 3 values written per output pixel (6 with mirror
-images). Source: SPEC 3.1 to 3.5.
+Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W], or [2 P, 3, H, W]: all crops,
+then the mirror image of every crop. Memory-bound: 12 bytes read and 3 values written per output pixel (6 with mirror
+images). Source: docs/numerics.md 3.1 to 3.5.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of [P, 2, 3] affine matrices with OpenCV's order of operations, float64."""
+    """Invert affine matrices [P, 2, 3] with OpenCV's order of operations, in float64."""
     (m00, m01, m02), (m10, m11, m12) = (row.unbind(-1) for row in matrix.unbind(1))
     determinant = 1 / (m00 * m11 - m01 * m10)
     a, b, d, e = m11 * determinant, -m01 * determinant, -m10 * determinant, m00 * determinant
@@ -35,9 +36,11 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """One source coordinate of crop pixels: whole part int64 and fraction float32, [P, rows, columns].
+    """Compute one source coordinate of every crop pixel, as (floor int64, fraction float32), each [P, rows, columns].
 
-    coefficients [P, 3] of column, row and 1; column [P, columns], row [rows], float64.
+    Args:
+        coefficients: [P, 3], factors of column, row and 1: one row of the inverse matrices.
+        column, row: [P, columns] and [rows], positions in the crop. All are float64.
     """
     a, b, c = coefficients.unbind(-1)
     source = (a[:, None] * column)[:, None, :] + (b[:, None] * row + c[:, None])[:, :, None]
@@ -46,7 +49,7 @@ def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Te
 
 
 def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_source_float` in OpenCV's fixed point: the fraction is int64 in 1/32 px (SPEC 3.4)."""
+    """Do what `_source_float` does in OpenCV's fixed point; the fraction is int64 in 1/32 px (docs/numerics.md 3.4)."""
     a, b, c = coefficients.unbind(-1)
     along = (a[:, None] * column * 1024).round().long()
     down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
@@ -55,7 +58,7 @@ def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Te
 
 
 def _taps(whole: Tensor, fraction: Tensor, size: Tensor, one: int) -> list[tuple[Tensor, Tensor]]:
-    """The two neighbours along an axis: (place inside 0..size - 1, weight, 0 where the neighbour lies outside)."""
+    """Return both neighbors along an axis as (index clamped to 0..size - 1, weight); outside the weight is 0."""
     out = []
     for place, weight in ((whole, one - fraction), (whole + 1, fraction)):
         inside = place.clamp(min=0).minimum(size - 1)
@@ -74,9 +77,16 @@ def crop_reference(
     dtype: torch.dtype,
     twin: bool,
 ) -> Tensor:
-    """The specification in plain PyTorch: images [h_i, w_i, 3] uint8, matrices [P, 2, 3] -> [P, 3, H, W].
+    """Reference implementation in plain PyTorch, which specifies the op.
 
-    `upright`: no matrix turns. `twin`: [2 P, 3, H, W], the second half mirrors the first.
+    Args:
+        images: uint8 [h_i, w_i, 3].
+        matrices: [P, 2, 3], from image to crop.
+        upright: promises that no matrix rotates.
+        twin: return [2 P, 3, H, W], whose second half mirrors the first.
+
+    Returns:
+        [P, 3, H, W] in `dtype`.
     """
     device, p = matrices.device, matrices.shape[0]
     pixels = torch.cat([image.reshape(-1, 3) for image in images])
@@ -91,7 +101,7 @@ def crop_reference(
         column = torch.where(flip[:, None], size[1] - 1 - column, column)
     inverse = _inverse(matrices)
     source, one = (_source_exact, 32) if exact else (_source_float, 1)
-    # Where nothing turns, x depends on the column alone and y on the row: one row and one column stand for all.
+    # Without rotation x depends on the column only and y on the row only: compute them for one row and one column.
     across = _taps(*source(inverse[:, 0], column, row[:1] if upright else row), width, one)
     down = _taps(*source(inverse[:, 1], column[:, :1] if upright else column, row), height, one)
     out = torch.zeros(p, *size, 3, device=device)
@@ -104,16 +114,19 @@ def crop_reference(
     broken = (inverse.sum((1, 2)) * 0).float()[:, None, None, None]  # NaN where a matrix is not finite, else 0
     pixels = out.permute(0, 3, 1, 2)
     out = torch.empty(pixels.shape, device=device)
-    _normalise(exact, broken)(pixels, out)
+    _normalizer(exact, broken)(pixels, out)
     out = out.to(dtype)
     return torch.cat([out, out.flip(-1)]) if twin else out
 
 
-def _normalise(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], object]:
-    """Function (weighted sums [..., 3, H, W] of 0..255, float32 for the network input); `broken` is added: NaN or 0.
+def _normalizer(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """Return the function that normalizes sampled pixels: normalize(x, out).
 
-    "exact-cv4": the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding); such sums
-    stay below 2^24, so that float32 holds them exactly.
+    `x` [..., 3, H, W] holds weighted sums of pixel values 0..255. `out`, float32 and of the same shape, receives the
+    network input. `broken` is 0, or NaN to make the result NaN.
+
+    For "exact-cv4" the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding). The sums
+    stay below 2^24, so float32 holds them exactly.
     """
     mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     if exact:
@@ -132,9 +145,10 @@ def _crop_upright(
     exact: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`crop_reference` without rotation and twin, on a CPU: rows first, then columns of what is left.
+    """Do what `crop_reference` does, faster, for CPU tensors without rotation and twin.
 
-    Crop by crop, while it is in the cache: their regions differ in size.
+    It interpolates along y, then along x. It works crop by crop, because the regions that they read differ in size and
+    each stays in the cache.
     """
     p = matrices.shape[0]
     row = torch.arange(size[0], dtype=torch.float64)
@@ -150,8 +164,8 @@ def _crop_upright(
     first, last = torch.minimum(x0, x1).amin((1, 2)), torch.maximum(x0, x1).amax((1, 2))
     x0, x1 = (x[:, 0] - first[:, None] for x in (x0, x1))
     y0, y1 = y0[..., 0], y1[..., 0]
-    out, normalise = torch.empty(p, 3, *size, dtype=dtype), _normalise(exact, torch.zeros(()))
-    # Memory of all crops, taken once: fresh pages would cost more than the arithmetic.
+    out, normalize = torch.empty(p, 3, *size, dtype=dtype), _normalizer(exact, torch.zeros(()))
+    # All crops share buffers that are allocated once: fresh pages would cost more than the arithmetic.
     widest = size[0] * 3 * (int((last - first).max()) + 1 if p else 0)
     levels, near, far = torch.empty(widest, dtype=torch.uint8), torch.empty(widest), torch.empty(widest)
     left, right, crop = torch.empty(*size, 3), torch.empty(*size, 3), torch.empty(3, *size)
@@ -166,9 +180,9 @@ def _crop_upright(
         torch.index_select(above, 1, x0[i], out=left).mul_(near_x[:, None])
         left.addcmul_(torch.index_select(above, 1, x1[i], out=right), far_x[:, None])
         if dtype == torch.float32:
-            normalise(left.permute(2, 0, 1), out[i])
+            normalize(left.permute(2, 0, 1), out[i])
         else:
-            normalise(left.permute(2, 0, 1), crop)
+            normalize(left.permute(2, 0, 1), crop)
             out[i] = crop
     return out
 
@@ -209,31 +223,34 @@ def crop(
     twin: bool = False,
     impl: str | None = None,
 ) -> Tensor:
-    """Cut boxes out of images as normalised network input; see the head of this file.
+    """Crop boxes out of images as normalized network input. The module docstring has the details.
 
     Args:
-        image: uint8 [h, w, 3] RGB, or a list of them (of any sizes) together with `image_index`.
-        boxes: [P, 4] (x, y, width, height) in image pixels; taken as float64 for the official rounding. On the CPU they
-            are checked and turned into matrices there, whatever the device of the images.
+        image: uint8 [h, w, 3] RGB, or a list of such images (of any sizes) together with `image_index`.
+        boxes: [P, 4] (x, y, width, height) in image pixels, converted to float64 for the official rounding. If they are
+            on the CPU, they are checked and turned into matrices on the CPU, whatever the device of the images.
         size: (H, W) of the crops.
         sampling: "float" or "exact-cv4".
-        rotation: [P] degrees about the box centre; None: 0.
-        flip: bool [P]: mirror that crop (its columns reversed, after rotation); None: no.
-        codec: "udp" or "msra": which affine transform (`warp_matrix`).
-        padding: factor on the box; fix_aspect: grow the box to the aspect of `size` first.
-        dtype: of the result, a floating one.
-        image_index: int64 [P], which image of the list each box is in.
-        twin: also return every crop mirrored (its columns reversed), for the flip test: [2 P, 3, H, W], the second half
-            mirrors the first.
-        impl: None (by device), "triton" or "reference".
+        rotation: [P], degrees about the center of the box. Default: no rotation.
+        flip: bool [P], which crops to mirror (their columns are reversed, after rotation). Default: none.
+        codec: "udp" or "msra", the affine transform (see `warp_matrix`).
+        padding: factor on the size of the box.
+        fix_aspect: before padding, grow the box to the aspect ratio of `size`.
+        dtype: floating dtype of the result.
+        image_index: int64 [P], the index in the list of the image that each box belongs to.
+        twin: also return every crop mirrored (its columns reversed), for the flip test. The result is [2 P, 3, H, W],
+            whose second half mirrors the first.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [P, 3, H, W], ImageNet-normalised, zeros of the image outside it; not differentiable.
+        [P, 3, H, W], normalized with ImageNet's mean and std; pixels outside the image count as 0 (black). Not
+        differentiable.
 
     Raises:
-        ValueError: an image that is not uint8 [h, w, 3], shapes that do not fit, an unknown sampling or codec, a box
-            that is not finite or has no area, an image index out of range. Values on CUDA are looked at with
-            VITPOSE_FAST_DEBUG=1 only; without it such a box gives NaN and such an index the nearest valid image.
+        ValueError: an image is not uint8 [h, w, 3], shapes do not fit each other, sampling or codec is unknown, a box
+            is not finite or has no area, or an image index is out of range. Boxes and indices on CUDA are checked only
+            with VITPOSE_FAST_DEBUG=1. Without it a bad box gives a crop of NaN, and an index out of range selects the
+            nearest valid image.
     """
     op = "crop"
     images = [image] if isinstance(image, Tensor) else list(image)
@@ -251,7 +268,7 @@ def crop(
             )
         check_device(op, images[0], **{f"image {i}": one})
     if not dtype.is_floating_point:
-        raise ValueError(f"{op}: got dtype={dtype}, expected a floating one")
+        raise ValueError(f"{op}: got dtype={dtype}, expected a floating dtype")
     device = images[0].device
     triton = choose_impl(op, impl, torch.empty(0, dtype=dtype, device=device)) == "triton"
     boxes = torch.as_tensor(boxes).detach()
@@ -269,14 +286,14 @@ def crop(
             if not fits:
                 raise ValueError(f"{op}: {name} has {given}, expected a tensor of shape [{p}]")
     if image_index is None and len(images) != 1:
-        raise ValueError(f"{op}: got {len(images)} images without image_index")
+        raise ValueError(f"{op}: got {len(images)} images without image_index; pass the image of each box")
     index = torch.zeros(p, dtype=torch.int64, device=device) if image_index is None else image_index.long()
     if may_look_at_values(boxes):
         check_boxes(boxes, op)
     if may_look_at_values(index):
         fits = p == 0 or (int(index.min()) >= 0 and int(index.max()) < len(images))
         if not fits:
-            raise ValueError(f"{op}: image_index runs outside 0..{len(images) - 1} for {len(images)} images")
+            raise ValueError(f"{op}: image_index has values outside 0..{len(images) - 1} for {len(images)} images")
     turn = None if rotation is None else rotation.detach().to(boxes.device)
     mirror = None if flip is None else flip.to(device).bool()
     exact = sampling == "exact-cv4"

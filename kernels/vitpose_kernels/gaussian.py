@@ -1,4 +1,4 @@
-"""The Gaussian blur of OpenCV, and what else the refinement of `heatmap_decode` takes from the official code."""
+"""Constants of the official sub-pixel refinement, for `heatmap_decode`: the taps of OpenCV's Gaussian blur, epsilon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _OPENCV_SMALL_KERNELS = {  # OpenCV uses these instead of its sigma formula
 
 
 def gaussian_taps(size: int) -> list[float]:
-    """The `size` taps of OpenCV's GaussianBlur with sigma 0 (SPEC 5.3: size 11 means sigma 2)."""
+    """Return the `size` taps of OpenCV's GaussianBlur with sigma=0, where the size sets sigma (docs/numerics.md 5.3).
+
+    Size 11 means sigma 2.
+    """
     if size in _OPENCV_SMALL_KERNELS:
         return list(_OPENCV_SMALL_KERNELS[size])
     sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8

@@ -1,17 +1,20 @@
-"""Heatmaps to keypoints: arg-max, optional flip merge, sub-pixel refinement, back to image coordinates.
+"""Decode heatmaps to keypoints: optional flip merge, arg-max, sub-pixel refinement, conversion to image coordinates.
 
     udp:    p - H⁻¹ g  with g, H the gradient and Hessian of log(clip(blur(map), 0.001, 50)) at the arg-max p
-            (blur: Gaussian, OpenCV's sigma for `blur_kernel`, border reflect-101; the log map's border is replicated)
-    msra:   a quarter pixel towards the higher neighbour, where 1 < x < w - 1 and 1 < y < h - 1
-    argmax: p as it is
+            (Gaussian blur with OpenCV's sigma for `blur_kernel`, border reflect-101; the log map's border is repeated)
+    msra:   p moved by a quarter pixel, in x and in y, towards the higher neighbor, if 1 < x < w - 1 and 1 < y < h - 1
+    argmax: p without refinement
 
 Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
-Bytes: each map once, 12 out per keypoint, 16 more with its covariance; memory-bound.
-Source: SPEC 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
+Bytes: each map is read once; 12 bytes are written per keypoint, 16 more with its covariance. Memory-bound.
+Source: docs/numerics.md 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
 
-Odd maps: maximum <= 0 -> keypoint (-1, -1), in image coordinates too, score the maximum; a NaN -> that keypoint and
-score NaN, no other touched; flat positive map -> its first pixel; a singular Hessian -> no refinement.
-The offset is not bounded (as in the official code): for a maximum on the border it is exactly half a pixel outwards.
+Special maps:
+  * A maximum <= 0 gives the keypoint (-1, -1), in image coordinates too. The score is still the maximum.
+  * A NaN makes the keypoint and score of its map NaN. No other keypoint is affected.
+  * A flat positive map gives its first pixel.
+  * A singular Hessian means no refinement.
+  * The refinement is not bounded, as in the official code. For a maximum on the border it is half a pixel outwards.
 """
 
 from __future__ import annotations
@@ -30,7 +33,11 @@ from vitpose_kernels.launch import run
 
 
 def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
-    """Average of [B, K, h, w] with the output for the mirrored image: channels swapped, width reversed, SPEC 5.1."""
+    """Average heatmaps [B, K, h, w] with those of the mirrored images, which are mirrored back (docs/numerics.md 5.1).
+
+    Mirroring back permutes the channels and reverses the width. `shift` also moves the result one column to the right,
+    while column 0 keeps its value.
+    """
     back = flipped[:, list(permutation)].flip(-1)
     if shift:
         back = torch.cat([back[..., :1], back[..., :-1]], -1)
@@ -38,17 +45,24 @@ def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int],
 
 
 def _reflect101(index: Tensor, size: int) -> Tensor:
-    """Index outside [0, size) mirrored about the edge pixels, as often as needed."""
+    """Mirror indices outside [0, size) about the edge pixels, as often as needed."""
     if size == 1:
         return torch.zeros_like(index)
     index = index.remainder(2 * (size - 1))
     return torch.minimum(index, 2 * (size - 1) - index)
 
 
-def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
-    """log(clip(blur)) at the 3x3 pixels around (x, y): maps [M, h, w], x, y [M] -> [M, 3 (row), 3 (column)] float64.
+def _log_neighborhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
+    """Compute log(clip(blur(map))) at the 3x3 pixels around (x, y).
 
-    Only what the blur of those nine pixels touches is read: a patch of blur_kernel + 2 rows and columns.
+    Only the pixels that this blur touches are read: a patch of blur_kernel + 2 rows and columns per map.
+
+    Args:
+        maps: [M, h, w].
+        x, y: [M], one pixel of each map.
+
+    Returns:
+        [M, 3 (rows), 3 (columns)], float64.
     """
     m, h, w = maps.shape
     size = blur_kernel + 2
@@ -58,8 +72,8 @@ def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> 
     place = rows[:, :, None] * w + columns[:, None, :]
     patch = maps.flatten(1).gather(1, place.flatten(1)).view(m, size, size)
     step = torch.arange(-1, 2, device=maps.device)
-    # The row above, at and below; beyond the border the row of the border stands. Columns alike. Each sum runs over
-    # numbers that lie side by side, so that all are rounded alike and a flat map stays flat.
+    # Take the rows above, at and below y, where the border row is repeated beyond the border; do the same with columns.
+    # Each sum runs over contiguous numbers, so that all sums are rounded in the same way and a flat map stays flat.
     above, left = ((p[:, None] + step).clamp(0, last - 1) - p[:, None] + 1 for p, last in ((y, h), (x, w)))
     strips = (patch.unfold(1, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, size]
     strips = strips.gather(1, above[:, :, None].expand(-1, -1, size))
@@ -68,7 +82,10 @@ def _log_neighbourhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> 
 
 
 def _newton(log: Tensor, covariance: bool = False) -> tuple[Tensor, Tensor | None]:
-    """(offset [M, 2], covariance [M, 2, 2] if wanted) from the 3x3 log neighbourhood; float64."""
+    """Compute the Newton step from 3x3 log neighborhoods: (offset [M, 2], covariance [M, 2, 2] or None), float64.
+
+    The covariance is NaN where the log map is not concave.
+    """
     dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
     dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
     dxx = log[:, 1, 2] - 2 * log[:, 1, 1] + log[:, 1, 0] + EPSILON
@@ -96,7 +113,10 @@ def heatmap_decode_reference(
     scales: Tensor | None,
     covariance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification in plain PyTorch: (keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty)."""
+    """Reference implementation in plain PyTorch, which specifies the op.
+
+    Returns keypoints [B, K, 2], scores [B, K] and covariances [B, K, 2, 2] (an empty tensor without `covariance`).
+    """
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
     heatmaps = heatmaps.to(dtype)
     if flipped is not None:
@@ -109,7 +129,7 @@ def heatmap_decode_reference(
     points = torch.stack([x, y], -1).double()
     spread = None
     if codec == "udp" or covariance:
-        offset, spread = _newton(_log_neighbourhood(maps, x, y, blur_kernel), covariance)
+        offset, spread = _newton(_log_neighborhood(maps, x, y, blur_kernel), covariance)
         if codec == "udp":
             points = points + offset
     if codec == "msra":
@@ -161,10 +181,10 @@ def _heatmap_decode(
 
 
 def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
-    """Channel that holds keypoint i in the mirrored image, for every i.
+    """Return, for every keypoint i, the channel that holds it in the output for the mirrored image.
 
     Raises:
-        ValueError: a pair names a channel that does not exist, or one channel twice.
+        ValueError: a pair names a channel that does not exist, or a channel occurs twice.
     """
     permutation = list(range(num_keypoints))
     for pair in () if flip_pairs is None else flip_pairs:
@@ -189,25 +209,30 @@ def heatmap_decode(
     covariance: bool = False,
     impl: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """Decode heatmaps to keypoints; see the head of this file for the formulas and the odd maps.
+    """Decode heatmaps to keypoints and scores. The module docstring has the formulas and the special maps.
 
     Args:
         heatmaps: [B, K, h, w], raw network output.
-        codec: "udp" | "msra" | "argmax".
+        codec: "udp", "msra" or "argmax".
         blur_kernel: odd size of the Gaussian blur before the logarithm.
-        flipped: [B, K, h, w], raw output for the mirrored input, averaged in ("msra" shifts it by one column).
-        flip_pairs: channels that swap in a mirrored image; None: none.
-        centers, scales: [B, 2] centre and size of each crop in image pixels; both or neither.
-        covariance: also return the covariance of each keypoint, minus the inverse Hessian of the log map.
-        impl: None (by device), "triton" or "reference".
+        flipped: [B, K, h, w], raw network output for the mirrored input, to be averaged with `heatmaps` (for "msra"
+            after a shift by one column).
+        flip_pairs: pairs of channels that swap in a mirrored image. Default: no pairs.
+        centers, scales: [B, 2], center and size of each crop in image pixels; pass both or neither.
+        covariance: also return the covariance of each keypoint, the negative inverse Hessian of the log map.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        keypoints [B, K, 2] in heatmap pixels (image pixels with `centers` and `scales`), scores [B, K] = the maximum of
-        the merged map; with `covariance` also [B, K, 2, 2] in the same pixels squared, NaN where the log map is not
-        concave. float32 (float64 for float64 maps). Not differentiable.
+        keypoints: [B, K, 2], in image pixels with `centers` and `scales`, otherwise in heatmap pixels.
+        scores: [B, K], the maximum of each (averaged) map.
+        covariances: [B, K, 2, 2] in the same pixels squared, only with `covariance`; NaN where the log map is not
+            concave.
+
+        All are float32 (float64 for float64 heatmaps) and not differentiable.
 
     Raises:
-        ValueError: shapes that do not fit each other, an unknown codec, an even blur kernel.
+        ValueError: shapes do not fit each other, the codec is unknown, `flip_pairs` does not fit, or the blur kernel is
+            even.
     """
     op = "heatmap_decode"
     triton = choose_impl(op, impl, heatmaps) == "triton"
@@ -223,7 +248,7 @@ def heatmap_decode(
         check_device(op, heatmaps, flipped=flipped)
         flipped = flipped.detach()
     if (centers is None) != (scales is None):
-        raise ValueError(f"{op}: got only one of centers and scales; hand in both or neither")
+        raise ValueError(f"{op}: got only one of centers and scales; pass both or neither")
     boxes = []
     for name, value in (("centers", centers), ("scales", scales)):
         if value is not None:
@@ -233,7 +258,8 @@ def heatmap_decode(
         boxes.append(value)
     permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
     if not triton and type(heatmaps) is Tensor and not heatmaps.is_cuda and may_look_at_values(heatmaps):
-        # Nothing traces or differentiates it: the registered op would be a fifth of decoding a few people.
+        # Nothing traces or differentiates this call, so skip the registered op. Its overhead would be a fifth of the
+        # time that decoding a few people takes.
         with torch.no_grad(), without_autocast(heatmaps):
             arguments = (
                 heatmaps.detach(),

@@ -2,11 +2,11 @@
 
     L = sum over b, k, y, x of  w[b, k]² mask[b, y, x] (P - G)²   /   (B K h w)
 
-with (G, w) = heatmap_target(keypoints, visible). The mean runs over all keypoints, invisible ones too (weight 0), as
-in the official training. Letters and shapes as in heatmap_target. Statistics in float32 whatever the heatmaps are.
-A keypoint of weight 0 is still read: NaN or infinity in its map makes the loss NaN, as 0 times it does.
-Memory-bound: one read of the heatmaps forward, one read and one write backward; the target is never stored by the
-kernels (the reference stores it). Source: SPEC 4.5, 8.1 (mask).
+with P the heatmaps and (G, w) = heatmap_target(keypoints, visible); letters and shapes are those of heatmap_target. The
+mean runs over all keypoints, including invisible ones (weight 0), as in the official training. The loss is computed in
+float32 for 16-bit heatmaps too. A map is read even if its keypoint has weight 0: NaN or infinity in it makes the loss
+NaN. Memory-bound: the forward pass reads the heatmaps once, the backward pass reads them and writes their gradient. The
+kernels never store the target (the reference does). Source: docs/numerics.md 4.5, 8.1 (mask).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _weighted_difference(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(P - G, w² mask / (B K h w)), both [B, K, h, w] or broadcastable to it, at least float32."""
+    """Return (P - G, w² mask / (B K h w)), each [B, K, h, w] or broadcastable to it, in float32 or float64."""
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
     size = heatmaps.shape[-2], heatmaps.shape[-1]
     target, weights = heatmap_target_reference(keypoints.to(dtype), visible.to(dtype), size, image_size, udp, sigma)
@@ -51,7 +51,10 @@ def heatmap_loss_reference(
     sigma: float,
     mask: Tensor | None,
 ) -> Tensor:
-    """The specification in plain PyTorch: scalar, float32 (float64 for float64 heatmaps)."""
+    """Reference implementation in plain PyTorch, which specifies the op.
+
+    Returns a scalar, float32 (float64 for float64 heatmaps).
+    """
     difference, factor = _weighted_difference(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
     return (difference.square() * factor).sum()
 
@@ -121,21 +124,21 @@ def heatmap_loss(
     image_size: tuple[int, int] | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Heatmap loss against keypoints; see the head of this file for the formula.
+    """Compute the weighted mean squared error of heatmaps against keypoints. The module docstring has the formula.
 
     Args:
         heatmaps: [B, K, h, w], raw network output.
-        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2] (people merged by maximum).
+        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the maps of several people merge by maximum.
         visible: [B, K] or [B, P, K] in [0, 1].
-        mask: [B, h, w], factor of each pixel; None: 1.
+        mask: [B, h, w], a factor on the squared error of each pixel. Default: 1 everywhere.
         codec, sigma, image_size: as in `heatmap_target`.
-        impl: None (by device), "triton" or "reference".
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        scalar, float32 (float64 for float64 heatmaps), differentiable in `heatmaps`; 0 for an empty batch.
+        A scalar, float32 (float64 for float64 heatmaps), differentiable in `heatmaps`; 0 for an empty batch.
 
     Raises:
-        ValueError: shapes that do not fit each other, an unknown codec, a sigma that is not positive.
+        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
     """
     op = "heatmap_loss"
     triton = choose_impl(op, impl, heatmaps) == "triton"

@@ -1,16 +1,17 @@
-"""Gaussian heatmaps of keypoints, the training target.
+"""Render keypoints as Gaussian heatmaps, the training targets.
 
-    udp:  G[y, x] = exp(-((x - ax)² + (y - ay)²) / (2 sigma²)),   ax = kx (w - 1) / (W - 1)           (sub-pixel centre)
-    msra: the same around the integer centre (mx, my),            ax = kx w / W
+    udp:  G[y, x] = exp(-((x - ax)² + (y - ay)²) / (2 sigma²)),   ax = kx (w - 1) / (W - 1)           (sub-pixel center)
+    msra: the same around the integer center (mx, my),            ax = kx w / W
 
-inside the (2r + 1)² window around m = trunc(a + 0.5), r = int(3 sigma); zero outside it.
+ay follows in the same way from ky, h and H. G has these values inside the (2r + 1)² window around m = trunc(a + 0.5),
+with r = int(3 sigma), and is zero outside.
 
 Letters: B batch, P people, K keypoints, (W, H) crop and (w, h) heatmap in pixels.
 
     keypoints [B, K, 2] or [B, P, K, 2] crop px   visible [B, K] or [B, P, K]   heatmaps [B, K, h, w]   weights [B, K]
 
-A keypoint weighs 0 when its window misses the map, when it is not finite, or when it is not visible. Memory-bound: one
-write of the maps. Source: SPEC 4.1, 4.2 (C-style truncation towards zero is part of the definition).
+A keypoint has weight 0 if its window misses the map, if it is not finite, or if it is not visible. Memory-bound: the
+maps are written once. Source: docs/numerics.md 4.1, 4.2 (truncation towards zero, as in C, is part of the definition).
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from vitpose_kernels.launch import run
 def heatmap_target_reference(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> tuple[Tensor, Tensor]:
-    """The specification in plain PyTorch: (heatmaps [B, K, h, w], weights [B, K])."""
+    """Reference implementation in plain PyTorch, which specifies the op.
+
+    Returns (heatmaps [B, K, h, w], weights [B, K]).
+    """
     radius = int(3 * sigma)
     weights = visible.clamp(0, 1) * keypoints.isfinite().all(-1)
     axes = []
     for axis, (cells, pixels) in enumerate(zip((size[1], size[0]), (image_size[1], image_size[0]), strict=True)):
         stride = max(pixels - 1, 1) / max(cells - 1, 1) if udp else pixels / cells
-        centre = keypoints[..., axis].nan_to_num(0.0, 0.0, 0.0) / stride
-        nearest = torch.trunc(centre + 0.5)
+        center = keypoints[..., axis].nan_to_num(0.0, 0.0, 0.0) / stride
+        nearest = torch.trunc(center + 0.5)
         weights = weights * ((nearest - radius < cells) & (nearest + radius + 1 >= 0))
         cell = torch.arange(cells, device=keypoints.device, dtype=keypoints.dtype)
-        distance = cell - (centre if udp else nearest)[..., None]
+        distance = cell - (center if udp else nearest)[..., None]
         inside = (cell - nearest[..., None]).abs() <= radius
         axes.append(torch.exp(-distance.square() / (2 * sigma**2)) * inside)
     drawn = (weights > 0.5).to(keypoints.dtype)[..., None, None]
@@ -48,7 +52,7 @@ def heatmap_target_reference(
 
 
 def _over_people(x: Tensor) -> Tensor:
-    """Maximum over dim 1; zeros where there are no people."""
+    """Take the maximum over dim 1 (people), or zeros if it is empty."""
     return x.amax(1) if x.shape[1] else x.sum(1)
 
 
@@ -79,7 +83,15 @@ def check_keypoints(
     codec: str,
     sigma: float,
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """The checks that the ops with keypoint inputs share: (keypoints, visible) floating and detached, crop size."""
+    """Check the arguments that the ops with keypoint inputs share.
+
+    Returns:
+        keypoints and visible, detached and in the same floating dtype (at least float32), and the size (H, W) of the
+        crop.
+
+    Raises:
+        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
+    """
     if not (keypoints.dim() in (3, 4) and keypoints.shape[-1] == 2):
         raise ValueError(f"{op}: keypoints have shape {list(keypoints.shape)}, expected [B, K, 2] or [B, P, K, 2]")
     if visible.shape != keypoints.shape[:-1]:
@@ -105,23 +117,24 @@ def heatmap_target(
     image_size: tuple[int, int] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Render keypoints as Gaussian heatmaps; see the head of this file for the formula.
+    """Render keypoints as Gaussian heatmaps. The module docstring has the formula.
 
     Args:
-        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the people of one map are merged by maximum.
-        visible: [B, K] or [B, P, K] in [0, 1] (COCO's 2 counts as 1): drawn if > 0.5, returned as weight.
+        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the maps of several people merge by maximum.
+        visible: [B, K] or [B, P, K] in [0, 1] (COCO's 2 counts as 1). A keypoint is drawn if its value is above 0.5.
+            The value is returned as the weight.
         size: (h, w) of the heatmaps.
         codec: "udp" or "msra".
         sigma: standard deviation in heatmap pixels.
-        image_size: (H, W) of the crop; None: four times `size`.
-        impl: None (by device), "triton" or "reference".
+        image_size: (H, W) of the crop. Default: four times `size`.
+        impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        heatmaps [B, K, h, w] and weights [B, K] (the maximum over people), dtype of `keypoints` (at least float32); not
-        differentiable.
+        heatmaps [B, K, h, w] and weights [B, K] (the maximum over people), in the dtype of `keypoints` (at least
+        float32); not differentiable.
 
     Raises:
-        ValueError: shapes that do not fit each other, an unknown codec, a sigma that is not positive.
+        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
     """
     op = "heatmap_target"
     keypoints, visible, image_size = check_keypoints(op, keypoints, visible, size, image_size, codec, sigma)

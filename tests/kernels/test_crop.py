@@ -1,4 +1,4 @@
-"""Crops against OpenCV 4.11 (bit for bit), grid_sample, and the golden matrices of SPEC 12.1."""
+"""Tests of crops, against OpenCV 4.11 (bit for bit), grid_sample and the golden matrices of docs/numerics.md 12.1."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def picture(height=90, width=120, seed=0):
     return cv2.resize(coarse, (width, height)) // 2 + rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
 
 
-def normalised(crops: np.ndarray) -> torch.Tensor:
-    """uint8 [P, H, W, 3] as the official pipeline normalises it."""
+def normalized(crops: np.ndarray) -> torch.Tensor:
+    """Normalize uint8 [P, H, W, 3] as the official pipeline does."""
     x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     return (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 def official_matrix(box, size, rotation, codec, padding=1.25):
-    """The official code, line by line (numpy, float32 where it is float32)."""
+    """Compute the matrix like the official code, line by line: numpy, with float32 where it uses float32."""
     height, width = size
     x, y, w, h = box
     center = np.array([x + w * 0.5, y + h * 0.5], dtype=np.float32)
@@ -114,7 +114,7 @@ def test_exact_cv4_is_opencv_bit_for_bit(codec, turned):
     )
     given = angles if turned else None
     got = F.crop(torch.from_numpy(image), torch.from_numpy(boxes), size, "exact-cv4", given, codec=codec)
-    assert torch.equal(got, normalised(expected))
+    assert torch.equal(got, normalized(expected))
 
 
 @pytest.mark.parametrize("codec", ["udp", "msra"])
@@ -138,7 +138,7 @@ def test_exact_cv4_on_the_sample_photos(samples, codec):
             codec=codec,
             rotation=torch.from_numpy(rotation),
         )
-        assert torch.equal(got, normalised(expected)), path.name
+        assert torch.equal(got, normalized(expected)), path.name
 
 
 def test_float_is_grid_sample():
@@ -152,7 +152,7 @@ def test_float_is_grid_sample():
     grid = source / torch.tensor([119.0, 89.0]) * 2 - 1
     pixels = image.permute(2, 0, 1).double()[None].expand(20, -1, -1, -1)
     sampled = torch.nn.functional.grid_sample(pixels, grid, padding_mode="zeros", align_corners=True)
-    expected = normalised(np.zeros((1, 1, 1, 3), np.uint8)).double()
+    expected = normalized(np.zeros((1, 1, 1, 3), np.uint8)).double()
     std = torch.tensor(IMAGENET_STD).double()[:, None, None]
     expected = sampled / 255 / std + expected
     torch.testing.assert_close(F.crop(image, boxes, size, rotation=rotation).double(), expected, rtol=1e-4, atol=1e-4)
@@ -173,7 +173,7 @@ def test_identity_box_is_the_image(sampling):
     image = picture(64, 48)
     box = torch.tensor([[0.0, 0.0, 47.0, 63.0]])
     got = F.crop(torch.from_numpy(image), box, (64, 48), sampling, padding=1.0, fix_aspect=False)
-    torch.testing.assert_close(got, normalised(image[None]), rtol=0, atol=1e-3 if sampling == "float" else 0)
+    torch.testing.assert_close(got, normalized(image[None]), rtol=0, atol=1e-3 if sampling == "float" else 0)
 
 
 def test_flip_mirrors_single_crops_only():
@@ -201,10 +201,10 @@ def test_many_images_equal_one_at_a_time():
         assert torch.equal(together[i], F.crop(images[index[i]], torch.from_numpy(boxes[i : i + 1]), (32, 24))[0])
 
 
-def test_box_outside_the_image_is_black_and_no_box_is_empty():
+def test_box_outside_the_image_is_black_and_no_boxes_give_no_crops():
     image = torch.from_numpy(picture())
     outside = F.crop(image, torch.tensor([[500.0, 500, 20, 20]]), (32, 24))
-    assert torch.equal(outside, normalised(np.zeros((1, 32, 24, 3), np.uint8)))
+    assert torch.equal(outside, normalized(np.zeros((1, 32, 24, 3), np.uint8)))
     assert F.crop(image, torch.zeros(0, 4), (32, 24), dtype=torch.bfloat16).shape == (0, 3, 32, 24)
 
 
@@ -235,8 +235,8 @@ def test_opcheck():
         (None, dict(size=(1, 1)), "expected .rows, columns. >= 2"),
         (None, dict(boxes=torch.tensor([[0.0, 0, 1e30, 5]])), "box 0 is"),
         ([[[1]]], {}, "image 0 is a list, expected a torch.Tensor"),
-        (None, dict(dtype=torch.uint8), "got dtype=torch.uint8, expected a floating one"),
-        (None, dict(image_index=torch.tensor([1])), "image_index runs outside 0..0"),
+        (None, dict(dtype=torch.uint8), "got dtype=torch.uint8, expected a floating dtype"),
+        (None, dict(image_index=torch.tensor([1])), "image_index has values outside 0..0"),
     ],
 )
 def test_refuses_in_one_line(image, options, message):
@@ -248,8 +248,8 @@ def test_refuses_in_one_line(image, options, message):
 
 @pytest.mark.parametrize("sampling", ["float", "exact-cv4"])
 @pytest.mark.parametrize("codec", ["udp", "msra"])
-def test_upright_crops_on_the_cpu_are_those_of_the_reference_bit_for_bit(sampling, codec):
-    """They take rows, then columns, crop by crop; the reference takes four taps of all crops at once."""
+def test_upright_crops_on_the_cpu_equal_the_reference_bit_for_bit(sampling, codec):
+    """They interpolate along y, then x, crop by crop; the reference adds up four taps, for all crops at once."""
     images = [torch.from_numpy(picture(seed=i, height=90 + 7 * i)) for i in range(3)]
     images[1] = images[1].transpose(0, 1)  # any strides
     boxes = torch.tensor([BOX_B, (-30.0, 50, 60, 90), (90.0, 80, 70, 40), (3.3, 4.4, 5.5, 6.6), (300.0, 10, 20, 30)])

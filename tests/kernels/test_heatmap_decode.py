@@ -1,4 +1,4 @@
-"""Heatmap decoding against SPEC 12.3, against OpenCV's blur with the official formulas, and its stated odd cases."""
+"""Tests of heatmap decoding: golden numbers (docs/numerics.md 12.3), official formulas with OpenCV, special maps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_golden_numbers(heat, expected, score):
 
 
 def official_udp(heat: np.ndarray, kernel: int = 11) -> tuple[np.ndarray, float]:
-    """One map, with OpenCV's blur and the formulas of SPEC 5.3."""
+    """Decode one map with OpenCV's blur and the formulas of docs/numerics.md 5.3: (keypoint, determinant)."""
     y, x = np.unravel_index(heat.argmax(), heat.shape)
     log = np.log(np.clip(cv2.GaussianBlur(heat, (kernel, kernel), 0), 0.001, 50))
     p = np.pad(log, 1, mode="edge").astype(np.float64)[y : y + 3, x : x + 3]
@@ -68,12 +68,12 @@ def test_equals_opencv_blur_on_random_maps(kernel, size):
             np.testing.assert_allclose(point, expected, atol=2e-3 if abs(determinant) < 1e-2 else 1e-4)
 
 
-def test_taps_are_those_of_opencv():
+def test_taps_equal_opencv():
     for size in (1, 3, 5, 7, 11, 13, 15):
         np.testing.assert_allclose(gaussian_taps(size), cv2.getGaussianKernel(size, 0)[:, 0], rtol=1e-7)
 
 
-# The odd maps, each with a stated result.
+# The special maps, each with its documented result.
 
 
 def test_flat_map_is_its_first_pixel():
@@ -93,7 +93,7 @@ def test_one_pixel(codec):
     heat = torch.zeros(1, 1, 64, 48)
     heat[0, 0, 30, 20] = 1
     assert F.heatmap_decode(heat, codec)[0][0, 0].tolist() == pytest.approx([20, 30], abs=1e-5)
-    points, scores = F.heatmap_decode(torch.ones(1, 1, 1, 1), codec)  # the smallest map there is
+    points, scores = F.heatmap_decode(torch.ones(1, 1, 1, 1), codec)  # the smallest possible map
     assert points[0, 0].tolist() == [0, 0] and scores.item() == 1
 
 
@@ -111,7 +111,7 @@ def test_nan_and_infinity_touch_only_their_own_keypoint():
     for x, y in zip(a, b, strict=True):
         assert y[0, 1].isnan().all() and torch.equal(x[0, [0, 2]], y[0, [0, 2]])
     dirty[0, 1, 5, 5] = -math.inf
-    assert torch.equal(F.heatmap_decode(dirty)[0], a[0])  # far from the peak: as any low value
+    assert torch.equal(F.heatmap_decode(dirty)[0], a[0])  # far from the peak, where it counts like any low value
 
 
 def test_no_map_reads_another():
@@ -127,14 +127,14 @@ def test_first_maximum_in_row_major_order():
     assert F.heatmap_decode(heat, "argmax")[0][0, 0].tolist() == [4, 2]
 
 
-# The other codecs, flips and image coordinates.
+# Other codecs, flips and image coordinates.
 
 
-def test_msra_moves_a_quarter_towards_the_higher_neighbour():
+def test_msra_moves_a_quarter_towards_the_higher_neighbor():
     heat = torch.zeros(1, 3, 8, 6)
     heat[0, :, 3, 2], heat[0, 0, 3, 3], heat[0, 0, 2, 2] = 1, 0.5, 0.5
     heat[0, 2] = 0
-    heat[0, 2, 3, 1], heat[0, 2, 3, 2] = 1, 0.5  # x = 1 is not strictly inside: stays
+    heat[0, 2, 3, 1], heat[0, 2, 3, 2] = 1, 0.5  # x = 1 is too close to the border: no move
     points, _ = F.heatmap_decode(heat, "msra")
     assert points[0].tolist() == [[2.25, 2.75], [2, 3], [1, 3]]
 
@@ -166,13 +166,13 @@ def test_decode_commutes_with_flip():
     maps = torch.stack([TARGET, TILTED])[None].double()
     points, scores = F.heatmap_decode(maps)
     mirrored, same = F.heatmap_decode(maps.flip(-1))
-    # Not exactly: the mixed derivative of the official code looks at one diagonal only.
+    # The results are not exactly equal: the official code takes the mixed derivative along one diagonal only.
     torch.testing.assert_close(mirrored[..., 0], 47 - points[..., 0], rtol=0, atol=1e-4)
     torch.testing.assert_close(mirrored[..., 1], points[..., 1], rtol=0, atol=1e-4)
     assert torch.equal(scores, same)
 
 
-def test_covariance_is_that_of_the_blurred_gaussian():
+def test_covariance_equals_that_of_the_blurred_gaussian():
     heat = torch.exp(-((X - 20) ** 2 / 8 + (Y - 30) ** 2 / 18)).double()[None, None]  # variances 4 and 9, blur adds 4
     cov = F.heatmap_decode(heat, covariance=True)[2][0, 0]
     torch.testing.assert_close(cov, torch.diag(torch.tensor([8.0, 13.0]).double()), rtol=0.02, atol=1e-4)
@@ -213,7 +213,7 @@ def test_opcheck_and_compile():
         (dict(codec="dark"), "expected 'udp', 'msra' or 'argmax'"),
         (dict(blur_kernel=10), "expected an odd size"),
         (dict(flipped=torch.zeros(1, 2, 8, 5)), "flipped has shape"),
-        (dict(centers=torch.zeros(1, 2)), "hand in both or neither"),
+        (dict(centers=torch.zeros(1, 2)), "pass both or neither"),
         (dict(centers=torch.zeros(2, 2), scales=torch.zeros(2, 2)), "centers has shape"),
         (dict(flip_pairs=[(0, 2)]), "does not fit 2 keypoints"),
     ],

@@ -1,4 +1,4 @@
-"""Heatmap loss against the weighted MSE of SPEC 4.5 over the rendered target."""
+"""Tests of the heatmap loss, against the weighted MSE of docs/numerics.md 4.5 over the rendered target."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_mask_weights_pixels():
     torch.testing.assert_close(half, full / 2)
 
 
-def test_gradcheck_and_zero_where_nothing_is_wrong():
+def test_gradcheck_and_zero_gradient_at_the_target():
     heatmaps, keypoints, visible = make(b=1, k=2)
     mask = torch.rand(1, 16, 12)
     heatmaps.requires_grad_()
@@ -64,7 +64,7 @@ def test_invisible_keypoints_get_no_gradient_but_stay_in_the_mean():
     torch.testing.assert_close(loss, F.heatmap_loss(heatmaps[:, :1], keypoints[:, :1], visible[:, :1]) / 4)
 
 
-def test_half_precision_counts_in_float32():
+def test_half_precision_is_computed_in_float32():
     heatmaps, keypoints, visible = make(dtype=torch.bfloat16)
     loss = F.heatmap_loss(heatmaps, keypoints, visible)
     assert loss.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Heatmap targets against the golden numbers of SPEC 12.2 and a loop written like the official code."""
+"""Tests of heatmap targets, against the golden numbers of docs/numerics.md 12.2 and a loop like the official code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOLDEN = [  # joint, weight, argmax (y, x), maximum, sum, non-zero cells
 
 
 def loop_target(point, size, image_size, udp, sigma=2.0):
-    """One keypoint, cell by cell, int() truncating like C: (weight, map)."""
+    """Render one keypoint cell by cell, with int() that truncates as in C: (weight, map)."""
     (h, w), (ih, iw) = size, image_size
     stride = ((iw - 1) / (w - 1), (ih - 1) / (h - 1)) if udp else (iw / w, ih / h)
     at = [c / s for c, s in zip(point, stride)]
@@ -30,10 +30,10 @@ def loop_target(point, size, image_size, udp, sigma=2.0):
     g = torch.zeros(h, w, dtype=torch.float64)
     if m[0] - r >= w or m[1] - r >= h or m[0] + r + 1 < 0 or m[1] + r + 1 < 0:
         return 0.0, g
-    centre = at if udp else m
+    center = at if udp else m
     for y in range(max(0, m[1] - r), min(h, m[1] + r + 1)):
         for x in range(max(0, m[0] - r), min(w, m[0] + r + 1)):
-            g[y, x] = math.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * sigma**2))
+            g[y, x] = math.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * sigma**2))
     return 1.0, g
 
 
@@ -75,7 +75,7 @@ def test_msra_peak_is_one_on_the_grid():
 def test_visibility_and_broken_coordinates():
     points = torch.tensor([[[50.0, 50.0], [50.0, 50.0], [50.0, 50.0], [math.nan, 50.0], [math.inf, 50.0]]])
     maps, weights = F.heatmap_target(points, torch.tensor([[0.0, 0.3, 2.0, 1.0, 1.0]]))
-    assert weights.tolist() == [[0.0, pytest.approx(0.3), 1.0, 0.0, 0.0]]  # drawn above a half, COCO's 2 counts as 1
+    assert weights.tolist() == [[0.0, pytest.approx(0.3), 1.0, 0.0, 0.0]]  # drawn if above 0.5; COCO's 2 counts as 1
     assert [bool(m.any()) for m in maps[0]] == [False, False, True, False, False]
 
 
@@ -91,7 +91,7 @@ def test_people_are_merged_by_maximum():
 
 def test_any_stride():
     maps, _ = F.heatmap_target(torch.tensor([[[31.0, 0.0]]]), torch.ones(1, 1), size=(32, 32), image_size=(63, 63))
-    assert maps[0, 0, 0, 15] == maps[0, 0, 0, 16] == maps.max()  # 31 / (62 / 31) = 15.5 lies between two cells
+    assert maps[0, 0, 0, 15] == maps[0, 0, 0, 16] == maps.max()  # 31 / (62 / 31) = 15.5 is halfway between two cells
     assert F.heatmap_target(torch.zeros(1, 1, 2), torch.ones(1, 1), size=(1, 1))[0].tolist() == [[[[1.0]]]]
 
 

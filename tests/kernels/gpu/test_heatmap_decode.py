@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitpose_fast import functional as F
-from vitpose_kernels.heatmap_decode import _log_neighbourhood, _newton, flip_permutation, merge_flipped
+from vitpose_kernels.heatmap_decode import _log_neighborhood, _newton, flip_permutation, merge_flipped
 
 CODECS = ("udp", "msra", "argmax")
 
@@ -108,7 +108,7 @@ def test_udp_on_tiny_maps_is_as_exact_as_float32_logarithms_allow(device, h, w, 
     merged = merge_flipped(maps, other, [1, 0], shift=False) if flip else maps
     truth = F.heatmap_decode(merged.double(), blur_kernel=blur_kernel)[0]
     x, y = F.heatmap_decode(merged, "argmax")[0].long().view(-1, 2).T
-    log = _log_neighbourhood(merged.double().view(-1, h, w), x, y, blur_kernel)
+    log = _log_neighborhood(merged.double().view(-1, h, w), x, y, blur_kernel)
     rows, columns = ((at[:, None] + torch.arange(-1, 2)).clamp(0, n - 1) for at, n in ((y, h), (x, w)))
     noise = 2**-15 * (2 * torch.rand(30, 4, h, w, generator=g) - 1)  # of the whole log map: its border is replicated
     noise = noise[:, torch.arange(4)[:, None, None], rows[:, :, None], columns[:, None, :]]
