@@ -128,6 +128,26 @@ def test_a_machine_without_triton_uses_the_references():
     assert done.returncode == 0, done.stderr
 
 
+def test_rocm_uses_the_references():
+    """AMD GPUs are `cuda` devices to torch, but the kernels know NVIDIA's chips only."""
+    done = python(
+        """
+        import torch
+        torch.version.hip = "6.4"
+        from vitpose_fast import functional as F
+        x = torch.randn(1, 4, 3, 1, 8)
+        assert F.attention(x, (2, 2)).shape == (1, 4, 8)
+        try:
+            F.attention(x, (2, 2), impl="triton")
+        except ValueError as error:
+            assert "ROCm" in str(error) and "impl='reference'" in str(error)
+        else:
+            raise SystemExit("not refused")
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_op_has_its_files_tests_benchmark_and_index_entry(root):
     index = (root / "vitpose_fast" / "functional.py").read_text(encoding="utf-8")
     timed = "".join(p.read_text(encoding="utf-8") for p in (root / "benchmarks").glob("test_*.py"))

@@ -17,7 +17,7 @@ import torch
 from vitpose_fast.files import write_atomic
 from vitpose_kernels.calls import OPS
 from vitpose_kernels.chips import ARCHITECTURES, chip_named, usual_chip
-from vitpose_kernels.launch import HAS_TRITON, interpreting
+from vitpose_kernels.launch import HAS_TRITON, NO_TRITON, interpreting
 from vitpose_kernels.sizes import MODELS
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write both tables to this file")
     options = parser.parse_args(args)
     if not HAS_TRITON:
-        raise ValueError("kernels: triton is not installed; on Linux run pip install triton")
+        raise ValueError(f"kernels: {NO_TRITON}; on Linux, with a CPU or CUDA build of torch, run pip install triton")
     if interpreting():
         raise ValueError("kernels: TRITON_INTERPRET is set, which disables the compiler; unset it")
     archs = [int(name.removeprefix("sm_")) for name in options.arch]

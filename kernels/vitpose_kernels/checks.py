@@ -4,7 +4,7 @@ All ops follow one rule: CUDA tensors (and meta tensors within `launch.recording
 tensors run the reference. `impl="triton"` or `impl="reference"` overrides the rule. A given `impl` is never replaced by
 another one, and nothing falls back silently. On the CPU `impl="triton"` runs in Triton's interpreter, which needs
 TRITON_INTERPRET=1 to be set before triton is imported; without the interpreter it raises an error. If triton is not
-installed (macOS, Windows), the default is the reference on every device.
+installed (macOS, Windows), or torch is built for ROCm, the default is the reference on every device.
 
 Error messages are built only when they are needed: a check is written as `if not ...: raise ValueError(f"...")`.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitpose_kernels.launch import HAS_TRITON, interpreting, is_recorded
+from vitpose_kernels.launch import HAS_TRITON, NO_TRITON, interpreting, is_recorded
 
 
 def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()) -> str:
@@ -38,14 +38,13 @@ def choose_impl(op: str, impl: str | None, x: Tensor, others: Sequence[str] = ()
     elif impl not in ("triton", "reference", *others):
         valid = " or ".join(["None", *map(repr, ("triton", "reference", *others))])
         raise ValueError(f"{op}: got impl={impl!r}, expected {valid}")
-    elif impl == "triton" and not on_gpu:
-        if not HAS_TRITON:
-            raise ValueError(f"{op}: got impl='triton', but triton is not installed; use impl='reference'")
-        if not interpreting():
-            raise ValueError(
-                f"{op}: got impl='triton' for tensors on {x.device}; pass CUDA tensors, or use impl='reference' "
-                "(tests: set TRITON_INTERPRET=1 before triton is imported)"
-            )
+    elif impl == "triton" and not HAS_TRITON:
+        raise ValueError(f"{op}: got impl='triton', but {NO_TRITON}; use impl='reference'")
+    elif impl == "triton" and not on_gpu and not interpreting():
+        raise ValueError(
+            f"{op}: got impl='triton' for tensors on {x.device}; pass CUDA tensors, or use impl='reference' "
+            "(tests: set TRITON_INTERPRET=1 before triton is imported)"
+        )
     if impl == "triton":
         given = x.dtype if x.is_floating_point() else torch.float32
         allowed = (torch.float32, torch.float16, torch.bfloat16) if on_gpu else (torch.float32, torch.float16)

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from vitpose_kernels.chips import ARCHITECTURES, architecture_of, usual_chip
 
-HAS_TRITON = find_spec("triton") is not None
+# Why the Triton kernels cannot run in this process, or "" if they can.
+NO_TRITON = (
+    "triton is not installed"
+    if find_spec("triton") is None
+    else "torch is built for ROCm, and the kernels are for NVIDIA GPUs"
+    if torch.version.hip is not None
+    else ""
+)
+HAS_TRITON = not NO_TRITON
 Outputs = TypeVar("Outputs")
 
 
