@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds (MACs) of a model, and the ways in which the papers count the latter."""
+"""Count the parameters and multiply-adds (MACs) of a model, the latter also in the ways of the papers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameters(model: nn.Module) -> int:
-    """All parameters, frozen ones included."""
+    """Return the number of parameters, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
 
 
 def _meta(model: nn.Module, image_size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
-    """A copy of the model and one image, both without memory: the model itself stays where and as it is."""
+    """Return a copy of the model and one image on the meta device; the model itself is not changed."""
     dtype = next(model.parameters()).dtype
     return copy.deepcopy(model).to("meta").eval(), torch.empty(1, 3, *image_size, device="meta", dtype=dtype)
 
 
 def macs(model: nn.Module, image_size: tuple[int, int], attention: bool = True) -> int:
-    """Multiply-adds of all matrix products and convolutions for one image.
+    """Return the multiply-adds of all matrix products and convolutions for one image.
 
     Args:
-        attention: count the two products of attention, too (the batched ones and PyTorch's fused op).
+        attention: also count the two products of attention (batched products and PyTorch's fused op).
     """
     model, image = _meta(model, image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -35,21 +35,21 @@ def macs(model: nn.Module, image_size: tuple[int, int], attention: bool = True) 
 
 
 def gmacs(model: nn.Module, image_size: tuple[int, int]) -> float:
-    """Multiply-adds in units of 10^9."""
+    """Return the multiply-adds in units of 10^9."""
     return macs(model, image_size) / 1e9
 
 
 def binary_gmacs_without_attention(model: nn.Module, image_size: tuple[int, int]) -> float:
-    """Multiply-adds of convolutions and linear layers alone, in units of 2^30."""
+    """Return the multiply-adds of convolutions and linear layers alone, in units of 2^30."""
     return macs(model, image_size, attention=False) / 2**30
 
 
 def hrnet_tool(model: nn.Module, image_size: tuple[int, int]) -> float:
-    """What the counter of the HRNet repository prints as GFLOPs; its descendants TokenPose and others print the same.
+    """Return what the counter of the HRNet repository, also used by TokenPose and others, prints as GFLOPs.
 
-    It sums over convolutions and linear layers, in units of 2^30, and has two slips which the published figures carry:
-    a transposed convolution is counted at the size of its output (4 times too much at stride 2), a linear layer on
-    [B, N, C] as if it had N input channels. It does not see the products of attention.
+    It sums the multiply-adds of convolutions and linear layers in units of 2^30 and does not see the products of
+    attention. The published figures include its two errors: it counts a transposed convolution at the size of its
+    output (4 times too much at stride 2), and a linear layer on [B, N, C] as if it had N input channels.
     """
     total = 0
 

@@ -1,4 +1,4 @@
-"""Crops, targets and decoding on the host as mmpose-style code does them: numpy, OpenCV, one map or person a time."""
+"""Crops, targets and decoding on the host in the style of mmpose: numpy and OpenCV, one map or person at a time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def why_missing() -> str | None:
-    """None where OpenCV can be used."""
+    """Return the reason why OpenCV cannot be used, or None if it can."""
     return None if find_spec("cv2") is not None else "opencv-python is not installed"
 
 
 def mmpose_udp(maps: Tensor, centers: Tensor, scales: Tensor, kernel: int = 11) -> tuple[Tensor, Tensor]:
-    """Arg-max, OpenCV blur of every map, logarithm, one Newton step: [B, K, h, w] float32 -> keypoints, scores."""
+    """Decode heatmaps [B, K, h, w] float32 to keypoints [B, K, 2] and scores [B, K].
+
+    The steps are arg-max, an OpenCV blur of every map, a logarithm and one Newton step.
+    """
     import cv2
 
     heatmaps = maps.numpy().copy()
@@ -49,7 +52,7 @@ def mmpose_udp(maps: Tensor, centers: Tensor, scales: Tensor, kernel: int = 11) 
 
 
 def opencv_crop(image: Tensor, boxes: Tensor, size: tuple[int, int] = (256, 192)) -> Tensor:
-    """`cv2.warpAffine` and normalisation person by person: uint8 [h, w, 3] -> [P, 3, H, W], device of the image."""
+    """Crop and normalize each person with `cv2.warpAffine`: uint8 [h, w, 3] -> [P, 3, H, W] on the image's device."""
     import cv2
 
     pixels = image.cpu().numpy()
@@ -65,7 +68,7 @@ def opencv_crop(image: Tensor, boxes: Tensor, size: tuple[int, int] = (256, 192)
 def mmpose_target(
     points: Tensor, visible: Tensor, size: tuple[int, int] = (64, 48), sigma: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """UDP Gaussians of one person at a time, [B, K, 2] in crop pixels of a 4x larger image -> heatmaps, weights."""
+    """Draw UDP Gaussians person by person: [B, K, 2] in pixels of a crop 4x the heatmap's size -> heatmaps, weights."""
     h, w = size
     stride = np.array([(4 * w - 1) / (w - 1), (4 * h - 1) / (h - 1)])
     radius = sigma * 3

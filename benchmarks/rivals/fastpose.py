@@ -1,4 +1,4 @@
-"""FastPose (AlphaPose; Fang et al., TPAMI 2022), the variant of its ResNet-152 entry: three DUC stages of 4, 2, 1."""
+"""FastPose (AlphaPose; Fang et al., TPAMI 2022) with ResNet-152: three DUC stages with 4, 2 and 1 convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from benchmarks.rivals.resnet import resnet
 
 
 def duc(inputs: int, outputs: int, count: int) -> nn.Module:
-    """Dense up-sampling: depth to space, then 3x3 convolutions: [B, C, h, w] -> [B, outputs, 2h, 2w]."""
+    """Build a dense upsampling (DUC) stage: depth to space, then `count` 3x3 convolutions.
+
+    It maps [B, inputs, h, w] to [B, outputs, 2h, 2w].
+    """
     shuffled = inputs // 4
     widths = [shuffled] * count + [outputs]
     convolutions = [conv_bn(a, b, 3) for a, b in pairwise(widths)]
@@ -19,10 +22,12 @@ def duc(inputs: int, outputs: int, count: int) -> nn.Module:
 
 
 class FastPose(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """FastPose, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
     Args:
-        depth: of the SE-ResNet. num_keypoints: K. convolutions: per stage of up-sampling.
+        depth: depth of the SE-ResNet.
+        num_keypoints: number of keypoints K.
+        convolutions: number of convolutions in each upsampling stage.
     """
 
     def __init__(

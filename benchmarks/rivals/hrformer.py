@@ -1,4 +1,4 @@
-"""HRFormer (Yuan et al., NeurIPS 2021): the frame of HRNet with local-window transformer blocks."""
+"""HRFormer (Yuan et al., NeurIPS 2021): the architecture of HRNet with local-window transformer blocks."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch.nn import functional as F
 from benchmarks.rivals.hrnet import HighResolutionTrunk
 from benchmarks.rivals.layers import Attend, conv_bn
 
-HEAD_WIDTHS = {32: 32, 78: 39}  # S and B: every branch has heads of this many channels
+HEAD_WIDTHS = {32: 32, 78: 39}  # S and B: channels per attention head, in every branch
 
 
 def depthwise_down(inputs: int, outputs: int, relu: bool) -> nn.Module:
-    """HRFormer halves with a depthwise 3x3 convolution and a 1x1 one."""
+    """Build the layer that halves a map in HRFormer: a depthwise 3x3 convolution and a 1x1 convolution."""
     return nn.Sequential(conv_bn(inputs, inputs, 3, 2, relu=False, groups=inputs), conv_bn(inputs, outputs, relu=relu))
 
 
 class WindowAttention(nn.Module):
-    """Attention in windows of a centred, zero-padded map with learned relative position: [B, h, w, C] -> the same.
+    """Window attention on a centered, zero-padded map with learned relative position: [B, h, w, C] -> [B, h, w, C].
 
-    Padding is not masked, as in the original. Its pose code leaves the position term out in a comment; the paper and
-    its other implementations have it.
+    Padding is not masked, as in the original code. The original pose code has the position term commented out; the
+    paper and its other implementations include it.
     """
 
-    def __init__(self, width: int, heads: int, window: int = 7) -> None:
+    def __init__(self, width: int, num_heads: int, window: int = 7) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.num_heads, self.window = num_heads, window
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.attend = Attend()
-        self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         dy, dx = (a.flatten()[:, None] - a.flatten()[None] + window - 1 for a in (y, x))
@@ -44,24 +44,24 @@ class WindowAttention(nn.Module):
         x = F.pad(x, (0, 0, left, pad_w - left, top, pad_h - top))
         rows, columns = (h + pad_h) // s, (w + pad_w) // s
         windows = x.unflatten(2, (columns, s)).unflatten(1, (rows, s)).transpose(2, 3).reshape(-1, s * s, x.shape[-1])
-        q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.table[self.index].permute(2, 0, 1)  # [heads, s * s, s * s]
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index].permute(2, 0, 1)  # [num_heads, s * s, s * s]
         out = self.proj(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
         out = out.reshape(batch, rows, columns, s, s, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return out[:, top : top + h, left : left + w]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) with a depthwise convolution inside: [B, C, h, w] -> the same.
+    """Transformer block whose MLP contains a depthwise convolution: [B, C, h, w] -> [B, C, h, w].
 
-    Without the stochastic depth of its training recipe.
+    Computes x + attention(norm(x)), then x + mlp(norm(x)), without the drop path of the training recipe.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
         hidden = mlp_ratio * width
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attention = WindowAttention(width, heads)
+        self.attention = WindowAttention(width, num_heads)
         layers: list[nn.Module] = []
         for conv in (
             nn.Conv2d(width, hidden, 1),
@@ -79,10 +79,11 @@ class Block(nn.Module):
 
 
 class HRFormer(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """HRFormer, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
     Args:
-        width: channels of the finest branch, 32 (S) or 78 (B). num_keypoints: K.
+        width: channels of the finest branch, 32 (S) or 78 (B).
+        num_keypoints: number of keypoints K.
     """
 
     def __init__(self, width: int = 78, num_keypoints: int = 17) -> None:

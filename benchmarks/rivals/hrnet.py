@@ -1,6 +1,6 @@
 """HRNet (Sun et al., CVPR 2019): parallel branches at 1/4, 1/8, 1/16, 1/32 that exchange features.
 
-`HighResolutionTrunk` is written so that TokenPose and TransPose take its first three stages and HRFormer its frame.
+TokenPose and TransPose use the first three stages of `HighResolutionTrunk`, and HRFormer uses it with its own blocks.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from benchmarks.rivals.layers import conv_bn
 from benchmarks.rivals.resnet import BasicBlock, bottlenecks
 
 MakeBlock = Callable[[int, int], nn.Module]  # channels, branch -> block
-MakeDown = Callable[[int, int, bool], nn.Module]  # inputs, outputs, relu -> layer that halves the size
+MakeDown = Callable[[int, int, bool], nn.Module]  # inputs, outputs, relu -> layer that halves a map
 
 
 def convolve_down(inputs: int, outputs: int, relu: bool) -> nn.Module:
-    """HRNet halves with a full 3x3 convolution."""
+    """Build the layer that halves a map in HRNet: a full 3x3 convolution."""
     return conv_bn(inputs, outputs, 3, 2, relu)
 
 
 class Exchange(nn.Module):
-    """One module of a stage: every branch runs its blocks, then sums what all branches send it.
+    """One module of a stage: every branch runs its blocks and then sums the features that all branches send it.
 
     Args:
-        widths: channels of the branches, fine to coarse. outputs: how many of the finest branches are wanted.
+        widths: channels of the branches, from fine to coarse.
+        outputs: number of branches to compute, counted from the finest.
     """
 
     def __init__(
@@ -65,13 +66,16 @@ class Exchange(nn.Module):
 
 
 class HighResolutionTrunk(nn.Module):
-    """[B, 3, H, W] -> the finest branch [B, width, H/4, W/4].
+    """HRNet without its predictor: images [B, 3, H, W] -> the finest branch [B, width, H/4, W/4].
 
     Args:
         width: channels of the finest branch; they double from branch to branch.
-        block: makes a block of a branch. blocks: per branch and module.
-        modules: of stages 2, 3, ...; stage s has s branches.
-        bottleneck_blocks: of stage 1. down, up_mode: how branches are brought to the size of another.
+        block: makes a block of a branch.
+        blocks: number of blocks per branch and module.
+        modules: number of modules in stages 2, 3, ...; stage s has s branches.
+        bottleneck_blocks: number of blocks in stage 1.
+        down: makes the layer that halves a map.
+        up_mode: `mode` of `nn.Upsample`, which enlarges maps.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class HighResolutionTrunk(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, 64, 3, 2), conv_bn(64, 64, 3, 2), bottlenecks(64, 64, bottleneck_blocks))
         self.first = conv_bn(256, width, 3)
-        self.starts = nn.ModuleList()  # stage s starts its new branch from the coarsest map before it
+        self.starts = nn.ModuleList()  # every stage starts a new branch from the coarsest map of the previous stage
         self.stages = nn.ModuleList()
         before = 256
         for i, count in enumerate(modules):
@@ -107,10 +111,11 @@ class HighResolutionTrunk(nn.Module):
 
 
 class HRNet(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """HRNet, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
     Args:
-        width: 32 or 48 in the papers. num_keypoints: K.
+        width: channels of the finest branch, 32 or 48 in the papers.
+        num_keypoints: number of keypoints K.
     """
 
     def __init__(self, width: int = 32, num_keypoints: int = 17) -> None:
@@ -123,5 +128,5 @@ class HRNet(nn.Module):
 
 
 def three_stages(width: int) -> HighResolutionTrunk:
-    """HRNet up to stage 3, the trunk of TokenPose-L and TransPose-H."""
+    """Build HRNet up to stage 3, the trunk of TokenPose-L and TransPose-H."""
     return HighResolutionTrunk(width, modules=(1, 4))

@@ -17,12 +17,15 @@ from vitpose_fast.models.vitpose import ViTPose
 
 
 def why_missing() -> str | None:
-    """None where transformers can be used."""
+    """Return the reason why transformers cannot be used, or None if it can."""
     return None if find_spec("transformers") is not None else "transformers is not installed"
 
 
 def twin(model: ViTPose) -> nn.Module:
-    """`VitPoseForPoseEstimation` with the weights of `model` (one head; experts stay), SDPA attention, same device."""
+    """Return a `VitPoseForPoseEstimation` with the weights of `model`, which has one head, on the same device.
+
+    Experts are kept, and attention uses SDPA.
+    """
     import transformers
 
     settings = {k: v for k, v in hf_config(model).items() if k not in ("architectures", "model_type")}
@@ -39,12 +42,12 @@ def twin(model: ViTPose) -> nn.Module:
 
 
 def heatmaps(theirs: nn.Module, images: Tensor, experts: Tensor | None = None) -> Tensor:
-    """[B, 3, H, W] -> [B, K, h, w]; experts int64 [B] for a ++ model."""
+    """Compute heatmaps: images [B, 3, H, W] -> [B, K, h, w]. A ++ model needs `experts`, int64 [B]."""
     return theirs(images, dataset_index=experts).heatmaps
 
 
 def processor() -> Any:
-    """Its image processor as `transformers` gives it here: scipy on the CPU."""
+    """Return the image processor of `transformers`, which uses scipy on the CPU."""
     import transformers
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -52,14 +55,14 @@ def processor() -> Any:
 
 
 class Decoded:
-    """What `post_process_pose_estimation` wants to be given."""
+    """The argument that `post_process_pose_estimation` expects: an object with `heatmaps`."""
 
     def __init__(self, maps: Tensor) -> None:
         self.heatmaps = maps
 
 
 def decode(process: Any, maps: Tensor, boxes: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor]:
-    """Keypoints [P, K, 2] in image pixels and scores [P, K] of boxes per image."""
+    """Decode heatmaps to keypoints [P, K, 2] in image pixels and scores [P, K]; `boxes` are xywh, a list per image."""
     people = [p for image in process.post_process_pose_estimation(Decoded(maps), boxes=boxes) for p in image]
     return tuple(torch.stack([torch.as_tensor(p[key]) for p in people]) for key in ("keypoints", "scores"))  # type: ignore[return-value]
 
@@ -72,9 +75,13 @@ def predict(
     flip_pairs: Tensor | None = None,
     experts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images (uint8 [h, w, 3] arrays) and xywh boxes of each to keypoints and scores, as its documentation shows.
+    """Predict keypoints and scores as shown in the documentation of `transformers`.
 
-    flip_pairs: [n, 2], also average with the mirrored crop.
+    Args:
+        images: uint8 [h, w, 3] arrays.
+        boxes: xywh boxes of each image.
+        flip_pairs: [n, 2]; if given, heatmaps are averaged with those of the mirrored crop.
+        experts: int64 [P], the expert of each person in a ++ model.
     """
     parameter = next(theirs.parameters())
     pixels = process(images=list(images), boxes=list(boxes), return_tensors="pt")["pixel_values"]

@@ -1,4 +1,4 @@
-"""What several rivals share: convolution with BatchNorm, attention written out, sine positions."""
+"""Layers that several rivals share: convolution with BatchNorm, attention written out, sine positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, relu: bool = True, groups: int = 1
 ) -> nn.Module:
-    """Convolution without bias, BatchNorm and, on request, ReLU; keeps the size at stride 1."""
+    """Build a convolution without bias, BatchNorm and optionally ReLU; stride 1 keeps the size of the map."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -21,9 +21,9 @@ def conv_bn(
 
 
 class Attend(nn.Module):
-    """softmax(scale * q k^T + bias) v, written out as in the papers' code; `sdpa` hands it to PyTorch's fused op.
+    """softmax(scale * q k^T + bias) v, written out as in the papers' code or, with `sdpa`, by PyTorch's fused op.
 
-    A module without parameters, so that `use_sdpa` finds every attention of a model.
+    It is a module, though without parameters, so that `use_sdpa` can find every attention of a model.
     """
 
     def __init__(self, sdpa: bool = False) -> None:
@@ -31,7 +31,7 @@ class Attend(nn.Module):
         self.sdpa = sdpa
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """q [B, H, L, D], k and v [B, H, S, D], bias broadcastable to [B, H, L, S] -> [B, H, L, D]."""
+        """Map q [B, H, L, D], k and v [B, H, S, D], and bias broadcastable to [B, H, L, S], to [B, H, L, D]."""
         scale = q.shape[-1] ** -0.5
         if self.sdpa:
             return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=scale)
@@ -48,7 +48,7 @@ def use_sdpa(model: nn.Module, sdpa: bool = True) -> nn.Module:
 
 
 def sine_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed two-dimensional sine position embedding of DETR, [rows * columns, width]: y in the first half, then x."""
+    """Return the fixed 2D sine position embedding of DETR, [rows * columns, width]: y in the first half, then x."""
 
     def axis(size: int) -> Tensor:
         frequency = 10000.0 ** (-2 * torch.arange(width // 4) / (width // 2))

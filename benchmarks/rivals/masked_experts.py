@@ -1,4 +1,4 @@
-"""The ViTPose++ FFN as the official code and Hugging Face compute it: every expert on every token, masked after it."""
+"""The ViTPose++ FFN as the official code and Hugging Face compute it: every expert on every token, then a mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def masked_experts(
     x: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, expert_w: Tensor, expert_b: Tensor,
     task: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Adds the outputs of all experts, each times a mask over the samples; arguments as in `functional.split_ffn`."""
+    """Sum the outputs of all experts, each times a mask over the samples; arguments as in `functional.split_ffn`."""
     hidden = F.gelu(F.linear(x, fc1_w, fc1_b))
     chosen = torch.zeros_like(x[..., : expert_w.shape[1]])
     for i, (weight, bias) in enumerate(zip(expert_w, expert_b, strict=True)):

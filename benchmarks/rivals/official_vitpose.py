@@ -1,6 +1,7 @@
-"""ViTPose and ViTPose++ in eager PyTorch, as a reader of the official repository would write them.
+"""ViTPose and ViTPose++ in plain eager PyTorch, written in the style of the official repository.
 
-Same parameter names and same outputs as `vitpose_fast.models.vitpose.ViTPose`, none of its kernels: the model to beat.
+They have the parameter names and outputs of `vitpose_fast.models.vitpose.ViTPose` but none of its kernels, and serve as
+the baseline to beat.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Size = tuple[int, int]
 
 
 def window_partition(x: Tensor, window: Size) -> Tensor:
-    """[B, rows, columns, C], a multiple of the window, -> [B, M, h * w, C]."""
+    """Cut a map, whose size is a multiple of the window, into windows: [B, rows, columns, C] -> [B, M, h * w, C]."""
     b, rows, columns, c = x.shape
     h, w = window
     x = x.view(b, rows // h, h, columns // w, w, c).permute(0, 1, 3, 2, 4, 5)
@@ -28,7 +29,7 @@ def window_partition(x: Tensor, window: Size) -> Tensor:
 
 
 def window_reverse(x: Tensor, window: Size, padded: Size) -> Tensor:
-    """The inverse of `window_partition`: [B, M, h * w, C] -> [B, rows, columns, C]."""
+    """Invert `window_partition`: [B, M, h * w, C] -> [B, rows, columns, C]."""
     h, w = window
     rows, columns = padded
     x = x.view(x.shape[0], rows // h, columns // w, h, w, x.shape[-1]).permute(0, 1, 3, 2, 4, 5)
@@ -36,9 +37,9 @@ def window_reverse(x: Tensor, window: Size, padded: Size) -> Tensor:
 
 
 def window_mask(grid: Size, padded: Size, window: Size, shift: Size) -> Tensor:
-    """What to add to the logits of every window, 0 or `MASKED`: [M, h * w, h * w].
+    """Return the mask, 0 or `MASKED`, to add to the logits of every window: [M, h * w, h * w].
 
-    Tokens see those that come from the same side of the map's edge after the roll, as in Swin, and no padding.
+    As in Swin, a token sees only tokens from the same side of the map's edge after the roll. Padding is never seen.
     """
     regions = torch.zeros(1, *padded, 1)
     count = 0
@@ -55,7 +56,7 @@ def window_mask(grid: Size, padded: Size, window: Size, shift: Size) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the whole grid or windows of it: [B, N, C] -> the same."""
+    """Multi-head attention over the whole grid or its windows: [B, N, C] -> [B, N, C]."""
 
     def __init__(self, config: ModelConfig, index: int, sdpa: bool) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Attention(nn.Module):
         self.register_buffer("shares", shares / shares.sum(1, keepdim=True) if self.pool else None, persistent=False)
 
     def _relative(self, q: Tensor) -> Tensor:
-        """Decomposed relative position, written out: q [B, M, H, L, D] -> [B, M, H, L, L]."""
+        """Compute the decomposed relative position bias: q [B, M, H, L, D] -> [B, M, H, L, L]."""
         h, w = self.window
         offsets_y, offsets_x = (
             torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device) for n in (h, w)
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         return (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2).flatten(-3, -2)
 
     def _windows(self, x: Tensor, shift: Size) -> Tensor:
-        """Pad, roll, cut: [B, N, C] -> [B, M, L, C]."""
+        """Pad, roll and cut tokens into windows: [B, N, C] -> [B, M, L, C]."""
         (rows, columns), (padded_rows, padded_columns) = self.grid, self.padded
         x = x.view(x.shape[0], rows, columns, x.shape[-1])
         x = F.pad(x, (0, 0, 0, padded_columns - columns, 0, padded_rows - rows))
@@ -103,14 +104,14 @@ class Attention(nn.Module):
         return window_partition(x, self.window)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """The inverse of `_windows`: [B, M, L, C] -> [B, N, C]."""
+        """Invert `_windows`: [B, M, L, C] -> [B, N, C]."""
         x = window_reverse(x, self.window, self.padded)
         if any(self.shift):
             x = torch.roll(x, self.shift, (1, 2))
         return x[:, : self.grid[0], : self.grid[1]].reshape(x.shape[0], -1, x.shape[-1])
 
     def _pooled(self, qkv: Tensor) -> Tensor:
-        """Mean key and value of every unshifted window, for every window to see: [B, N, 3C] -> [2, B, M, H, M, D]."""
+        """Return mean key and value of all unshifted windows, for every window: [B, N, 3C] -> [2, B, M, H, M, D]."""
         windows = self._windows(qkv[..., qkv.shape[-1] // 3 :], (0, 0))
         pooled = (windows * self.shares).sum(2).unflatten(-1, (2, self.heads, -1))  # [B, M, 2, H, D]
         pooled = pooled.permute(2, 0, 3, 1, 4).unsqueeze(2)
@@ -132,7 +133,7 @@ class Attention(nn.Module):
         return self.proj(out[:, 0] if self.whole else self._tokens(out))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """[B, M, H, L, D], keys and values [B, M, H, S, D], bias [B, M, H, L, S] -> [B, M, H, L, D]."""
+        """Attend: q [B, M, H, L, D], k and v [B, M, H, S, D], bias [B, M, H, L, S] -> [B, M, H, L, D]."""
         scale = q.shape[-1] ** -0.5
         if not self.sdpa:
             logits = (q * scale) @ k.transpose(-2, -1)
@@ -144,7 +145,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense feed-forward network: [B, N, C] -> the same."""
+    """Dense feed-forward network: [B, N, C] -> [B, N, C]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ class Mlp(nn.Module):
 
 
 class MoEMlp(nn.Module):
-    """ViTPose++ FFN: every expert runs on every token, a mask keeps the outputs of the sample's own."""
+    """ViTPose++ FFN: every expert runs on every token, and a mask keeps the output of the sample's expert."""
 
     def __init__(self, width: int, part: int, experts: int) -> None:
         super().__init__()
@@ -173,7 +174,7 @@ class MoEMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)): [B, N, C] -> the same."""
+    """Transformer block, x + attention(norm1(x)), then x + mlp(norm2(x)): [B, N, C] -> [B, N, C]."""
 
     def __init__(self, config: ModelConfig, index: int, sdpa: bool) -> None:
         super().__init__()
@@ -189,7 +190,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Padded 16x16 convolution: [B, 3, H, W] -> [B, N, C]."""
+    """Patch embedding by a padded 16x16 convolution: [B, 3, H, W] -> [B, N, C]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class PatchEmbed(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Images and task ids [B] to features [B, C, rows, columns]."""
+    """ViT backbone, images [B, 3, H, W] and task ids [B] -> features [B, C, rows, columns]."""
 
     def __init__(self, config: ModelConfig, sdpa: bool) -> None:
         super().__init__()
@@ -224,10 +225,10 @@ class Backbone(nn.Module):
 
 
 class OfficialViTPose(nn.Module):
-    """A ViTPose or ViTPose++ model with plain attention, or PyTorch's with `sdpa=True`.
+    """ViTPose or ViTPose++ with attention written out, or with PyTorch's fused attention if `sdpa` is True.
 
     Raises:
-        ValueError: a config that freezes parts of the backbone, which this model does not do.
+        ValueError: the config freezes parts of the backbone, which this model does not support.
     """
 
     def __init__(self, config: ModelConfig, sdpa: bool = False) -> None:
@@ -242,7 +243,10 @@ class OfficialViTPose(nn.Module):
     def forward(
         self, images: Tensor, task: str | Sequence[str] | None = None
     ) -> Tensor | dict[str, tuple[Tensor, Tensor]]:
-        """Heatmaps [B, K, h, w], or for one name per sample a dict task -> (indices [n], heatmaps [n, K, h, w])."""
+        """Compute heatmaps [B, K, h, w] of one task; with a single head, `task` may be None.
+
+        For a list of tasks, one per sample, return a dict: task -> (sample indices [n], heatmaps [n, K, h, w]).
+        """
         if task is None:
             (task,) = self.heads
         if isinstance(task, str):

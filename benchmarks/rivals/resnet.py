@@ -1,4 +1,4 @@
-"""ResNet trunks, plain and with the squeeze-and-excitation of AlphaPose."""
+"""ResNet trunks, plain or with the squeeze-and-excitation of AlphaPose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class SqueezeExcite(nn.Module):
-    """Channels gated by their mean over the image; AlphaPose does not narrow the hidden layer."""
+    """Gate channels by their mean over the image; in AlphaPose the hidden layer is as wide as the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which strides) and 1x1 convolution around a shortcut: [B, C, h, w] -> [B, 4 * mid, h/s, w/s]."""
+    """Residual block of 1x1, 3x3 (with stride s) and 1x1 convolutions: [B, C, h, w] -> [B, 4 * mid, h/s, w/s]."""
 
     def __init__(self, inputs: int, mid: int, stride: int = 1, squeeze: bool = False) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity: [B, C, h, w] -> the same."""
+    """Residual block of two 3x3 convolutions: [B, C, h, w] -> [B, C, h, w]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class BasicBlock(nn.Module):
 
 
 def bottlenecks(inputs: int, mid: int, count: int, stride: int = 1, squeeze: bool = False) -> nn.Module:
-    """A stage: only its first block strides, widens and, in AlphaPose, has squeeze-and-excitation."""
+    """Build a stage of `count` blocks; only the first has the stride, the widening and squeeze-and-excitation."""
     rest = [Bottleneck(4 * mid, mid) for _ in range(count - 1)]
     return nn.Sequential(Bottleneck(inputs, mid, stride, squeeze), *rest)
 
 
 def resnet(depth: int, squeeze: bool = False) -> nn.Sequential:
-    """ResNet without its classifier: [B, 3, H, W] -> [B, 2048, H/32, W/32]."""
+    """Build a ResNet without its classifier: [B, 3, H, W] -> [B, 2048, H/32, W/32]."""
     layers: list[nn.Module] = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
     inputs = 64
     for i, count in enumerate(DEPTHS[depth]):

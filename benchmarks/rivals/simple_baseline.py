@@ -8,10 +8,12 @@ from benchmarks.rivals.resnet import resnet
 
 
 class SimpleBaseline(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """SimpleBaseline, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
     Args:
-        depth: of the ResNet, 50, 101 or 152. num_keypoints: K. width: channels of the deconvolutions.
+        depth: depth of the ResNet, 50, 101 or 152.
+        num_keypoints: number of keypoints K.
+        width: channels of the deconvolutions.
     """
 
     def __init__(self, depth: int = 50, num_keypoints: int = 17, width: int = 256) -> None:

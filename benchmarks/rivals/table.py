@@ -1,6 +1,6 @@
-"""The systems that Table 12 and Fig. 1 of the ViTPose++ paper compare with, beside the figures published for them.
+"""The systems that Table 12 and Fig. 1 of the ViTPose++ paper compare with, and the figures published for them.
 
-With the same random weights, layer by layer, HRNet's trunk, FastPose, TokenPose, TransPose and HRFormer (its
+With the same random weights in every layer, HRNet's trunk, FastPose, TokenPose, TransPose and HRFormer (with its
 position term set to zero) give the outputs of the authors' code up to float rounding.
 """
 
@@ -25,14 +25,17 @@ Cells = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Rival:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        build: makes the network, 17 keypoints. image_size: (H, W).
-        published_params_m, published_gmacs: 10^6 and what `source` calls GFLOPs.
-        counting: counts as `source` did; its result is what `published_gmacs` is compared with.
-        note: what does not agree. tolerance: relative, of the multiply-adds (parameters are held to 2 %).
-        paper: the row in Table 12 of ViTPose++: params_m, fps, gflops, memory_m, ap; None where it has none.
+        build: makes the network, with 17 keypoints.
+        image_size: (H, W).
+        published_params_m: published number of parameters in 10^6.
+        published_gmacs: the figure that `source` calls GFLOPs.
+        counting: counts as `source` does; its result is compared with `published_gmacs`.
+        note: how the published figures were counted, and what does not agree.
+        tolerance: relative tolerance of the multiply-adds. Parameters must agree within 2 %.
+        paper: the row in Table 12 of ViTPose++: params_m, fps, gflops, memory_m, ap; None for a figure it lacks.
     """
 
     name: str
@@ -58,10 +61,8 @@ def _row(
 
 
 _HRNET_COUNT = "GFLOPs as the tool of the HRNet repository prints them: multiply-adds in units of 2^30"
-_DECONV_COUNT = _HRNET_COUNT + ", deconvolutions at the size of their output; 4 times their work"
-_HRFORMER_COUNT = (
-    "The paper does not say how it counts; units of 2^30 without the products of attention agree with all its rows"
-)
+_DECONV_COUNT = _HRNET_COUNT + ", deconvolutions counted at the size of their output, 4 times their work"
+_HRFORMER_COUNT = "The paper does not say how it counts; units of 2^30 without the products of attention fit all rows"
 
 RIVALS: tuple[Rival, ...] = (
     Rival(
@@ -126,8 +127,8 @@ RIVALS: tuple[Rival, ...] = (
         published_params_m=83.5,
         published_gmacs=16.0,
         source="AlphaPose model zoo: the float32 weights of its 73.3 AP entry take 334 MB; GFLOPs: ViTPose++ Table 12",
-        note="AlphaPose publishes no counts. ViTPose++ says 60 M, the classifier ResNet-152; its GFLOPs agree with the "
-        "network of 83 M.",
+        note="AlphaPose publishes no counts. ViTPose++ says 60 M, the size of the classifier ResNet-152; its GFLOPs "
+        "agree with the network of 83 M.",
         paper=_row(60, 653, 16.0, 6013, 73.3),
     ),
     Rival(
@@ -138,7 +139,7 @@ RIVALS: tuple[Rival, ...] = (
         published_gmacs=11.0,
         source="TokenPose paper, COCO val table",
         note=_HRNET_COUNT + ", linear layers as if they had as many inputs as there are tokens, attention not counted. "
-        "All products are 12.2 * 10^9.",
+        "With all products it is 12.2 * 10^9.",
         paper=_row(28, 602, 11.0, 3477, 75.8),
         counting=hrnet_tool,
     ),
@@ -149,9 +150,9 @@ RIVALS: tuple[Rival, ...] = (
         published_params_m=17.5,
         published_gmacs=21.8,
         source="TransPose repository and paper, COCO tables",
-        note="Its tool also counts BatchNorm, softmax, dropout, activations and sums, 1 to 5 an element: "
-        "0.4 * 10^9 and more, mostly in the softmax over 3072 tokens. In ViTPose++ AP_M and AP_L are those of the AR "
-        "columns, and the speed is that of HRNet-W48 384x288.",
+        note="The authors' tool also counts BatchNorm, softmax, dropout, activations and sums, at 1 to 5 per element: "
+        "0.4 * 10^9 and more, mostly in the softmax over 3072 tokens. In ViTPose++, its AP_M and AP_L are the values "
+        "of the AR columns, and its speed equals the speed of HRNet-W48 384x288.",
         paper=_row(18, 309, 21.8, None, 75.8),
         tolerance=0.03,
     ),
@@ -173,7 +174,7 @@ RIVALS: tuple[Rival, ...] = (
         published_params_m=43.2,
         published_gmacs=12.2,
         source="HRFormer paper, COCO val table",
-        note=_HRFORMER_COUNT + ". All products are 13.9 * 10^9.",
+        note=_HRFORMER_COUNT + ". With all products it is 13.9 * 10^9.",
         paper=_row(43, 158, 12.2, 4287, 75.6),
         counting=binary_gmacs_without_attention,
     ),
@@ -184,7 +185,7 @@ RIVALS: tuple[Rival, ...] = (
         published_params_m=43.2,
         published_gmacs=26.8,
         source="HRFormer paper, COCO val table",
-        note=_HRFORMER_COUNT + ". All products are 30.5 * 10^9.",
+        note=_HRFORMER_COUNT + ". With all products it is 30.5 * 10^9.",
         paper=_row(43, 78, 26.8, 7859, 77.2),
         counting=binary_gmacs_without_attention,
     ),
@@ -192,18 +193,18 @@ RIVALS: tuple[Rival, ...] = (
 
 
 def rival(name: str) -> Rival:
-    """A row by its name.
+    """Return the row with this name.
 
     Raises:
-        ValueError: no such row (lists the valid ones).
+        ValueError: there is no such row. The message lists the valid names.
     """
     for row in RIVALS:
         if row.name == name:
             return row
-    raise ValueError(f"no rival {name!r}; there are {', '.join(r.name for r in RIVALS)}")
+    raise ValueError(f"unknown rival {name!r}; choose from {', '.join(r.name for r in RIVALS)}")
 
 
-# Our rows of the paper; ViTPose++ with merged experts is the same network, and the paper repeats its speed.
+# The paper's rows of ViTPose; ViTPose++ with merged experts is the same network, and the paper repeats its speed.
 VITPOSE: dict[str, Cells] = {
     "ViTPose-S 256x192": _row(22, 1439, 5.3, 3438, 73.8),
     "ViTPose-B 256x192": _row(86, 944, 17.1, 4589, 75.8),

@@ -1,4 +1,4 @@
-"""TokenPose-L (Li et al., ICCV 2021): HRNet features as tokens beside one token per keypoint."""
+"""TokenPose-L (Li et al., ICCV 2021): a transformer over tokens of HRNet features and one token per keypoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from benchmarks.rivals.layers import Attend, sine_positions
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer: [B, N, C] -> the same."""
+    """Pre-norm transformer layer: [B, N, C] -> [B, N, C]."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attend = Attend()
@@ -25,19 +25,27 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = x + self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 
 
 class TokenPoseL(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """TokenPose-L, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
-    Three transformers in a row; the keypoint tokens of all three are joined to predict the heatmaps. The positions of
-    the patches are added again before every layer but the first of each transformer.
+    Three transformers run in sequence, and the heatmaps are predicted from the keypoint tokens of all three,
+    concatenated. The position embedding is added to the input tokens, and again before every layer but the first of
+    each transformer.
 
     Args:
-        image_size: (H, W). depth: layers of the three transformers together. patch: of HRNet pixels, (rows, columns).
+        image_size: (H, W).
+        num_keypoints: number of keypoints K.
+        depth: total number of layers of the three transformers.
+        trunk_width: channels of the finest HRNet branch.
+        width: channels of a token.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden channels of the MLPs over `width`.
+        patch: pixels of the HRNet features in a token, (rows, columns).
     """
 
     def __init__(
@@ -47,7 +55,7 @@ class TokenPoseL(nn.Module):
         depth: int = 24,
         trunk_width: int = 48,
         width: int = 192,
-        heads: int = 12,
+        num_heads: int = 12,
         mlp_ratio: int = 3,
         patch: tuple[int, int] = (4, 3),
     ) -> None:
@@ -56,13 +64,13 @@ class TokenPoseL(nn.Module):
         self.num_keypoints = num_keypoints
         rows, columns = (size // p for size, p in zip(self.heatmap_size, patch))
         self.trunk = three_stages(trunk_width)
-        self.embed = nn.Conv2d(trunk_width, width, patch, patch)  # the same as a linear layer on flattened patches
+        self.embed = nn.Conv2d(trunk_width, width, patch, patch)  # equals a linear layer on flattened patches
         self.keypoints = nn.Parameter(torch.zeros(1, num_keypoints, width))
         nn.init.trunc_normal_(self.keypoints, std=0.02)
         positions = sine_positions(rows, columns, width)
-        self.positions = nn.Parameter(positions, requires_grad=False)  # a parameter there, too
+        self.positions = nn.Parameter(positions, requires_grad=False)  # a parameter in the original, too
         self.transformers = nn.ModuleList(
-            nn.ModuleList(Layer(width, heads, mlp_ratio) for _ in range(depth // 3)) for _ in range(3)
+            nn.ModuleList(Layer(width, num_heads, mlp_ratio) for _ in range(depth // 3)) for _ in range(3)
         )
         heatmap = self.heatmap_size[0] * self.heatmap_size[1]
         self.predictor = nn.Sequential(nn.LayerNorm(3 * width), nn.Linear(3 * width, heatmap))

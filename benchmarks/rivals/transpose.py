@@ -1,4 +1,4 @@
-"""TransPose-H (Yang et al., ICCV 2021): HRNet features, every pixel at 1/4 a token of a small transformer."""
+"""TransPose-H (Yang et al., ICCV 2021): a small transformer whose tokens are the pixels of HRNet features at 1/4."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from benchmarks.rivals.layers import Attend, sine_positions
 
 
 class Layer(nn.Module):
-    """Post-norm transformer layer of DETR, positions added to queries and keys only: [B, N, C] -> the same."""
+    """Post-norm transformer layer of DETR, with positions added to queries and keys only: [B, N, C] -> [B, N, C]."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.qk = nn.Linear(width, 2 * width)
         self.v = nn.Linear(width, width)
         self.attend = Attend()
@@ -25,20 +25,27 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        q, k = self.qk(x + positions).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        v = self.v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k = self.qk(x + positions).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        v = self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         branch = self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
         x = self.norm1(x + self.dropout(branch))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class TransPoseH(nn.Module):
-    """[B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
+    """TransPose-H, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
-    The dropout of the attention weights is left out: it would forbid the fused attention while training.
+    The dropout of the attention weights is left out, because it would prevent fused attention in training.
 
     Args:
-        image_size: (H, W). depth: layers, 6 in A6. hidden: channels inside a layer's MLP.
+        image_size: (H, W).
+        num_keypoints: number of keypoints K.
+        depth: number of layers, 6 in A6.
+        trunk_width: channels of the finest HRNet branch.
+        width: channels of a token.
+        num_heads: number of attention heads.
+        hidden: hidden channels of a layer's MLP.
+        dropout: dropout probability in the MLPs and on the branches.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class TransPoseH(nn.Module):
         depth: int = 6,
         trunk_width: int = 48,
         width: int = 96,
-        heads: int = 1,
+        num_heads: int = 1,
         hidden: int = 192,
         dropout: float = 0.1,
     ) -> None:
@@ -56,8 +63,8 @@ class TransPoseH(nn.Module):
         self.trunk = three_stages(trunk_width)
         self.reduce = nn.Conv2d(trunk_width, width, 1, bias=False)
         positions = sine_positions(image_size[0] // 4, image_size[1] // 4, width)
-        self.positions = nn.Parameter(positions, requires_grad=False)  # a parameter there, too
-        self.layers = nn.ModuleList(Layer(width, heads, hidden, dropout) for _ in range(depth))
+        self.positions = nn.Parameter(positions, requires_grad=False)  # a parameter in the original, too
+        self.layers = nn.ModuleList(Layer(width, num_heads, hidden, dropout) for _ in range(depth))
         self.predictor = nn.Conv2d(width, num_keypoints, 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The rivals of Table 12: published sizes, resolutions, and an official-style ViTPose that equals ours."""
+"""The rivals of Table 12: published sizes, output resolutions, and an official-style ViTPose that equals ours."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_heatmaps_are_at_a_quarter(name):
+def test_heatmaps_have_a_quarter_of_the_resolution(name):
     row = rival(name)
     height, width = row.image_size
     out = on_meta(row.build).eval()(torch.empty(2, 3, height, width, device="meta"))
@@ -54,7 +54,7 @@ def test_counts_of_layers_that_can_be_worked_out_by_hand():
     assert count.macs(conv, size) == 64 * 5 * 3 * 9
     assert count.macs(nn.Conv2d(3, 6, 3, padding=1, groups=3), size) == 64 * 6 * 9
     assert count.parameters(conv) == 5 * 3 * 9 + 5
-    assert conv.weight.device.type == "cpu" and conv.training, "counting leaves the model alone"
+    assert conv.weight.device.type == "cpu" and conv.training, "counting must not change the model"
     deconv = nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1)
     assert count.macs(deconv, size) == 64 * 5 * 3 * 16
     assert count.hrnet_tool(deconv, size) * 2**30 == 4 * 64 * 5 * 3 * 16
@@ -88,8 +88,8 @@ SMALL = {
 }
 
 
-# Mean, deviation and two values of the heatmaps of a seeded model, written down when the rivals had been found equal to
-# the authors' code on the authors' sizes (HRFormer's, which leaves it out, without the position term).
+# Mean, standard deviation and two values of the heatmaps of a seeded model. They were recorded when the rivals had been
+# verified against the authors' code at the authors' sizes (HRFormer without the position term, which that code omits).
 FINGERPRINTS = {
     "SimpleBaseline": [0.132693, 0.423678, 0.265196, 0.317371],
     "FastPose": [-0.129129, 0.324388, -0.014975, 0.292271],
@@ -109,7 +109,7 @@ def test_small_rivals_run_and_train(name):
     assert out.shape == (2, 17, 16, 24) and out.isfinite().all()
     out.square().mean().backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not missing, f"parameters that the output does not depend on: {missing}"
+    assert not missing, f"parameters without a gradient: {missing}"
     model.eval()
     with torch.no_grad():
         plain = model(images)
@@ -121,7 +121,7 @@ def test_small_rivals_run_and_train(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_rivals_compute_what_the_originals_do(scramble, name):
+def test_rivals_compute_the_same_as_the_originals(scramble, name):
     model = SMALL[name]()
     with torch.no_grad():
         scramble(model, 3)
@@ -134,7 +134,7 @@ def test_sine_positions_tell_rows_from_columns():
     table = sine_positions(3, 4, 8).unflatten(0, (3, 4))
     assert (table[:, :1, :4] == table[:, :, :4]).all() and (table[:1, :, 4:] == table[:, :, 4:]).all()
     assert table.flatten(0, 1).unique(dim=0).shape[0] == 12
-    # DETR: the last row is at one full turn, frequencies fall by 10000^(2 i / half), sine and cosine side by side
+    # DETR: the last row is at one full turn, frequencies fall by 10000^(2 i / half), sine and cosine alternate
     turn = torch.tensor([2 * math.pi, 2 * math.pi / 100])
     torch.testing.assert_close(table[2, 0, :4], torch.stack([turn.sin(), turn.cos()], -1).flatten(), rtol=0, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_sine_positions_tell_rows_from_columns():
 def test_windows_of_hrformer_see_their_window_only():
     torch.manual_seed(0)
     layer = WindowAttention(8, 2, window=3).requires_grad_(False)
-    x = torch.randn(1, 5, 7, 8)  # padded to 6 x 9: nothing above, one row below, one column on either side
+    x = torch.randn(1, 5, 7, 8)  # padded to 6 x 9: no row above, one below, one column on either side
     changed = x.clone()
     changed[0, 0, 0] += 1
     moved = (layer(changed) - layer(x)).abs().amax(-1)[0] > 0
@@ -188,7 +188,7 @@ def assert_equal_heatmaps(ours, official, **options):
         assert list(expected) == list(found)
         assert all(found[task][0].equal(index) for task, (index, _) in expected.items())
         expected, found = (torch.cat([maps.flatten() for _, maps in out.values()]) for out in (expected, found))
-    assert expected.std() > 0.1, "the comparison needs outputs of some size"
+    assert expected.std() > 0.1, "the outputs are too small to compare"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_mixed_tasks_equal_ours(scramble):
     assert_equal_heatmaps(ours, official, task=["mpii", "mpii"])
 
 
-# 16 x 12 tokens: windows of 8 x 8 need padding, of 4 x 4 none, of 5 x 5 in both directions; 16 x 12 is the whole map.
+# 16 x 12 tokens: 8 x 8 windows need padding, 4 x 4 windows none, 5 x 5 windows in both directions; 16 x 12 is the map.
 @pytest.mark.parametrize("sdpa", [False, True])
 @pytest.mark.parametrize("window", [(8, 8), (4, 4), (5, 5), (16, 12)])
 @pytest.mark.parametrize("attention", ATTENTION[1:])
@@ -214,7 +214,7 @@ def test_windows_equal_ours(scramble, attention, window, sdpa):
 
 
 def test_a_shifted_window_of_the_whole_odd_map_equals_ours(scramble):
-    # Odd sizes: half a turn of an even map only swaps its quarters.
+    # Odd sizes, because shifting an even map by half only swaps its quarters.
     options = dict(patch_stride=8, attention="window+shift", window=(15, 11), width=48, image_size=(120, 88))
     assert_equal_heatmaps(*pair(scramble, **options))
 
