@@ -1,12 +1,13 @@
-"""`vitpose-fast bench --budget SECONDS --out DIR`: proof and numbers in the minutes that a GPU is at hand.
+"""`vitpose-fast bench --budget SECONDS --out DIR`: check the kernels and measure within a time budget.
 
-A list of steps, the most important first, each in a process group of its own with a hard limit: one that fails, hangs
-or loses the device is one line, and the next begins. The runner itself never touches the device. Whatever is measured
-is on the disk at once (a line of JSON each), so a kill at any moment costs only what was being measured.
+A run is a list of steps, the most important first. Each step runs in its own process group with a hard time limit: a
+step that fails, hangs or loses the device costs one line in the summary, and the next step starts. The runner itself
+never touches the device. Every measurement is written to disk at once, as one line of JSON, so a kill at any moment
+loses only the measurement in progress.
 
-Files, all flat in DIR: env.json, compile.json, smoke.jsonl, results.jsonl, junit.xml, sanitizer.txt, log.txt, and
-summary.txt, which is written anew around every step and printed last. `python benchmarks/report.py convert DIR` makes a
-result file of them.
+All files lie directly in DIR: env.json, compile.json, smoke.jsonl, results.jsonl, junit.xml, sanitizer.txt, log.txt and
+summary.txt, which is rewritten before and after every step and printed at the end. `python benchmarks/report.py convert
+DIR` makes a result file of them.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ FILES = (
     "log.txt",
     "summary.txt",
 )
-RESERVE = 10.0  # seconds kept for the summary
-_LONGEST = 7 * 86400.0  # seconds of a budget
-_GRACE = 4.0  # seconds before its limit at which a step should begin nothing new, if not a sixth of its time
-_MOST_LOG = 1 << 20  # bytes of log that one step may leave
+RESERVE = 10.0  # seconds kept free for the summary
+_MAX_BUDGET = 7 * 86400.0  # seconds
+_GRACE = 4.0  # a step starts nothing new in its last 4 seconds, or in its last sixth if that is longer
+_MAX_LOG = 1 << 20  # bytes of log kept per step
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the steps of a run depend on."""
+    """The options of a run that its steps depend on."""
 
     out: Path
     device: str
@@ -61,19 +62,20 @@ class Run:
 
     @property
     def small(self) -> list[str]:
-        """The flag for small shapes: in a rehearsal, and where no GPU is."""
+        """The `--small` flag if the run uses small shapes: in a rehearsal and on a CPU."""
         return [] if self.cuda and not self.quick else ["--small"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One part of a run.
+    """One step of a run.
 
     Attributes:
-        seconds: its limit. least: not begun with less than that left; steps before it leave it that much.
-        command: its arguments after `python -m`, from the run and the moment (seconds since 1970) when it should end by
-            itself: what is cut off by the limit loses what it was measuring.
-        unavailable: why it cannot take place in a run, None where it can.
+        seconds: time limit in seconds.
+        least: the step does not start with fewer seconds left; earlier steps leave this much time for it.
+        command: maps the run and the time (seconds since 1970) by which the step should end on its own to the arguments
+            after `python -m`. A step that is killed at its limit loses the measurement in progress.
+        unavailable: maps the run to the reason why the step cannot take place, or to None if it can.
     """
 
     name: str
@@ -98,7 +100,7 @@ def _smoke(run: Run, until: float) -> list[str]:
 
 
 def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no") -> Callable[[Run, float], list[str]]:
-    """Benchmarks by pytest, in this order; `on_cpu` is selected there instead."""
+    """Return a `command` that runs these benchmarks with pytest, in order; on a CPU, `on_cpu` replaces `select`."""
 
     def command(run: Run, until: float) -> list[str]:
         out = ["pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--benchmark-columns=median,rounds"]
@@ -113,13 +115,13 @@ def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no"
 
 
 def _tests(run: Run, until: float) -> list[str]:
-    """The tests that have something to say on a GPU; in a quick run a few of them."""
-    # -v: where the limit cuts it off, the log says how far it came.
+    """Return the command of the tests that exercise a GPU; a quick run has two of the files."""
+    # -v: if the step is killed at its limit, the log shows how far it got.
     out = ["pytest", "-v", "-p", "no:cacheprovider", "--junitxml", str(run.out / "junit.xml")]
     if find_spec("xdist") is not None:
         out += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--max-worker-restart=20"]
     if find_spec("pytest_timeout") is not None:
-        out += [f"--timeout={max(until - time.time() - 10, 10):.0f}"]  # a property compiles tens of kernels
+        out += [f"--timeout={max(until - time.time() - 10, 10):.0f}"]  # a property-based test compiles tens of kernels
     if run.quick:
         return [*out, "tests/kernels/gpu/test_heatmap_target.py", "tests/kernels/gpu/test_layer_norm.py"]
     more = ("test_graphs.py", "test_runtime.py", "test_predictor.py", "models/test_train_with_triton.py")
@@ -127,7 +129,7 @@ def _tests(run: Run, until: float) -> list[str]:
 
 
 def _sanitize(run: Run, until: float) -> list[str]:
-    """memcheck first, of the ops with the most addresses."""
+    """Return the command that runs the sanitizer on the ops with the most address arithmetic, memcheck first."""
     ops = ["linear", "attention", "crop", "deconv", "split_ffn"]
     options = ["--out", str(run.out / "sanitizer.txt"), "--until", f"{until:.1f}"]
     return ["benchmarks.sanitize", *ops, "--tools", "memcheck", "racecheck", *options]
@@ -158,7 +160,7 @@ def _needs_pytest(run: Run) -> str | None:
     return f"{' and '.join(absent)} not installed" if absent else None
 
 
-# The selections name what decides how fast a model is; `bench --all` measures everything.
+# The selections cover what dominates the speed of a model; `bench --all` measures everything.
 _NETWORK = "test_network and not decoding and not 16-8 and not 16-72"  # batch 64 and 1
 _ATTENTION = "B- and (whole or shift)"
 _MAPS = ("::test_heatmap_decode", "::test_heatmap_loss", "::test_crop")
@@ -174,7 +176,7 @@ _TABLE12 = _suite(
     select="bfloat16 or 1/16 or (8x8 and shift and pool)",
     on_cpu="ViTPose-S or 1/16",
 )
-# Limits for two runs of 260 and 385 seconds on one GPU with 16 cores; estimates, none is measured yet.
+# The limits are estimates for two runs of 260 and 385 seconds on one GPU with 16 cores; none has been measured yet.
 STEPS = (
     Step("env", 30, 3, _env),
     Step("warm", 70, 8, _warm, _needs_triton),
@@ -193,39 +195,39 @@ NAMES = tuple(step.name for step in STEPS)
 
 @dataclass
 class Outcome:
-    """How a step went."""
+    """State of a step, and the seconds that it took."""
 
     step: Step
-    state: str = "not begun"
+    state: str = "not started"
     seconds: float = 0.0
 
 
 class Runner:
-    """Runs steps within a budget and keeps the summary of them on the disk."""
+    """Runs steps within a time budget and keeps their summary on disk."""
 
     def __init__(self, run: Run, steps: Sequence[Step], clock: Clock) -> None:
         self.run, self.clock = run, clock
         self.outcomes = [Outcome(step) for step in steps]
-        self.running: tuple[Outcome, subprocess.Popen, float] | None = None  # with the moment when it began
+        self.running: tuple[Outcome, subprocess.Popen, float] | None = None  # the last value: when it began, by `clock`
         self.text = ""  # the summary
         self._before = {path.name for path in run.out.iterdir()}
 
     def run_all(self) -> int:
-        """0, or 1 where a step failed, was killed or could not begin for want of time."""
+        """Run all steps. Return 0, or 1 if a step failed, was killed or did not start for lack of time."""
         for i, outcome in enumerate(self.outcomes):
             self._run_step(outcome, [o.step for o in self.outcomes[i + 1 :]])
             self.save()
         return int(any(not o.state.startswith(("done", "skipped")) for o in self.outcomes))
 
     def _run_step(self, outcome: Outcome, later: Sequence[Step]) -> None:
-        """Run a step for as long as it may, or until those after it have what they need at least, if that fits."""
+        """Run a step up to its limit, but leave the `least` seconds of every later step that still fits."""
         step, left = outcome.step, self.clock.left - RESERVE
         reason = step.unavailable(self.run)
         if reason is not None:
             outcome.state = f"skipped: {reason}"
             return
         if left < step.least:
-            outcome.state = f"not begun: {max(left, 0):.0f} s left, needs {step.least:.0f}"
+            outcome.state = f"not started: {max(left, 0):.0f} s left, needs {step.least:.0f}"
             return
         needed = step.least
         for other in later:
@@ -258,7 +260,7 @@ class Runner:
         print(f"{step.name:10}{outcome.state:28}{outcome.seconds:6.1f} s", flush=True)
 
     def _environment(self, step: Step) -> dict[str, str]:
-        """What a step finds: the checkout on the path; on a CPU kernels in the interpreter, but for `warm`."""
+        """Return the environment of a step: the checkout on the path; on a CPU, smoke and tests interpret kernels."""
         environment = with_sources(ROOT) | {"PYTHONUNBUFFERED": "1"}
         environment.pop("TRITON_INTERPRET", None)
         if not self.run.cuda and step.name in ("smoke", "tests"):
@@ -266,27 +268,27 @@ class Runner:
         return environment
 
     def _remove_partial_files(self) -> None:
-        """Remove what a killed step was writing, and nothing that was there before this run."""
+        """Remove the `partial-*` files that a killed step left behind, but none that existed before this run."""
         for path in self.run.out.glob("partial-*"):
             if path.name not in self._before and path.is_file():
                 path.unlink(missing_ok=True)
 
     def save(self) -> None:
-        commit = self.run.commit or "unknown (give it with --commit)"
+        commit = self.run.commit or "unknown (pass --commit)"
         steps = [(o.step.name, o.seconds, o.state) for o in self.outcomes]
-        steps.append(("together", self.clock.used, f"of {self.clock.budget:.0f}"))
+        steps.append(("total", self.clock.used, f"of {self.clock.budget:.0f}"))
         self.text = summary(self.run.out, f"{self.run.device}, commit {commit}", steps) + "\n"
         try:
             write_atomic(self.run.out / "summary.txt", lambda path: path.write_text(self.text, encoding="utf-8"))
-        except OSError as error:  # what can still be measured and printed is
-            print(f"the summary cannot be written: {error}", flush=True)
+        except OSError as error:  # carry on: later steps can run, and the summary is printed
+            print(f"cannot write the summary: {error}", flush=True)
 
     def stop(self, *_: Any) -> None:
-        """Asked to end: kill the step, write what there is, leave with 1."""
+        """Handle a signal: kill the running step, write and print the summary, and exit with code 1."""
         if self.running is not None:
             outcome, process, began = self.running
             kill(process, group=True)
-            outcome.state, outcome.seconds = "stopped from outside", self.clock.used - began
+            outcome.state, outcome.seconds = "stopped by a signal", self.clock.used - began
         self._remove_partial_files()
         self.save()
         print(f"\n{self.text}", end="", flush=True)
@@ -294,7 +296,7 @@ class Runner:
 
 
 def _tail(path: Path, since: int, size: int) -> str:
-    """The last `size` bytes that were written to a file after `since`."""
+    """Return the text written to a file after offset `since`, but at most its last `size` bytes."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(since, end - size))
@@ -302,48 +304,54 @@ def _tail(path: Path, since: int, size: int) -> str:
 
 
 def _trim(path: Path, since: int) -> None:
-    """Cut the middle out of what one step wrote, if that is more than `_MOST_LOG` bytes."""
+    """Cut the middle out of the log written after offset `since` if it is longer than `_MAX_LOG` bytes."""
     size = path.stat().st_size - since
-    if size <= _MOST_LOG:
+    if size <= _MAX_LOG:
         return
     with open(path, "r+b") as file:
-        file.seek(-(_MOST_LOG // 2), os.SEEK_END)
+        file.seek(-(_MAX_LOG // 2), os.SEEK_END)
         end = file.read()
-        file.truncate(since + _MOST_LOG // 2)
+        file.truncate(since + _MAX_LOG // 2)
         file.seek(0, os.SEEK_END)
-        file.write(f"\n... {size - _MOST_LOG} bytes left out ...\n".encode() + end)
+        file.write(f"\n... {size - _MAX_LOG} bytes left out ...\n".encode() + end)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command: 0, or 1 where a step failed or had no time."""
+    """Run the command. Return 0, or 1 if a step failed or did not start for lack of time."""
     parser = argparse.ArgumentParser(prog="vitpose-fast bench --budget", description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, required=True, metavar="SECONDS", help="end within that time")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    parser.add_argument("--steps", default=",".join(NAMES), help=f"some of {','.join(NAMES)}, in the order to run")
+    parser.add_argument(
+        "--budget", type=float, required=True, metavar="SECONDS", help="finish within this many seconds"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files of the run")
+    parser.add_argument(
+        "--steps", default=",".join(NAMES), help=f"steps to run, in this order; choose from {','.join(NAMES)}"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
-    parser.add_argument("--commit", help="commit to write into the results where there is no git")
-    parser.add_argument("--quick", action="store_true", help="small shapes and few rounds: a rehearsal")
-    parser.add_argument("--began", type=float, help="when the budget began (seconds since 1970); default: now")
+    parser.add_argument("--commit", help="commit to record in the results if git is not available")
+    parser.add_argument("--quick", action="store_true", help="rehearse with small shapes and few rounds")
+    parser.add_argument("--began", type=float, help="start of the budget (seconds since 1970); default: now")
     options = parser.parse_args(args)
     clock = Clock(options.budget, 0.0 if options.began is None else max(time.time() - options.began, 0.0))
     names = [name.strip() for name in options.steps.split(",")]
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise ValueError(f"bench: there is no step {unknown[0]!r}; --steps are some of {','.join(NAMES)}")
-    if not RESERVE < options.budget <= _LONGEST:
-        raise ValueError(f"bench: got --budget {options.budget:g}, expected {RESERVE:g} to {_LONGEST:g} seconds")
+        raise ValueError(f"bench: unknown step {unknown[0]!r} in --steps; choose from {','.join(NAMES)}")
+    if not RESERVE < options.budget <= _MAX_BUDGET:
+        raise ValueError(f"bench: got --budget {options.budget:g}, expected {RESERVE:g} to {_MAX_BUDGET:g} seconds")
     make_folder(options.out)
     before = [name for name in FILES if (options.out / name).exists()]
     if before:
-        raise ValueError(f"bench: {options.out} holds {before[0]} of an earlier run; name another folder with --out")
+        raise ValueError(
+            f"bench: {options.out} already holds {before[0]} of an earlier run; choose another folder with --out"
+        )
     try:
         (options.out / "log.txt").touch(exist_ok=False)
     except FileExistsError:
-        raise ValueError(f"bench: another run has begun in {options.out}; name another folder with --out") from None
+        raise ValueError(f"bench: another run has started in {options.out}; choose another folder with --out") from None
     run = Run(options.out.absolute(), options.device, options.commit, options.quick)
     by_name = {step.name: step for step in STEPS}
     runner = Runner(run, [by_name[name] for name in dict.fromkeys(names)], clock)
-    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last: the connection to the machine was lost
+    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # SIGHUP: the connection to the machine is lost
         signal.signal(kind, runner.stop)
     code = runner.run_all()
     print(f"\n{runner.text}", end="", flush=True)

@@ -1,4 +1,4 @@
-"""Options of `pytest benchmarks/`, and the file that the results go to."""
+"""Options and fixtures of `pytest benchmarks/`, and the result file that it writes."""
 
 from __future__ import annotations
 
@@ -28,25 +28,29 @@ _RESULTS = pytest.StashKey["Results"]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("vitpose_fast")
-    group.addoption("--quick", action="store_true", help="small shapes, few rounds: minutes on two cores")
+    group.addoption("--quick", action="store_true", help="small shapes and few rounds: minutes on two CPU cores")
     group.addoption("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
-    group.addoption("--append", action="store_true", help="keep the records that the file has")
-    group.addoption("--lines", type=Path, help="instead of --out: append each record to this file at once, as a line")
+    group.addoption("--append", action="store_true", help="keep the records that the result file already has")
+    group.addoption(
+        "--lines", type=Path, help="instead of --out: append each record to this file at once, as a line of JSON"
+    )
     group.addoption(
         "--compiled",
         choices=["yes", "no", "only"],
         default="yes",
-        help="rivals by torch.compile: with the others, not at all, or each alone beside ours",
+        help="torch.compile contenders: along with the others, not at all, or each one alone next to ours",
     )
-    group.addoption("--minutes", type=float, default=math.inf, help="begin no new benchmark after that long")
-    group.addoption("--until", type=float, default=math.inf, help="the same, as a moment: seconds since 1970")
-    group.addoption("--commit", help="commit to write into the results where there is no git")
+    group.addoption("--minutes", type=float, default=math.inf, help="start no new benchmark after this many minutes")
+    group.addoption(
+        "--until", type=float, default=math.inf, help="start no new benchmark after this time (seconds since 1970)"
+    )
+    group.addoption("--commit", help="commit to record in the results if git is not available")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
 
 
 @pytest.fixture(autouse=True)
 def time_left(request):
-    """A run that is given a time ends with a file that says what it has not measured."""
+    """Skip every benchmark that would start after the time given with --minutes or --until."""
     started = request.config.stash.setdefault(_STARTED, time.monotonic())
     over = time.monotonic() - started > 60 * request.config.getoption("--minutes")
     if over or time.time() > request.config.getoption("--until"):
@@ -54,7 +58,10 @@ def time_left(request):
 
 
 class Results:
-    """The result file of a run, written anew after every case so that an interrupted run keeps what it has."""
+    """The result file of a run, rewritten after every case so that an interrupted run keeps its records.
+
+    With `lines`, every record is instead appended to that file as one line of JSON.
+    """
 
     def __init__(self, path: Path, environment: dict, append: bool, lines: Path | None) -> None:
         self.path, self.environment, self.lines = path, environment, lines
@@ -70,7 +77,7 @@ class Results:
     def add(self, records: list[dict]) -> None:
         assert all(r["missing"] or math.isfinite(r["median_ms"]) for r in records)
         self.records += records
-        if self.lines is not None:  # a run of minutes: what is measured must survive a kill, at once
+        if self.lines is not None:  # `bench --budget`: a record must survive a kill at any moment
             for record in records:
                 append_line(self.lines, record)
             return
@@ -95,15 +102,15 @@ def on(machine) -> torch.device:
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request, machine, quick) -> torch.dtype:
-    """Of the ops: bfloat16 on a GPU; on a CPU both, in a quick run float32."""
+    """Dtype of the op benchmarks: bfloat16 on a GPU; on a CPU both, in a quick run only float32."""
     if machine.cuda != (request.param == torch.bfloat16) and (machine.cuda or quick):
-        pytest.skip("bfloat16 on a GPU, float32 in a quick run on a CPU")
+        pytest.skip("a GPU is measured in bfloat16, a CPU in a quick run in float32")
     return request.param
 
 
 @pytest.fixture(scope="session")
 def lineup(machine):
-    """lineup(name, dtype, ...): a model in all its forms, made once; S to H together take 40 GB of a GPU's memory."""
+    """lineup(name, dtype, ...) -> `Lineup`, built once per session; S to H together take 40 GB of GPU memory."""
     made: dict = {}
 
     def get(*key, **options):
@@ -132,11 +139,11 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{len(results.records)} records in {results.lines or results.path}")
 
 
-_ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "--until", "-p", "--commit")  # each with a value
+_ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "--until", "-p", "--commit")  # options that take a value
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command for a reader: what was measured, not where to and for how long."""
+    """Return the command to record: what was measured, without output files and time limits."""
     out, skip = ["pytest"], False
     for argument in arguments:
         if not skip and not argument.startswith((*_ABOUT_THE_RUN, "--append", "--benchmark", "-q")):
@@ -147,14 +154,14 @@ def _command(arguments: Sequence[str]) -> str:
 
 @pytest.fixture
 def compare(request, benchmark, machine, results, quick):
-    """compare(case): check, time and record its contenders; the records.
+    """compare(case): check, time and record the contenders of a case; returns the records.
 
-    Fails after everything is recorded, where ours failed, outputs differ or a time is too short to be true.
+    Once everything is recorded, the test fails if our contender failed, outputs differ or a time is impossibly short.
     """
 
     def compare(case: Case, fewest: int = 3) -> list[dict]:
-        seconds = 0.5 if quick or machine.cuda else 2.0  # events on a GPU are exact
-        if results.lines is not None:  # a run of minutes has no time to profile
+        seconds = 0.5 if quick or machine.cuda else 2.0  # CUDA events are exact
+        if results.lines is not None:  # `bench --budget` has no time to profile
             case = replace(case, launches=False)
         found: list[dict] = []
         wrong: list[str] = []
@@ -164,9 +171,9 @@ def compare(request, benchmark, machine, results, quick):
             found += records
             wrong += faults(records)
             if machine.is_lost():
-                print(f"{part.name}: the CUDA context is broken; this process ends", file=sys.__stderr__, flush=True)
+                print(f"{part.name}: the CUDA context is broken; this process exits", file=sys.__stderr__, flush=True)
                 os._exit(70)
         assert not wrong, "; ".join(wrong)
-        return found or pytest.skip("no rival by torch.compile takes part here")
+        return found or pytest.skip("no torch.compile contender takes part in this case")
 
     return compare

@@ -1,4 +1,4 @@
-"""From the folder of a `bench --budget` run to a result file, and to the choices that were fastest (tuned.json)."""
+"""Convert the folder of a `bench --budget` run to a result file and to the fastest choices (tuned.json)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 from benchmarks.records import ENVIRONMENT, as_record, check_fields, read_lines
 
-LEAST_GAIN = 0.03  # of the time: what is measured to be less faster than the default may be noise
+LEAST_GAIN = 0.03  # fraction of the default's time; a smaller gain may be noise
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """The result file of a run: {"environment": ..., "records": [...]}.
+    """Return the result file of a run: {"environment": ..., "records": [...]}.
 
-    What was measured twice (the suites overlap) is taken from the last time, and a number before a reason for none.
+    The suites overlap. Of a case that was measured twice, the last measurement counts; a record without a measurement
+    never replaces one.
 
     Raises:
-        ValueError: no such folder, no results, results of two machines, or a malformed line; names the file.
-        OSError: it cannot be read.
+        ValueError: the folder has no results or a malformed line, or mixes results of two machines (devices, versions,
+            commits, or quick and full runs). The message names the file.
+        OSError: the file cannot be read.
     """
     path = folder / "results.jsonl"
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; expected the folder of a `bench --budget` run that measured")
+        raise ValueError(f"{path}: no such file; expected the folder of a `bench --budget` run that measured something")
     environments: list[dict[str, Any]] = []
     records: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, row in enumerate(read_lines(path), 1):
@@ -41,15 +43,16 @@ def result_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: nothing was measured in this run")
     for name in ("device", "torch", "triton", "commit", "quick"):
         if len({str(e[name]) for e in environments}) > 1:
-            raise ValueError(f"{path}: holds results of more than one {name}; numbers of two are never mixed")
+            raise ValueError(f"{path}: holds results of more than one {name}, expected one; use one folder per run")
     commands = "; ".join(dict.fromkeys(e["command"] for e in environments))
     return {"environment": environments[0] | {"command": commands}, "records": list(records.values())}
 
 
 def tuned_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The fastest choice for every shape where it differs from the default: what `tuned.json` says.
+    """Return the content of `tuned.json`: the fastest choice for every shape where it beats the default.
 
-    A choice needs a gain of 3 % and of more than the spread of both timings (10th to 90th percentile).
+    The gain must be at least 3 % of the default's time, and at least the spread (10th to 90th percentile) of either
+    timing.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in result["records"]:

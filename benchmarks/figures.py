@@ -1,4 +1,4 @@
-"""The pictures of a result file: speed against accuracy, as Fig. 1 of the paper, and the time of each layer."""
+"""Figures of a result file: speed against accuracy, as in Fig. 1 of the paper, and the time of each layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS, EAGER, RIVAL, INK = "#0b62c4", "#9cc3ee", "#d9a441", "#333333"
-POINTS_PER_M = 2.0  # area of a bubble, square points per million parameters
+POINTS_PER_M = 2.0  # area of a bubble in square points per million parameters
 DPI = 150
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
-Label = tuple[Any, float]  # a text tied to the middle of its bubble, and the bubble's radius in points
+Label = tuple[Any, float]  # a text anchored at the center of its bubble, and the bubble's radius in points
 
 
 def canvas(width: float, height: float) -> Figure:
-    """A figure of its own canvas: pyplot would keep it alive and change the process's back end."""
+    """Create a figure without pyplot, which would keep it alive and change the backend of the process."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def canvas(width: float, height: float) -> Figure:
 
 def caption(figure: Figure, results: Results, text: str) -> None:
     device = f"{results.environment['device']}, {results.versions}"
-    quick = "Quick run: few repetitions, numbers not to be quoted. " if results.environment["quick"] else ""
+    quick = "Quick run: few repetitions, do not quote these numbers. " if results.environment["quick"] else ""
     lines = [line for part in (quick + device, text) for line in textwrap.wrap(part, int(figure.get_figwidth() * 13))]
     figure.text(
         0.5,
@@ -56,7 +56,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def bubbles(results: Results) -> tuple[Figure | None, str]:
-    """(figure, ""), or (None, why there is none). A panel for each dtype, at the batch that most rows have."""
+    """Draw speed against accuracy: one panel per dtype, at the batch size that most rows have.
+
+    Returns (figure, ""), or (None, reason) if there is nothing to draw.
+    """
     shown = [r for r in results.suite("table12") if r.throughput and _ap(r) and _size(r)]
     panels = []
     for (dtype,), records in gather(shown, "dtype").items():
@@ -64,7 +67,7 @@ def bubbles(results: Results) -> tuple[Figure | None, str]:
         (batch,) = max(batches, key=lambda b: (len(batches[b]), b))
         panels.append((dtype, batch, batches[batch,]))
     if not panels:
-        return None, "no table12 record has a measured time, its size and the paper's AP"
+        return None, "no table12 record has a measured time, a size and the paper's AP"
     figure = canvas(1.0 + 8.6 * len(panels), 8.6)
     figure.subplots_adjust(left=0.7 / figure.get_figwidth(), right=0.985, bottom=0.25, top=0.95, wspace=0.03)
     every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -72,11 +75,11 @@ def bubbles(results: Results) -> tuple[Figure | None, str]:
     for axes, (dtype, batch, records) in zip(every, panels, strict=True):
         labels.append((axes, bubble_panel(axes, gather(records, "name"))))
         axes.set_title(f"{dtype}{' (TF32)' if dtype == 'float32' and results.on_gpu else ''}, batch {batch}")
-    every[0].set_ylabel("AP on COCO val (%), as the paper's Table 12 gives it")
+    every[0].set_ylabel("AP on COCO val (%), from Table 12 of the paper")
     names = {r.name for r in shown}
     absent = sorted({r.name for r in results.suite("table12")} - names)
-    more = f" Not shown, no time or no AP: {', '.join(absent)}." if absent else ""
-    text = "Area of a bubble: parameters. Throughput measured here, accuracy not measured here."
+    more = f" Not shown (no time or no AP): {', '.join(absent)}." if absent else ""
+    text = "Bubble area: parameters. The throughput is measured here, the accuracy is the paper's."
     caption(figure, results, text + more)
     _legend(figure)
     for axes, texts in labels:
@@ -93,17 +96,17 @@ def _size(record: Record) -> float | None:
 
 
 def bubble_panel(axes: Axes, systems: dict[tuple[Any, ...], list[Record]]) -> list[Label]:
-    """Bubbles, with a line from the eager one of ViTPose to the fast one; the texts, not yet placed."""
+    """Draw the bubbles, and for ViTPose a line from eager PyTorch to ours; return the labels, not placed yet."""
     labels = []
     for (name,), records in systems.items():
         fast, slow = baseline(records, True), next((r for r in records if not r.ours), None)
         vit = name.startswith("ViTPose")
         if fast and slow:
             axes.plot([slow.throughput, fast.throughput], [_ap(fast)] * 2, color=OURS, lw=1.1, ls=":", zorder=1)
-        for record, colour in ((slow, EAGER if vit else RIVAL), (fast, OURS)):
+        for record, color in ((slow, EAGER if vit else RIVAL), (fast, OURS)):
             if record:
                 area = POINTS_PER_M * _size(record)
-                style = {"color": colour, "alpha": 0.8, "edgecolor": INK, "linewidth": 0.6}
+                style = {"color": color, "alpha": 0.8, "edgecolor": INK, "linewidth": 0.6}
                 axes.scatter([record.throughput], [_ap(record)], s=area, zorder=2, **style)
         anchor = fast or slow
         label = f"{name.removesuffix(' 256x192')}, {_size(anchor):.0f} M"
@@ -119,7 +122,7 @@ def bubble_panel(axes: Axes, systems: dict[tuple[Any, ...], list[Record]]) -> li
 
 
 def _ticks(axes: Axes) -> None:
-    """1, 2, 5 in every decade, in plain numbers: a short range has no power of ten in it."""
+    """Put ticks at 1, 2 and 5 of every decade, as plain numbers: a short range may contain no power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -149,9 +152,9 @@ def _legend(figure: Figure) -> None:
 
 
 def place_labels(axes: Axes, labels: list[Label]) -> None:
-    """Move every text to the nearest place where it covers no bubble and no other text, and tie it to its bubble."""
+    """Move every label to the nearest free place, which covers no bubble and no other label, and draw a line to it."""
     figure = axes.figure
-    figure.canvas.draw()  # settles the layout: pixels are known from here on
+    figure.canvas.draw()  # fixes the layout, so that positions in pixels are known
     scale, inside = figure.dpi / 72, axes.get_window_extent()
     boxes = [text.get_window_extent() for text, _ in labels]
     taken = [_around(axes, c.get_offsets()[0], math.sqrt(c.get_sizes()[0] / math.pi) * scale) for c in axes.collections]
@@ -183,7 +186,7 @@ def _meet(a: Box, b: Box) -> bool:
 
 
 def _offsets(radius: float, width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Centres of a label around a bubble: right, above, below, left, corners, then the same ever farther away."""
+    """Yield label centers around a bubble: right, above, below, left, corners; then the same at growing distances."""
     sides = (
         (1, 0),
         (0, 1),
@@ -207,7 +210,10 @@ def _offsets(radius: float, width: float, height: float) -> Iterator[tuple[float
 
 
 def layers(results: Results) -> tuple[Figure | None, str]:
-    """(figure, ""), or (None, why there is none). A panel for each model: the dtype and batch with most layers."""
+    """Draw the time of each layer: one panel per model, for the dtype and batch size with the most layers.
+
+    Returns (figure, ""), or (None, reason) if there is nothing to draw.
+    """
     ours = [r for r in results.suite("ops") if r.ours and {"model", "layer", "calls"} <= r.extra.keys()]
     models: dict[str, list[Record]] = {}
     for record in ours:
@@ -215,7 +221,7 @@ def layers(results: Results) -> tuple[Figure | None, str]:
     panels = {model: _one_run(records) for model, records in models.items()}
     panels = {model: records for model, records in panels.items() if any(r.median_ms for r in records)}
     if not panels:
-        return None, "no measured ops record of ours says the model, the layer and the calls"
+        return None, "no measured ops record of ours has a model, a layer and calls"
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     longest = max(4, *map(len, panels.values()))
@@ -229,9 +235,7 @@ def layers(results: Results) -> tuple[Figure | None, str]:
         layer_panel(axes, model, records)
     for axes in every[len(panels) :]:
         axes.set_axis_off()
-    text = (
-        "Measured: calls in a forward pass times the median of one. Floor: the same at the device's measured roofline."
-    )
+    text = "Measured: calls in a forward pass times the median of one call. Floor: the same at the measured roofline."
     caption(figure, results, text)
     return figure, ""
 
@@ -246,7 +250,7 @@ def _layer(record: Record) -> str:
 
 
 def layer_panel(axes: Axes, model: str, records: list[Record]) -> None:
-    """Two bars for each layer; the title adds them up and names what is missing."""
+    """Draw two bars per layer, measured and floor; the title gives the sums and names missing layers."""
     present = [r for r in records if r.median_ms]
     times = [r.extra["calls"] * r.median_ms for r in present]
     floors = [t * r.roofline_fraction if r.roofline_fraction else None for t, r in zip(times, present)]

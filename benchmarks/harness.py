@@ -1,10 +1,12 @@
-"""Fair timings: same random inputs, outputs compared first, contenders in turns, medians and spread.
+"""Fair timings: identical random inputs, outputs compared before timing, contenders in turns, medians and spread.
 
-A `Case` is one comparison: inputs, and contenders of which the first says what is right. `measure` checks that all of
-them compute the same, times them round by round in turns and gives one record each: one that fails, disagrees or is too
-fast to be true has a reason for numbers, and the others keep theirs. On a GPU a contender is replayed
-from a CUDA graph of all sets of inputs (of one where every call is waited for), timed by events; the sets together are
-larger than the caches.
+A `Case` is one comparison: inputs, and contenders, the first of which gives the reference outputs. `measure` checks
+that all contenders compute the same, times them round by round in turns and returns one record per contender. A
+contender that fails, disagrees or is impossibly fast gets a record with the reason instead of numbers; the others keep
+theirs.
+
+On a GPU, a contender is replayed from a CUDA graph of all input sets (one graph per set if every call is waited for)
+and timed with CUDA events. All input sets together are larger than the caches.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from benchmarks.machine import Machine
 from vitpose_fast.runtime import count_launches
 from vitpose_kernels.launch import HAS_TRITON, recording
 
-LARGER_THAN_CACHES = 128 << 20  # bytes of all input sets, or of the weights, together on a GPU
+LARGER_THAN_CACHES = 128 << 20  # bytes; on a GPU, inputs and weights of all sets together exceed this
 MOST_SETS = 64
-_ARCH = 90  # whose launches declare the work: it does not depend on the chip
+_ARCH = 90  # launches are recorded for sm_90; the declared work is the same for every chip
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,16 @@ class Contender:
     """One way to compute a case.
 
     Attributes:
-        name: who it is; says "eager" where it runs without graphs beside others that have them.
-        function: inputs -> outputs; None where it is `missing`, with the reason.
-        graph: replay it from a CUDA graph on a GPU. own_graph: it has graphs of its own (torch.compile, frozen models).
-        eager: the same without them, whose memory can be measured; None with own graphs: its memory is not known.
-        module: whose weights count in its memory. extra: goes into its record.
-        compiled: by torch.compile, which takes from seconds to minutes to make ready.
-        on_host: it computes on the CPU: one set of inputs is enough, and all of them would take minutes.
+        name: name in the records; contains "eager" if it runs without CUDA graphs next to contenders with graphs.
+        function: inputs -> outputs, or None if the contender is missing.
+        missing: why the contender is missing.
+        graph: on a GPU, replay the function from a CUDA graph.
+        own_graph: the function uses its own CUDA graphs (torch.compile, frozen models).
+        eager: with `own_graph`, the same function without graphs, to measure memory; None means the memory is unknown.
+        module: its weights count toward the memory of the contender.
+        extra: added to `extra` of its record.
+        compiled: uses torch.compile, which takes seconds to minutes to compile.
+        on_host: computes on the CPU. Only one input set is timed, because all of them would take minutes.
     """
 
     name: str
@@ -58,12 +63,13 @@ class Case:
     """One comparison.
 
     Attributes:
-        make: seed -> inputs, random and on the device. contenders: the first one's outputs are the right ones.
-        flops, bytes: what has to be done, from the declaration of the op; None: unknown.
-        agree: raises AssertionError where the outputs of another contender are not those of the first.
-        extra: goes into every record.
+        make: seed -> random inputs on the device.
+        contenders: the outputs of the first one are the reference.
+        agree: called with the outputs of the first and of another contender; raises AssertionError if they differ.
+        flops, bytes: work of one call, usually as declared by the op; None if unknown.
+        extra: added to `extra` of every record.
         latency: wait for each call, as a user with one image would.
-        launches: count the GPU kernels of a call (on a CPU: operators) into `extra`.
+        launches: count the GPU kernels (on a CPU: operators) of a call and add them to `extra`.
     """
 
     suite: str
@@ -81,9 +87,10 @@ class Case:
 
 
 def with_rivals(case: Case, compiled: str) -> list[Case]:
-    """The case with contenders by torch.compile ("yes"), without ("no"), or a case for each beside ours ("only").
+    """Return the cases to measure, given what to do with torch.compile contenders.
 
-    Apart, so that one which does not get ready in time does not cost what the others measured.
+    "yes" keeps them in the case and "no" drops them. "only" returns one case for each of them next to ours, so that a
+    compilation that does not finish in time does not lose the measurements of the others.
     """
     if compiled == "yes":
         return [case]
@@ -95,7 +102,7 @@ def with_rivals(case: Case, compiled: str) -> list[Case]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order; anything else that is a result is refused."""
+    """Return all tensors in nested tuples, lists and dicts, in order. Raises TypeError for any other value."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -106,7 +113,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def close(tolerance: float) -> Callable[[Any, Any], None]:
-    """Agreement of all tensors: root mean square of the difference relative to that of the right values."""
+    """Return an `agree` that compares all tensors: RMS of the difference relative to the RMS of the reference."""
 
     def agree(right: Any, other: Any) -> None:
         expected, found = tensors_of(right), tensors_of(other)
@@ -120,10 +127,10 @@ def close(tolerance: float) -> Callable[[Any, Any], None]:
 
 
 def same_place(pixels: float) -> Callable[[Any, Any], None]:
-    """Agreement of keypoints, the first output: a quarter of them lie within some pixels of each other.
+    """Return an `agree` for keypoints (the first output): a quarter of them must lie within `pixels` of the reference.
 
-    Maps of untrained networks have many nearly equal maxima, of which 16 bit and another blur may pick another one; by
-    chance, not even one keypoint in a hundred would lie so near.
+    Heatmaps of untrained networks have many nearly equal maxima, so 16-bit arithmetic or another blur may pick another
+    one. By chance, not even one keypoint in a hundred would lie this close.
     """
 
     def agree(right: Any, other: Any) -> None:
@@ -136,7 +143,7 @@ def same_place(pixels: float) -> Callable[[Any, Any], None]:
 
 
 def check_random(inputs: Iterable[Any]) -> None:
-    """Raise where a floating input is constant or not finite: power, and with it speed, depends on the data."""
+    """Raise AssertionError if a floating-point input is constant or not finite: power draw and speed depend on data."""
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 1:
             values = x.detach().float()
@@ -145,9 +152,9 @@ def check_random(inputs: Iterable[Any]) -> None:
 
 
 def declared(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[int | None, int | None]:
-    """(flops, bytes) of what our ops do in a call, by their own declarations; (None, None) without triton.
+    """Return (FLOPs, bytes) that our ops declare for a call; None for zero, and (None, None) without triton.
 
-    The call is made on the meta device, forward and backward as it is timed: nothing is computed.
+    The call runs on the meta device, forward and backward as it is timed, so nothing is computed.
     """
     if not HAS_TRITON:
         return None, None
@@ -164,12 +171,12 @@ def _on_meta(value: Any) -> Any:
 
 
 def _copy(outputs: Any) -> list[Tensor]:
-    """Copies of all tensors: a replay of a graph, ours or that of torch.compile, writes over what the last one gave."""
+    """Copy all tensors: the replay of a CUDA graph, ours or torch.compile's, overwrites the previous outputs."""
     return [t.detach().clone() for t in tensors_of(outputs)]
 
 
 class _Runner:
-    """A contender ready to be timed on all input sets: eagerly, or from CUDA graphs."""
+    """A contender prepared for timing on all input sets, eagerly or from CUDA graphs."""
 
     def __init__(self, contender: Contender, sets: list[tuple[Any, ...]], machine: Machine, case: Case) -> None:
         self.contender, self.machine, self.latency = contender, machine, case.latency
@@ -193,7 +200,7 @@ class _Runner:
         self.milliseconds: list[float] = []
 
     def round(self) -> None:
-        """Time every input set once; one number per call (latency) or one for all together."""
+        """Time every input set once; record one time per call for latency, else the mean over all calls."""
         if self.latency:
             self.milliseconds += [self.machine.time([call]) for call in self.calls]
         else:
@@ -203,24 +210,27 @@ class _Runner:
 def measure(
     case: Case, machine: Machine, seconds: float, benchmark: Any = None, fewest: int = 3
 ) -> list[dict[str, Any]]:
-    """One record per contender.
+    """Check and time the contenders of a case; return one record per contender.
 
     Args:
-        seconds: about what each contender is timed for. fewest: rounds at least.
-        benchmark: the fixture of pytest-benchmark, which then runs the rounds.
+        seconds: approximate time spent on timing each contender.
+        benchmark: fixture of pytest-benchmark; if given, it runs the rounds.
+        fewest: minimum number of rounds.
 
-    A contender that fails, gives other outputs than the first one, or is faster than the machine can has a record
-    without numbers that says so; see `faults`. Where the first one fails, the others have nothing to agree with: their
-    records say `unchecked`.
+    A contender that fails, disagrees with the first one, or is faster than the machine allows gets a record with the
+    reason and without numbers; see `faults`. If the first one fails, there is no reference to compare with, and the
+    records of the others have `unchecked` in `extra`.
 
     Raises:
-        AssertionError: constant inputs, or a contender without graphs beside one with.
+        AssertionError: inputs are constant or not finite, or a contender that is not called "eager" runs without CUDA
+            graphs next to one with graphs.
     """
     first = case.make(0)
     check_random(first)
     inputs = [t for t in first if isinstance(t, Tensor) and t.device.type == machine.device.type]
     weights = next((c.module.state_dict().values() for c in case.contenders if c.module is not None), ())
-    size = sum(t.numel() * t.element_size() for t in (*inputs, *weights))  # what passes through the caches in a call
+    # Bytes that pass through the caches in a call.
+    size = sum(t.numel() * t.element_size() for t in (*inputs, *weights))
     count = min(MOST_SETS, LARGER_THAN_CACHES // size + 2) if machine.cuda and size else 1
     sets = [first, *(case.make(seed) for seed in range(1, count))]
     runners: list[_Runner] = []
@@ -232,7 +242,7 @@ def measure(
             continue
         try:
             runner = _Runner(contender, sets, machine, case)
-        except Exception as error:  # whatever it raises: the others are measured
+        except Exception as error:  # any error: the other contenders are still measured
             broken[contender.name] = _failed(error)
             continue
         if runners and ours not in broken:
@@ -244,7 +254,9 @@ def measure(
         runners.append(runner)
     for runner in runners:
         fair = runner.graphed or not any(r.graphed for r in runners) or "eager" in runner.contender.name
-        assert fair, f"{case.name}: {runner.contender.name} runs without graphs beside others with them; call it eager"
+        assert fair, (
+            f"{case.name}: {runner.contender.name} runs without CUDA graphs next to others with graphs; call it eager"
+        )
 
     def one_round() -> None:
         for runner in list(runners):
@@ -255,7 +267,7 @@ def measure(
                 runners.remove(runner)
 
     started = time.perf_counter()
-    one_round()  # warm, as the check of the outputs was
+    one_round()  # another warm-up, after the check of the outputs
     rounds = min(200, max(fewest, round(seconds * len(runners) / (time.perf_counter() - started))))
     for runner in runners:
         runner.milliseconds.clear()
@@ -268,7 +280,7 @@ def measure(
     if ours in broken:
         for record in records.values():
             record["extra"]["unchecked"] = f"{ours} failed, there were no outputs to compare with"
-    if case.launches:  # after all timings: what counts them slows what follows in this process
+    if case.launches:  # after all timings: the profiler slows down whatever runs later in this process
         for runner in runners:
             records[runner.contender.name]["extra"]["launches"] = _launches(runner)
     if benchmark is not None:
@@ -277,10 +289,10 @@ def measure(
 
 
 def _launches(runner: _Runner) -> int | None:
-    """GPU kernels of one call, in the grad mode in which it is timed; None where they cannot be counted."""
+    """Count the GPU kernels of one call, in the grad mode in which it is timed; None if they cannot be counted."""
     try:
         return count_launches(runner.one_call, runner.machine.device)
-    except Exception:  # a profiler that does not work here is no reason to lose a timing
+    except Exception:  # a profiler that does not work must not cost the timings
         return None
 
 
@@ -292,7 +304,7 @@ def _failed(error: Exception) -> str:
 
 
 def faults(records: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong with a case whose first record is ours: ours failed, outputs differ, or a time cannot be."""
+    """Return what is wrong with a case: ours (the first record) failed, outputs differ, or a time is impossible."""
     wrong = []
     for i, record in enumerate(records):
         reason = record["missing"] or ""
@@ -302,7 +314,7 @@ def faults(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def missing(case: Case, contender: Contender, reason: str | None = None) -> dict[str, Any]:
-    """The record of a contender that is not there, or that failed for a reason: no numbers."""
+    """Return the record, without numbers, of a contender that is missing or that failed for `reason`."""
     numbers = (
         "flops",
         "bytes",
@@ -337,7 +349,7 @@ def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
     median = statistics.median(samples)
     fraction = machine.roofline_fraction(case.flops, case.bytes, case.dtype, median / 1e3)
     if fraction is not None and fraction > machine.most_believable:
-        reason = f"{median:.3g} ms is {fraction:.1f} times what the machine can; the timing did not wait, or the "
+        reason = f"{median:.3g} ms is {fraction:.1f} times as fast as the roofline; the timing did not wait, or the "
         return missing(case, runner.contender, f"{_TOO_FAST}{reason}declared work is wrong")
 
     def quantile(q: float) -> float:

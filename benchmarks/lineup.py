@@ -1,4 +1,4 @@
-"""One random model in every form that takes part: frozen, as a module, the official way, Hugging Face's."""
+"""One random model in every implementation under test: frozen, as a module, official-style PyTorch, Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ HEAD = "coco"
 
 
 class Lineup:
-    """One random model in every form that takes part; all functions take (images, experts int64 [B]).
+    """One random model in every implementation under test; the contenders take (images, experts int64 [B]).
 
-    mixed: each sample goes through its own expert, else all through that of the head. theirs_dtype: of Hugging Face.
+    Args:
+        mixed: each sample uses its own expert; otherwise all samples use the expert of the head's task.
+        theirs_dtype: dtype of the Hugging Face model. Default: `dtype`.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Lineup:
         return hugging_face.heatmaps(self.theirs, images, experts if self.mixed else None)
 
     def contenders(self, compiled: bool) -> list[Contender]:
-        """`compiled`: also Hugging Face under torch.compile, with max-autotune minutes to make ready."""
+        """Return the contenders; `compiled` adds Hugging Face under torch.compile, whose max-autotune takes minutes."""
 
         def quiet(function):
             return torch.inference_mode()(function)
@@ -67,10 +69,10 @@ class Lineup:
         if self.cuda:
             out.append(Contender("Hugging Face, eager launches", hf, graph=False, **theirs))
         if compiled and not self.absent:
-            torch._dynamo.reset()  # else the shapes of the last model make those of this one dynamic
+            torch._dynamo.reset()  # forget what was compiled for earlier models
             for label, options in (("torch.compile", {}), ("max-autotune", {"mode": "max-autotune"})):
                 function = torch.no_grad()(torch.compile(self.hugging_face, dynamic=False, **options))
-                # Only max-autotune records graphs of its own.
+                # Only max-autotune records its own CUDA graphs.
                 own = dict(own_graph=True) if options else {}
                 out.append(Contender(f"Hugging Face, {label}", function, compiled=True, **own, **theirs))
         return out

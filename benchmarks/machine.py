@@ -1,4 +1,4 @@
-"""The machine under test: its clock, its ceilings, its name and the versions of everything."""
+"""The machine under test: a clock, measured compute and bandwidth ceilings, and hardware and software versions."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ _CEILING_ROUNDS = 5
 
 
 class Machine:
-    """Clock and ceilings of one device.
+    """Clock and measured ceilings of one device.
 
     Args:
-        device: "cuda" or "cpu". quick: small matrices for the ceilings.
+        device: "cuda" or "cpu".
+        quick: measure the ceilings with small matrices.
 
     Attributes:
-        tflops: dtype -> matrix products in 10^12 FLOP/s, measured with random data. On a GPU float32 may use TF32.
-        copy_tb_s: bytes read and written by a large copy, in 10^12 per second.
-        most_believable: fraction of the roofline above which a timing is refused; caches help a CPU over the copy.
+        tflops: dtype -> speed of matrix products in 10^12 FLOP/s, on random data. On a GPU float32 may use TF32.
+        copy_tb_s: bandwidth of a large copy, bytes read plus bytes written, in 10^12 bytes/s.
+        most_believable: fraction of the roofline above which a timing is refused; higher on a CPU, whose caches are
+            faster than the copy.
     """
 
     def __init__(self, device: str, quick: bool = False) -> None:
@@ -60,12 +62,12 @@ class Machine:
         return 2 * size / self._best(lambda: b.copy_(a)) / 1e9
 
     def _best(self, function: Callable[[], Any]) -> float:
-        """Milliseconds, median of a few."""
+        """Return the milliseconds of one call, as the median of a few rounds."""
         function()
         return statistics.median(self.time([function] * 2) / 2 for _ in range(_CEILING_ROUNDS))
 
     def time(self, calls: Sequence[Callable[[], Any]]) -> float:
-        """Milliseconds for all calls in a row, until the device has finished them."""
+        """Return the milliseconds that all calls take in a row, until the device has finished them."""
         if not self.cuda:
             started = time.perf_counter()
             for call in calls:
@@ -80,15 +82,21 @@ class Machine:
         end.record()
         torch.cuda.synchronize(self.device)
         wall, events = (time.perf_counter() - started) * 1e3, begin.elapsed_time(end)
-        assert events <= wall * 1.05 + 0.05, f"events say {events} ms, the clock {wall}: the device was not waited for"
+        assert events <= wall * 1.05 + 0.05, (
+            f"CUDA events give {events} ms, the clock {wall} ms: the device was not synchronized"
+        )
         return max(events, 1e-6)
 
     def record(self, calls: Sequence[Callable[[], Any]], together: bool) -> list[Callable[[], Any]]:
-        """Functions that replay calls from CUDA graphs and return the outputs of the first, which stay in their place.
+        """Record calls in CUDA graphs; return functions that replay a graph and return the outputs of its first call.
 
-        `together`: one graph of all calls, so that short kernels follow each other as in a model; else one for each.
-        The graphs share one pool of memory, so that many sets of inputs cost the activations of one; replay them one
-        after the other. One stream for all: libraries get their work space when it warms up, not inside a graph.
+        Every replay writes the outputs to the same memory. The graphs share one memory pool, so that many input sets
+        take the activation memory of one; replay them one after the other. They also share one stream, so that
+        libraries allocate their workspaces while it warms up, not inside a graph.
+
+        Args:
+            together: record one graph of all calls, so that short kernels follow each other as in a model; otherwise
+                one graph per call.
         """
         self._stream = self._stream or torch.cuda.Stream(self.device)
         pool = torch.cuda.graph_pool_handle()
@@ -112,7 +120,7 @@ class Machine:
         return replay
 
     def is_lost(self) -> bool:
-        """Whether the GPU's context is broken, so that nothing more can be computed in this process."""
+        """Whether the CUDA context is broken, so that this process cannot use the GPU any more."""
         try:
             if self.cuda:
                 torch.cuda.synchronize(self.device)
@@ -121,7 +129,7 @@ class Machine:
         return False
 
     def extra_mib(self, call: Callable[[], Any]) -> float | None:
-        """Most memory allocated by a call on a GPU beyond what was there before; None on a CPU, which does not say."""
+        """Return the peak GPU memory in MiB that a call allocates on top of what is allocated before; None on a CPU."""
         if not self.cuda:
             return None
         torch.cuda.synchronize(self.device)
@@ -134,14 +142,14 @@ class Machine:
     def roofline_fraction(
         self, flops: int | None, size: int | None, dtype: torch.dtype, seconds: float
     ) -> float | None:
-        """Time that the ceilings allow at best, over the time taken; None where the work is unknown."""
+        """Return the shortest time that the ceilings allow, divided by the time taken; None if the work is unknown."""
         if not flops and not size:
             return None
         best = max((flops or 0) / (self.tflops[dtype] * 1e12), (size or 0) / (self.copy_tb_s * 1e12))
         return best / seconds
 
     def details(self) -> dict[str, Any]:
-        """More of the machine than a result file needs: what a surprising number may come from."""
+        """Return more about the machine than a result file needs, to explain surprising numbers."""
         query = "name,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.limit,mig.mode.current"
         packages = ("numpy", "hypothesis", "pytest", "pytest-xdist", "pytest-timeout", "pytest-benchmark", "flash-attn")
         out: dict[str, Any] = {
@@ -164,7 +172,7 @@ class Machine:
         return out
 
     def environment(self, commit: str | None, command: str, quick: bool) -> dict[str, Any]:
-        """What a result file says about where it comes from."""
+        """Return the `environment` of a result file: where its numbers come from."""
         found, dirty = _git_state()
         return {
             "device": torch.cuda.get_device_name(self.device) if self.cuda else _processor(),
@@ -212,9 +220,9 @@ def _driver() -> str | None:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether files differ from it); (None, None) where there is no git."""
+    """Return (commit, whether files outside benchmarks/results differ from it), or (None, None) without git."""
     top = _run("git", "rev-parse", "--show-toplevel")
-    if top is None or not Path(top).samefile(ROOT):  # a copy without git inside another repository
+    if top is None or not Path(top).samefile(ROOT):  # a copy without its own git, inside another repository
         return None, None
     commit, changes = (
         _run("git", "rev-parse", "HEAD"),
@@ -224,12 +232,12 @@ def _git_state() -> tuple[str | None, bool | None]:
 
 
 def main() -> None:
-    """Write what this machine is, and its ceilings, to a file."""
+    """Describe this machine, ceilings included, in a JSON file and on standard output."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.machine", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--commit", help="commit to name where there is no git")
-    parser.add_argument("--quick", action="store_true", help="small matrices for the ceilings")
+    parser.add_argument("--commit", help="commit to record if git is not available")
+    parser.add_argument("--quick", action="store_true", help="measure the ceilings with small matrices")
     options = parser.parse_args()
     machine = Machine(options.device, options.quick)
     found = machine.environment(options.commit, "python -m benchmarks.machine", options.quick) | machine.details()

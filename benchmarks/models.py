@@ -1,4 +1,4 @@
-"""Random models and inputs that benchmarks share: they vary as real ones do, nothing is zero."""
+"""Random models and inputs for the benchmarks: they vary like real ones, and nothing is zero."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TASKS = PLUS_TASKS
 
 
 def random_model(name: str, device: torch.device, seed: int = 0, **options: Any) -> ViTPose:
-    """An untrained model whose heatmaps vary as those of a trained one do; ++ models have six experts and one head.
+    """Create an untrained model whose heatmaps vary like a trained model's; ++ models get six experts and one head.
 
-    Initialised on the device: on one thread of a CPU H takes longer than all its measurements on a GPU.
+    It is initialized on the device: on one CPU thread, H takes longer to initialize than to measure on a GPU.
     """
     torch.manual_seed(seed)
     if name.startswith("vitpose++"):
@@ -32,7 +32,8 @@ def random_model(name: str, device: torch.device, seed: int = 0, **options: Any)
         model = vp.create_model(name, **options).eval()
     for module in model.heads.modules():
         if isinstance(module, nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, std=(4 * module.in_channels) ** -0.5)  # a quarter of the taps meet
+            # A quarter of the taps reaches each output.
+            nn.init.normal_(module.weight, std=(4 * module.in_channels) ** -0.5)
         elif isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, nn.BatchNorm2d):
@@ -43,7 +44,7 @@ def random_model(name: str, device: torch.device, seed: int = 0, **options: Any)
 
 
 def frozen_contender(name: str, frozen: vp.FrozenViTPose, function: Callable[..., Any]) -> Contender:
-    """A contender around a frozen model, which has CUDA graphs of its own on a GPU."""
+    """Return a contender that runs a frozen model, which has its own CUDA graphs on a GPU."""
 
     def eager(*inputs):
         graphs, frozen.graphs = frozen.graphs, None
@@ -56,8 +57,8 @@ def frozen_contender(name: str, frozen: vp.FrozenViTPose, function: Callable[...
 
 
 def official_twin(model: ViTPose, dtype: torch.dtype) -> OfficialViTPose:
-    """The official way with the weights of `model`, in evaluation mode on its device."""
-    windows = model.config.attention != "full"  # their masks are computed when the model is made
+    """Return an `OfficialViTPose` with the weights of `model`, in evaluation mode on the same device."""
+    windows = model.config.attention != "full"  # the constructor computes their masks, so not on the meta device
     with model.device if windows else torch.device("meta"):
         official = OfficialViTPose(model.config)
     official = official if windows else official.to_empty(device=model.device)
@@ -66,13 +67,13 @@ def official_twin(model: ViTPose, dtype: torch.dtype) -> OfficialViTPose:
 
 
 def randn(seed: int, *shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers, drawn on the device."""
+    """Return standard normal numbers, drawn on the device."""
     draw = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=draw, device=device).to(dtype)
 
 
 def crops(seed: int, batch: int, model: ViTPose, dtype: torch.dtype) -> Tensor:
-    """Normalised network input with structure at several scales, like photographs: [B, 3, H, W]."""
+    """Return normalized network input [B, 3, H, W] with structure at several scales, like photographs."""
     height, width = model.config.image_size
     out = torch.zeros(batch, 3, height, width, device=model.device)
     for i, step in enumerate((64, 16, 4)):
@@ -82,7 +83,7 @@ def crops(seed: int, batch: int, model: ViTPose, dtype: torch.dtype) -> Tensor:
 
 
 def frame(seed: int, size: tuple[int, int] = (720, 1280)) -> np.ndarray:
-    """uint8 [h, w, 3] with structure at several scales."""
+    """Return an image, uint8 [h, w, 3], with structure at several scales."""
     noise = np.random.default_rng(seed)
     out = np.zeros((*size, 3), dtype=np.float32)
     for step, weight in ((80, 60), (20, 30), (4, 15)):
@@ -92,7 +93,7 @@ def frame(seed: int, size: tuple[int, int] = (720, 1280)) -> np.ndarray:
 
 
 def people(seed: int, count: int, size: tuple[int, int] = (720, 1280)) -> list[list[float]]:
-    """xywh boxes of people inside a frame, a sixth to a half of its height."""
+    """Return xywh boxes of people inside a frame, each a sixth to a half of the frame in height."""
     noise = np.random.default_rng(seed)
     heights = noise.uniform(size[0] / 6, size[0] / 2, count)
     widths = heights * noise.uniform(0.3, 0.6, count)
@@ -101,7 +102,7 @@ def people(seed: int, count: int, size: tuple[int, int] = (720, 1280)) -> list[l
 
 
 def bumps(seed: int, batch: int, device: torch.device, dtype: torch.dtype, keypoints: int = 17) -> Tensor:
-    """Heatmaps with one peak each, away from the border, and a little noise."""
+    """Return heatmaps [B, K, 64, 48], each with one peak away from the border and a little noise."""
     draw = torch.Generator(device).manual_seed(seed)
     x, y = (torch.rand(batch, keypoints, 1, 1, generator=draw, device=device) * (s - 20) + 10 for s in (48, 64))
     rows, columns = (torch.arange(float(s), device=device) for s in (64, 48))
@@ -110,14 +111,17 @@ def bumps(seed: int, batch: int, device: torch.device, dtype: torch.dtype, keypo
 
 
 def keypoints(seed: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[B, 17, 2] in crop pixels, visibility [B, 17] of which a fifth is 0."""
+    """Return random keypoints [B, 17, 2] in crop pixels and their visibility [B, 17], a fifth of which is 0."""
     draw = torch.Generator(device).manual_seed(seed)
     points = torch.rand(batch, 17, 2, generator=draw, device=device) * torch.tensor([191.0, 255.0], device=device)
     return points, (torch.rand(batch, 17, generator=draw, device=device) > 0.2).float()
 
 
 def network_work(config: ModelConfig, batch: int, element_size: int) -> dict[str, int]:
-    """`flops` and `bytes` of a forward pass with merged experts: every weight, image and heatmap moved once."""
+    """Return the `flops` and `bytes` of a forward pass with merged experts.
+
+    Bytes count every weight, image and heatmap once.
+    """
     with torch.device("meta"):
         plain = OfficialViTPose(replace(config, part_features=0, head_tasks=config.head_tasks[:1]))
     height, width = config.image_size

@@ -1,4 +1,4 @@
-"""Table 12 of the ViTPose++ paper: its rows, its claims about speed, and whether a result file bears them out."""
+"""Table 12 of the ViTPose++ paper: its rows, its claims about speed, and whether a result file confirms them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from benchmarks.records import Results, digits, gather
 REFUSAL = "cannot be judged from this file"
 TOLERANCE = 0.25
 
-PAPER_RATIOS = (  # the rows that Table 12 compares by accuracy; its own quotients of frames per second
+PAPER_RATIOS = (  # rows of Table 12 to compare, similar in accuracy, with its own ratio of frames per second
     ("ViTPose-S 256x192", "SimpleBaseline-R152 256x192", 1.74),
     ("ViTPose-B 256x192", "HRNet-W32 384x288", 2.21),
     ("ViTPose-L 256x192", "UDP HRNet-W48 384x288", 1.33),
@@ -24,12 +24,12 @@ PAPER_ROWS = (
     "HRFormer-B 256x192",
     "HRFormer-B 384x288",
     *(f"ViTPose-{size} 256x192" for size in "SBLH"),
-    *(f"ViTPose++-{size} 256x192" for size in "SBLH"),  # once split the same networks: the paper repeats the speeds
+    *(f"ViTPose++-{size} 256x192" for size in "SBLH"),  # once split, the same networks: the paper repeats the speeds
 )
 
 
 def verdicts(results: Results) -> list[tuple[str, list[str]]]:
-    """Whether the file bears out Table 12, the order of speed and the ratios: (title, lines) by dtype and batch."""
+    """Compare a file with Table 12, in order of speed and in ratios; return (title, lines) per dtype and batch."""
     if not results.suite("table12"):
         return []
     if not results.on_gpu:
@@ -48,7 +48,7 @@ def verdicts(results: Results) -> list[tuple[str, list[str]]]:
 
 
 def order(speed: dict[str, float], paper: dict[str, float]) -> str:
-    """The order of speed; rows that are equally fast in the paper claim nothing about each other."""
+    """Compare the order of speed with the paper's, leaving out pairs that are equally fast in the paper."""
     ranked = sorted((n for n in speed if n in paper), key=lambda n: -paper[n])
     pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if paper[a] > paper[b]]
     wrong = [f"{a} {digits(speed[a])} not above {b} {digits(speed[b])}" for a, b in pairs if speed[a] <= speed[b]]
@@ -61,6 +61,7 @@ def order(speed: dict[str, float], paper: dict[str, float]) -> str:
 
 
 def ratio(speed: dict[str, float], ours: str, rival: str, paper: float) -> str:
+    """Compare one ratio of speeds with the paper's; it is reproduced if it lies within 25 % of it."""
     absent = [name for name in (ours, rival) if name not in speed]
     if absent:
         return f"{ours} / {rival}: {REFUSAL}, missing: {', '.join(absent)}."

@@ -1,4 +1,4 @@
-"""Child processes that end when they should: at their limit, or with the process that started them."""
+"""Child processes that are killed at their time limit, or when the process that started them ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed when its parent ends, however that ends (Linux; elsewhere nothing happens)."""
+    """Have this process killed when its parent ends for whatever reason (on Linux; elsewhere this does nothing)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
@@ -25,9 +25,9 @@ def die_with_parent() -> None:
 def start(
     command: Sequence[str], log: IO[bytes], environment: Mapping[str, str], folder: Path, group: bool = False
 ) -> subprocess.Popen:
-    """Start a command with its output in `log`; it ends when this process does.
+    """Start a command with its output in `log`; it is killed when this process ends (on Linux).
 
-    `group`: in a process group of its own, so that `kill` reaches all that it starts.
+    With `group`, the command gets its own process group, so that `kill` reaches everything it starts.
     """
     return subprocess.Popen(
         command,
@@ -42,9 +42,9 @@ def start(
 
 
 def wait(process: subprocess.Popen, seconds: float, group: bool = False) -> int | None:
-    """The exit code of a process, or None where it was still running after that long and was killed.
+    """Return the exit code of a process, or kill it and return None if it still runs after `seconds`.
 
-    `group`: with its group, and what a process leaves behind there is killed too.
+    With `group`, the whole process group is killed at the end, including what a finished process left running.
     """
     try:
         return process.wait(max(seconds, 0.1))
@@ -55,7 +55,7 @@ def wait(process: subprocess.Popen, seconds: float, group: bool = False) -> int 
 
 
 def kill(process: subprocess.Popen, group: bool = False) -> None:
-    """Kill a process, or the whole group that it was started in."""
+    """Kill a process, or with `group` the whole process group that it leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -63,7 +63,7 @@ def kill(process: subprocess.Popen, group: bool = False) -> None:
 
 
 class Clock:
-    """Counts down from a budget of seconds, some of which may be spent already."""
+    """Countdown of a time budget in seconds, part of which may be spent already."""
 
     def __init__(self, budget: float, spent: float = 0.0) -> None:
         self.budget, self._started = budget, time.monotonic() - spent

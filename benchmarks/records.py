@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: what a record is, reading and checking, groups measured side by side."""
+"""Result files of the benchmarks: their format, reading and checking, and grouping of records for comparison."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def throughput(self) -> float | None:
-        """Per second, from the median where the harness gave none."""
+        """Samples per second, computed from the median if the record has no `per_second`."""
         return self.per_second or (1000 * self.batch / self.median_ms if self.median_ms else None)
 
     @property
@@ -59,7 +59,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Results:
-    """One file."""
+    """One result file."""
 
     path: Path
     environment: dict[str, Any]
@@ -70,7 +70,7 @@ class Results:
 
     @property
     def on_gpu(self) -> bool:
-        """A CPU has no driver and does not say how much memory a call took; a GPU's driver can be unknown."""
+        """Whether the file is from a GPU: it has a driver or, if that is unknown, peak memory; a CPU has neither."""
         return self.environment["driver"] is not None or any(r.peak_mib is not None for r in self.records)
 
     @property
@@ -98,19 +98,19 @@ def _or_null(check: Check) -> Check:
     return lambda value: value is None or check[0](value), f"{check[1]} or null"
 
 
-TEXT: Check = (lambda v: isinstance(v, str) and bool(v.strip()), "a text that is not empty")
-COUNT: Check = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number above 0")
+TEXT: Check = (lambda v: isinstance(v, str) and bool(v.strip()), "a non-empty string")
+COUNT: Check = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a positive integer")
 FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
-POSITIVE: Check = (lambda v: _number(v) and v > 0, "a finite number above 0")
-AMOUNT: Check = (lambda v: _number(v) and v >= 0, "a finite number, not negative,")
-NULL: Check = (lambda v: v is None, "null, because `missing` says why there is no number")
+POSITIVE: Check = (lambda v: _number(v) and v > 0, "a positive finite number")
+AMOUNT: Check = (lambda v: _number(v) and v >= 0, "a non-negative finite number")
+NULL: Check = (lambda v: v is None, "null, because `missing` is set")
 LIST: Check = (lambda v: isinstance(v, list), "a list")
 OBJECT: Check = (lambda v: isinstance(v, dict), "an object")
 SUITE: Check = (lambda v: v in SUITES, f"one of {', '.join(SUITES)}")
 
 ENVIRONMENT = dict.fromkeys(("device", "torch", "command"), TEXT) | {
     **{name: _or_null(TEXT) for name in ("driver", "triton", "commit")},
-    "dirty": _or_null(FLAG),  # unknown, as the commit is, without git
+    "dirty": _or_null(FLAG),  # like the commit, unknown without git
     "quick": FLAG,
     "matmul_tflops": _or_null(AMOUNT),
     "copy_tb_s": _or_null(AMOUNT),
@@ -130,7 +130,7 @@ EXTRA = {n: _or_null(POSITIVE) for n in ("params_m", "gmacs", "mfu", "people_per
 
 
 def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
-    """Raise ValueError that names the first field which is not there or not as expected."""
+    """Raise ValueError with the name of the first field that is absent or not as expected."""
     for name, (good, expected) in checks.items():
         if name not in value:
             raise ValueError(f"{where}{name}: expected {expected}, found no such field")
@@ -139,6 +139,7 @@ def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) ->
 
 
 def as_record(row: Any, where: str) -> Record:
+    """Check a row of a result file and return it as a record. Raises ValueError that starts with `where`."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {json.dumps(row)[:60]}")
     check_fields(row, IDENTITY, f"{where}.")
@@ -154,11 +155,11 @@ def as_record(row: Any, where: str) -> Record:
 
 
 def load(path: str | Path) -> Results:
-    """A result file, checked.
+    """Read a result file and check it.
 
     Raises:
-        ValueError: it is malformed; names the file, the record, the field and what was expected.
-        OSError: it cannot be read.
+        ValueError: the file is malformed. The message names the file, the record, the field and what was expected.
+        OSError: the file cannot be read.
     """
     try:
         try:
@@ -173,23 +174,23 @@ def load(path: str | Path) -> Results:
         records = tuple(as_record(row, f"records[{i}]") for i, row in enumerate(data["records"]))
         for i, record in enumerate(records):
             if seen.setdefault(record.key, i) != i:
-                where = f"records[{i}].name: expected another suite, name, implementation, dtype, batch or graphed"
-                raise ValueError(f"{where} than records[{seen[record.key]}] has, found {record.name!r}")
+                where = f"records[{i}].name: expected suite, name, implementation, dtype, batch or graphed to differ"
+                raise ValueError(f"{where} from records[{seen[record.key]}], found {record.name!r}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Results(Path(path), data["environment"], records)
 
 
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line of JSON, whole and on the disk when this returns; several processes may write to one file.
+    """Append a row as one line of JSON, synced to disk before this returns. Several processes may write to one file.
 
     Raises:
-        OSError: it cannot be written, or not wholly.
+        OSError: the line cannot be written completely.
     """
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.lseek(file, 0, os.SEEK_END)
-        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a line that a full disk or a kill has cut off
+        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # a full disk or a kill has cut off the last line
         line = (b"\n" if cut else b"") + (json.dumps(row) + "\n").encode()
         if os.write(file, line) < len(line):
             raise OSError(f"cannot write to {path}: the disk is full")
@@ -199,7 +200,7 @@ def append_line(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file of lines. Lines that a kill or a full disk has cut off are left out; no file is no rows."""
+    """Return the rows of a JSON Lines file, except lines cut off by a kill or a full disk; [] without a file."""
     if not Path(path).exists():
         return []
     rows = []
@@ -213,11 +214,11 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-# --- groups measured side by side
+# --- groups of records to compare
 
 
 def gather(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Records by the values of these fields, in the order of the file."""
+    """Group records by the values of these fields, in the order of the file."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(getattr(record, n) for n in names), []).append(record)
@@ -225,14 +226,14 @@ def gather(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list
 
 
 def baseline(group: list[Record], graphed: bool) -> Record | None:
-    """The record of ours that rivals are held against: captured in a graph or not as they are, if there is one."""
+    """Return our measured record to compare rivals with, or None; prefer one with this `graphed`, then a frozen one."""
     ours = [r for r in group if r.ours and r.median_ms]
     return min(ours, key=lambda r: (r.graphed != graphed, "frozen" not in r.implementation), default=None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured side by side, graphed or not; `base` is the record of ours, if any was measured."""
+    """Records of one case that are all graphed or all not; `base` is our record, or None if ours was not measured."""
 
     suite: str
     name: str
@@ -244,7 +245,10 @@ class Row:
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:
-    """Groups, parted by `graphed`. What is missing was never captured: it stands with ours, or with the first."""
+    """Group records by case and split each group by `graphed`.
+
+    A missing record was never captured in a graph: it goes with our measured record, else with the first measured one.
+    """
     rows = []
     for key, group in gather(records, "suite", "name", "dtype", "batch").items():
         measured = [r for r in group if r.median_ms]
@@ -257,7 +261,7 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
 
 
 def digits(value: float | None) -> str:
-    """Three significant digits, whole numbers whole, "-" for none."""
+    """Format a number with three significant digits, from 100 on as a whole number, and None as "-"."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,7 +1,8 @@
-"""Tables, pictures, comparisons and the README's speed section, from the result files of the benchmarks.
+"""Tables, figures, comparisons and the README's speed section, from the result files of the benchmarks.
 
-`python benchmarks/report.py tables|figures|compare|readme FILE ...`, and `convert DIR` for the folder that a
-`bench --budget` run left; exit code 1 for a failure said in one line and for a regression, 2 for wrong usage.
+Run `python benchmarks/report.py tables|figures|compare|readme FILE ...`, or `convert DIR` for the folder of a
+`bench --budget` run. The exit code is 1 for an error, which is reported in one line, or a regression, and 2 for wrong
+usage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as a script, the folder of this file stands first, and `benchmarks` is not found
+if __name__ == "__main__":  # as a script: sys.path starts with this folder, where `benchmarks` is not found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.convert import result_of, tuned_of
@@ -37,7 +38,7 @@ EXTRA_NAMES = {
 
 
 def quotient(record: Record, base: Record | None) -> str:
-    """Rival / ours; says so where only one of the two was captured in a graph."""
+    """Return rival / ours in time, with a note if only one of the two was captured in a CUDA graph."""
     if base is None or not record.median_ms or not base.median_ms or record.key == base.key:
         return "-"
     other = f" (ours {'' if base.graphed else 'not '}graphed)" if base.graphed != record.graphed else ""
@@ -49,12 +50,12 @@ def percent(value: float | None) -> str:
 
 
 def cell(text: Any) -> str:
-    """Text that cannot end its cell, its row or the README's speed section."""
+    """Escape a text so that it cannot end its cell, its row or the README's speed section."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<!--", "&lt;!--")
 
 
 def markdown(head: list[str], rows: list[list[list[str]]]) -> str:
-    """A table; the lines of a cell stand below each other."""
+    """Return a Markdown table of rows of cells, where a cell is a list of lines."""
     lines = ["<br>".join(map(cell, lines)) for row in rows for lines in row]
     cells = [lines[i : i + len(head)] for i in range(0, len(lines), len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
@@ -67,7 +68,7 @@ def median(record: Record) -> str:
 
 
 def also(record: Record) -> str:
-    """The extra values of the suites that have no columns for them."""
+    """Return the values of `extra` in words, for suites without columns for them."""
     known = {k: v for k, v in record.extra.items() if isinstance(v, str | int | float)}
     texts = (
         v if isinstance(v, str) else ("no", "yes")[v] if isinstance(v, bool) else digits(v) for v in known.values()
@@ -79,7 +80,7 @@ HEAD = ["implementation", "median ms (p10..p90)", "per second", "peak MiB", "of 
 
 
 def measured(row: list[Record], base: Record | None, mixed: bool = False) -> list[list[str]]:
-    """The cells of HEAD; `mixed`: each says for itself whether it was captured in a graph."""
+    """Return the cells under HEAD; with `mixed`, each implementation says whether it was captured in a graph."""
     return [
         [r.label if mixed else r.implementation for r in row],
         [median(r) for r in row],
@@ -91,7 +92,7 @@ def measured(row: list[Record], base: Record | None, mixed: bool = False) -> lis
 
 
 def suite_table(records: list[Record]) -> str:
-    extra = any(also(r) != "-" for r in records if r.suite != "ops")  # there it says where layers.png adds it up
+    extra = any(also(r) != "-" for r in records if r.suite != "ops")  # of an op it only places the record in layers.png
     rows = []
     for row in rows_of(records):
         cells = [[row.name], [row.dtype], [str(row.batch)], ["yes" if row.graphed else "no"]]
@@ -104,7 +105,7 @@ def head(results: Results) -> str:
     e = results.environment
     line = f"**{cell(e['device'])}**, driver {cell(e['driver'] or 'none')}, {cell(results.versions)}, matrix product "
     line += f"{digits(e['matmul_tflops'])} TFLOP/s, copy {digits(e['copy_tb_s'])} TB/s, from `{cell(e['command'])}`"
-    return line + ("\n\n**Quick run: few repetitions, numbers not to be quoted.**" if e["quick"] else "")
+    return line + ("\n\n**Quick run: few repetitions, do not quote these numbers.**" if e["quick"] else "")
 
 
 def tables(results: Results) -> str:
@@ -120,7 +121,7 @@ def tables(results: Results) -> str:
 
 
 def table12(results: Results) -> str:
-    """Rows in the paper's order; what the paper says stands in the last columns and is marked as the paper's."""
+    """Return Table 12 in the paper's order; the last columns hold the paper's figures and are marked so."""
     columns = {
         "params M": "params_m",
         "GMACs": "gmacs",
@@ -145,9 +146,9 @@ def table12(results: Results) -> str:
 
 
 def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bool]:
-    """(lines, whether something became slower by more than the threshold and by more than both spreads)."""
+    """Return (lines, whether a record became slower by more than the threshold and by more than both spreads)."""
     before, after = ({r.key: r for r in results.records} for results in (old, new))
-    reasons = {r.key[:-1]: r for r in new.records if r.missing}  # what is missing was not captured in a graph either
+    reasons = {r.key[:-1]: r for r in new.records if r.missing}  # a missing record is never graphed: ignore that field
     slower, gone, compared = [], [], 0
     for key, a in before.items():
         b = after.get(key) or reasons.get(key[:-1])
@@ -172,7 +173,7 @@ def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bo
 
 
 def headlines(results: Results) -> str:
-    """A line per comparison of whole networks; of single ops how many are won, and the worst."""
+    """Summarize a file: one line per comparison of whole networks; of single ops, the wins and the worst ratio."""
     rows = []
     groups = gather((r for r in results.records if r.suite != "ops"), "suite", "name", "dtype", "batch")
     for (_, name, dtype, batch), group in groups.items():
@@ -193,7 +194,7 @@ def headlines(results: Results) -> str:
         worst, r = min(duels, key=lambda duel: duel[0])
         won = sum(factor > 1 for factor, _ in duels)
         where = cell(f"{r.name}, {r.dtype}, batch {r.batch}, against {r.label}")
-        text.append(f"Single ops: ours is faster in {won} of {len(duels)} comparisons; the least ratio is {worst:.2f}")
+        text.append(f"Single ops: ours is faster in {won} of {len(duels)} comparisons; the lowest ratio is {worst:.2f}")
         text[-1] += f" ({where})."
     return "\n\n".join(text or ["No comparison in this file."])
 
@@ -202,18 +203,18 @@ def speed_section(files: list[Results]) -> str:
     parts = ["Ratios are rival / ours in time: above 1, ours is faster."]
     for results in files:
         e = results.environment
-        quick = "**Quick run, numbers not to be quoted.** " if e["quick"] else ""
+        quick = "**Quick run, do not quote these numbers.** " if e["quick"] else ""
         parts.append(f"{quick}**{cell(e['device'])}**, {cell(results.versions)}, from `{cell(e['command'])}`:")
         parts.append(headlines(results))
     return "\n\n".join(parts)
 
 
 def rewrite(readme: Path, text: str) -> None:
-    """Put the text between the markers: readers see the old file or the new one, never half of it."""
+    """Replace the text between the markers of the README atomically: readers see the old file or the new one."""
     readme = readme.resolve()
     old = readme.read_bytes().decode("utf-8")
     if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
-        raise ValueError(f"{readme}: expected {START} and after it {END}, once each")
+        raise ValueError(f"{readme}: expected {START} followed by {END}, once each")
     new = old[: old.index(START)] + f"{START}\n{text}\n" + old[old.index(END) :]
     handle, temporary = tempfile.mkstemp(dir=readme.parent, prefix=f".{readme.name}.")
     try:
@@ -254,7 +255,7 @@ def show_comparison(options: argparse.Namespace) -> int:
     devices = [r.environment["device"] for r in (old, new)]
     if devices[0] != devices[1] and not options.any_device:
         raise ValueError(
-            f"{new.path} is of {devices[1]}, {old.path} of {devices[0]}; --any-device compares them anyway"
+            f"{new.path} is from {devices[1]}, {old.path} from {devices[0]}; pass --any-device to compare them anyway"
         )
     lines, slower = compare(old, new, options.threshold)
     print("\n".join(lines))
@@ -295,33 +296,38 @@ def fraction(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="report.py", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="tables | figures | compare | readme | convert")
-    command = commands.add_parser("tables", help="print a file as markdown")
+    command = commands.add_parser("tables", help="print a result file as Markdown tables")
     command.add_argument("file", type=Path, metavar="FILE")
     command.set_defaults(run=show_tables)
     command = commands.add_parser("figures", help="draw fig1.png and layers.png")
     command.add_argument("file", type=Path, metavar="FILE")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.set_defaults(run=write_figures)
-    command = commands.add_parser("compare", help="what became slower, and what vanished")
+    command = commands.add_parser("compare", help="list what became slower and what vanished")
     command.add_argument("old", type=Path, metavar="OLD")
     command.add_argument("new", type=Path, metavar="NEW")
-    command.add_argument("--threshold", type=fraction, default=0.05, help="growth of the median that counts; 0.05")
-    command.add_argument("--any-device", action="store_true", help="also where the devices differ")
+    command.add_argument(
+        "--threshold",
+        type=fraction,
+        default=0.05,
+        help="relative growth of the median that counts as slower; default: 0.05",
+    )
+    command.add_argument("--any-device", action="store_true", help="compare even if the devices differ")
     command.set_defaults(run=show_comparison)
-    command = commands.add_parser("readme", help=f"rewrite what stands between {START} and {END}")
+    command = commands.add_parser("readme", help=f"rewrite the text between {START} and {END}")
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     command.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="PATH")
     command.set_defaults(run=write_readme)
-    command = commands.add_parser("convert", help="make a result file and tuned.json of a `bench --budget` run")
+    command = commands.add_parser("convert", help="make a result file and tuned.json from a `bench --budget` run")
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>-<date>.json")
-    command.add_argument("--tuned", type=Path, metavar="FILE", help="default: beside it, ...-tuned.json")
+    command.add_argument("--tuned", type=Path, metavar="FILE", help="default: next to the result file, ...-tuned.json")
     command.set_defaults(run=convert)
     return root
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command and return its exit code."""
     try:
         options = parser().parse_args(args)
     except SystemExit as stop:

@@ -1,11 +1,11 @@
-"""Does every kernel compute what it should? Each shipped call once, against its reference in float64.
+"""Check every kernel: run each shipped call once and compare it with its reference in float64.
 
     python -m benchmarks.smoke OP|all [--small] [--skip N]
 
-Inputs are random, memory that a kernel is to fill holds NaN before, the device is waited for after every call, and on
-a GPU the call is then replayed from a CUDA graph and must give the same bits. One line of JSON a call. A call that
-breaks the device's context ends the process with code 3, one that hangs is killed; `all` runs the ops in processes of
-their own, and goes on with the call after one that ended its process.
+Inputs are random, and memory for outputs holds NaN at first, so that unwritten elements show. The device is
+synchronized after every call. On a GPU the call is then replayed from a CUDA graph and must give the same bits. With
+`--lines`, each call is one line of JSON. A call that breaks the CUDA context ends the process with code 3, and a call
+that hangs is killed. `all` runs each op in its own process; if a process dies, a new one continues with the next call.
 
 Without a GPU (`--device cpu`) the kernels run in Triton's interpreter, in float32: use `--small` there.
 """
@@ -35,16 +35,19 @@ from vitpose_kernels.launch import interpreting
 from vitpose_kernels.sizes import MODELS, ODD, Model
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||out - truth|| / ||truth||
-BROKEN, WRONG = 3, 4  # exit codes: the context of the device is lost; a call is wrong (1 is any Python error)
+BROKEN, WRONG = 3, 4  # exit codes: the CUDA context is broken; a call is wrong (1 is any Python error)
 SMALL = Model(
     "small", 64, 1, 2, 16, batch=2, tasks=3, num_keypoints=5, whole_body=9, decoder_width=32, grid=(6, 4), window=(4, 2)
 )
-_MOST_DEATHS = 20  # of the processes of one op
-_LONGEST = {"cuda": 45, "cpu": 300}  # seconds of one call: a kernel that hangs is killed with its process
+_MAX_DEATHS = 20  # of the processes of one op
+_TIME_LIMIT = {"cuda": 45, "cpu": 300}  # seconds per call; a kernel that hangs is killed with its process
 
 
 def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
-    """Shapes and dtypes, the most important first. The interpreter is silently wrong in bfloat16, and slow."""
+    """Return shapes and dtypes, the most important first.
+
+    A CPU gets float32 only: Triton's interpreter is slow, and silently wrong in bfloat16.
+    """
     half = [torch.bfloat16] if cuda else []
     if small:
         shapes = (SMALL, ODD) if cuda else (SMALL,)
@@ -56,7 +59,7 @@ def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
 
 
 def planned(op: str, small: bool, device: torch.device, draw_on: str | None = None) -> Iterator[tuple[dict, Call]]:
-    """Every call of an op with what its row says of it; `draw_on="meta"`: without data."""
+    """Yield the row and the call for every call of an op; `draw_on="meta"` makes calls without data."""
     index = 0
     for model, dtype in plan(small, device.type == "cuda"):
         for call in calls(op, model, Draw(draw_on or device, dtype, seed=index)):
@@ -67,7 +70,7 @@ def planned(op: str, small: bool, device: torch.device, draw_on: str | None = No
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Within it memory that PyTorch hands out empty holds NaN (integers: 77), so that what is not written shows."""
+    """Context in which PyTorch's empty tensors hold NaN (integers: 77), so that unwritten elements show."""
 
     def poison(make: Any) -> Any:
         def made(*arguments: Any, **options: Any) -> Tensor:
@@ -83,7 +86,7 @@ def poisoned() -> Iterator[None]:
 
 
 def in_float64(value: Any) -> Any:
-    """Tensors, dtypes and what is made of them, in float64 where they are floating."""
+    """Convert floating-point tensors and dtypes to float64, also inside tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, torch.dtype):
@@ -94,7 +97,10 @@ def in_float64(value: Any) -> Any:
 
 
 def relative_error(out: Tensor, truth: Tensor) -> float:
-    """||out - truth|| / ||truth|| over the numbers in `truth`; infinite if `out` has its numbers in other places."""
+    """Return ||out - truth|| / ||truth|| over the finite elements of `truth`.
+
+    Infinite if the shapes differ, or if `out` is finite in other places than `truth`.
+    """
     if out.shape != truth.shape:
         return float("inf")
     known, out, truth = truth.isfinite(), out.detach().double(), truth.detach().double()
@@ -105,7 +111,7 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
 
 
 def replayed(call: Call, device: torch.device) -> list[Tensor]:
-    """The outputs of a call that is recorded in a CUDA graph and replayed."""
+    """Record a call in a CUDA graph, replay it and return the outputs."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -123,12 +129,12 @@ def replayed(call: Call, device: torch.device) -> list[Tensor]:
 
 @torch.no_grad()
 def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) -> dict[str, Any]:
-    """The row of a call: its error, its limit, and what is wrong with it (`problem`, "" for nothing)."""
+    """Run a call and return its row with the error, its limit, and what is wrong (`problem`, "" for nothing)."""
     started = time.perf_counter()
     limit = LIMITS[getattr(torch, row["dtype"])]
     found: dict[str, Any] = dict(error=None, limit=limit, same_bits=None, problem="")
     try:
-        # Not under a sanitizer, which finds itself what is read before it is written.
+        # A sanitizer (`eager`) finds reads of unwritten memory by itself.
         with contextlib.nullcontext() if eager else poisoned():
             out = tensors_of(call("triton"))
         if device.type == "cuda":
@@ -138,14 +144,14 @@ def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) ->
         found["error"] = max(relative_error(a, b) for a, b in zip(out, truth, strict=True))
         if not found["error"] <= limit:
             found["problem"] = f"error {found['error']:.1e}, {limit:.0e} allowed"
-        if device.type == "cuda" and not eager and row["op"] != "crop":  # whose table of images is made on the host
+        if device.type == "cuda" and not eager and row["op"] != "crop":  # crop makes its table of images on the host
             again = replayed(call, device)
             found["same_bits"] = all(
                 torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(out, again, strict=True)
             )
             if not found["same_bits"]:
-                found["problem"] += "; " * bool(found["problem"]) + "a graph of it gives other bits"
-    except Exception as error:  # one call that fails is one line
+                found["problem"] += "; " * bool(found["problem"]) + "its CUDA graph gives different bits"
+    except Exception as error:  # a call that fails is one row
         found["problem"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if found["error"] is not None and found["error"] == float("inf"):
         found["error"] = None  # JSON has no infinity
@@ -153,13 +159,13 @@ def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) ->
 
 
 def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path | None, eager: bool) -> int:
-    """Check the calls of an op from number `skip` on: 0, WRONG where one is, BROKEN where the device is lost."""
+    """Check the calls of an op from number `skip` on. Return 0, WRONG if one is wrong, BROKEN if the device is lost."""
     wrong = False
     for row, call in planned(op, small, device):
         if row["index"] < skip:
             continue
-        if hasattr(signal, "alarm") and not eager:  # under a sanitizer calls take as long as they take
-            signal.alarm(_LONGEST[device.type])
+        if hasattr(signal, "alarm") and not eager:  # no time limit under a sanitizer
+            signal.alarm(_TIME_LIMIT[device.type])
         row = check(row, call, device, eager)
         wrong = wrong or bool(row["problem"])
         if lines is not None:
@@ -177,14 +183,14 @@ def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path 
 
 
 def rows_of(lines: Path) -> list[dict[str, Any]]:
-    """The rows of calls in a file that `all` wrote."""
+    """Return the rows of calls in a file that `all` wrote."""
     return [row for row in read_lines(lines) if "op" in row]
 
 
 def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
-    """All ops, some at a time, each in a process of its own: 0, or 1 where a call is wrong.
+    """Check all ops, `jobs` at a time, each in its own process. Return 0, or 1 if a call is wrong.
 
-    The first line of the file says how many calls there are.
+    The first line of the file gives the number of planned calls.
     """
     append_line(lines, {"planned": sum(1 for op in OPS for _ in planned(op, small, device, "meta"))})
     waiting, running, deaths = [(op, 0) for op in OPS], {}, dict.fromkeys(OPS, 0)
@@ -205,12 +211,12 @@ def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
             reason = "took too long" if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM else "ended its process"
             done = [row["index"] for row in rows_of(lines) if row["op"] == op]
             following = max(done, default=-1) + 1
-            if code != BROKEN:  # it died in a call of which it left no line
+            if code != BROKEN:  # it died in a call that it had not reported yet
                 rows = [row for row, _ in planned(op, small, device, "meta")]
                 if following < len(rows):
                     append_line(lines, rows[following] | dict(problem=f"{reason}, code {code}"))
                 following += 1
-            if deaths[op] < _MOST_DEATHS:  # else the rest of its calls are "not reached"
+            if deaths[op] < _MAX_DEATHS:  # otherwise the remaining calls are "not reached"
                 waiting.append((op, following))
         time.sleep(0.05)
     return int(any(row.get("problem") for row in rows_of(lines)))
@@ -220,20 +226,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smoke", description=__doc__.splitlines()[0])
     parser.add_argument("op", choices=[*OPS, "all"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--small", action="store_true", help="small shapes: seconds in an interpreter or a sanitizer")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin with call number N of the op")
-    parser.add_argument("--lines", type=Path, help="append the rows to this file instead of printing them")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--jobs", type=int, default=min(5, os.cpu_count() or 1), help="ops at a time, for `all`")
+    parser.add_argument("--small", action="store_true", help="small shapes: seconds in the interpreter or a sanitizer")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="start with call number N of the op")
+    parser.add_argument("--lines", type=Path, help="append rows of JSON to this file, print only wrong calls")
+    parser.add_argument(
+        "--eager", action="store_true", help="no CUDA graphs, NaN-filled memory or time limit, for sanitizers"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=min(5, os.cpu_count() or 1), help="number of ops at a time, for `all`"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cpu" and not interpreting():
         parser.error("without a GPU the kernels run in Triton's interpreter: set TRITON_INTERPRET=1")
     if options.op != "all":
-        die_with_parent()  # which may be a sanitizer that is killed
+        die_with_parent()  # the parent may be a sanitizer that is killed
         return check_op(options.op, device, options.small, options.skip, options.lines, options.eager)
     if options.lines is None:
-        parser.error("all: name a file with --lines")
+        parser.error("all: give a file with --lines")
     return check_all(device, options.small, options.jobs, options.lines)
 
 

@@ -1,4 +1,4 @@
-"""The summary of a `bench --budget` run, made of the files in its folder."""
+"""The summary of a `bench --budget` run, made from the files in its folder."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from benchmarks.records import digits, read_lines
 
 
 def summary(folder: Path, unknown: str, steps: Sequence[tuple[str, float, str]]) -> str:
-    """What happened, on one screen: where, how every step went, what is wrong, and the ratios.
+    """Return a one-screen summary: the machine, the state of every step, wrong calls, and speed ratios.
 
     Args:
-        folder: of the run's files. unknown: what stands for the machine where env.json is not there.
-        steps: (name, seconds, state) of each.
+        folder: folder with the files of the run.
+        unknown: first line to show if env.json cannot be read.
+        steps: (name, seconds, state) of each step.
     """
-    out = [_or_nothing(lambda: _machine(folder)) or unknown, ""]
+    out = [_or_empty(lambda: _machine(folder)) or unknown, ""]
     for name, seconds, state in steps:
-        said = _or_nothing(lambda name=name: _result(folder, name))
-        out.append(f"{name:10}{seconds:6.1f} s  {state}{': ' if said else ''}{said}")
-    wrong = _or_nothing(lambda: _wrong_calls(_rows(folder, "smoke.jsonl")))
-    ratios = _or_nothing(lambda: _ratios(_rows(folder, "results.jsonl")))
+        result = _or_empty(lambda name=name: _result(folder, name))
+        out.append(f"{name:10}{seconds:6.1f} s  {state}{': ' if result else ''}{result}")
+    wrong = _or_empty(lambda: _wrong_calls(_rows(folder, "smoke.jsonl")))
+    ratios = _or_empty(lambda: _ratios(_rows(folder, "results.jsonl")))
     return "\n".join([*out, *(f"\n{part}" for part in (wrong, ratios) if part)])
 
 
-def _or_nothing(text: Callable[[], str]) -> str:
-    """The text, or "" where the file that it is made of is not as expected: others are shown all the same."""
+def _or_empty(text: Callable[[], str]) -> str:
+    """Return the text, or "" if the file behind it is not as expected, so that the other parts are still shown."""
     try:
         return text()
-    except Exception:  # half a file of a step that was killed, or a field that nobody thought of
+    except Exception:  # half a file of a killed step, or an unexpected field
         return ""
 
 
@@ -47,7 +48,7 @@ def _wrong_calls(rows: Sequence[dict[str, Any]]) -> str:
 def _machine(folder: Path) -> str:
     e = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     ceilings = f"{digits(e['matmul_tflops'])} TFLOP/s, {digits(e['copy_tb_s'])} TB/s"
-    commit = (e["commit"] or "unknown: give it with --commit")[:40]
+    commit = (e["commit"] or "unknown: pass --commit")[:40]
     return f"{e['device']}, {ceilings}, torch {e['torch']}, triton {e['triton']}, commit {commit}"
 
 
@@ -59,7 +60,7 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _result(folder: Path, step: str) -> str:
-    """The result of a step in a few words, "" where there is none."""
+    """Return the result of a step in a few words, or "" if it has none."""
     if step == "warm" and (folder / "compile.json").is_file():
         c = json.loads((folder / "compile.json").read_text(encoding="utf-8"))
         return f"{c['compiled']} of {c['kernels']} kernels for {c['arch']}, {len(c['failed'])} failed"
@@ -79,15 +80,17 @@ def _result(folder: Path, step: str) -> str:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], most: int = 44) -> str:
-    """One line for each case: ours, then its rivals, the fastest first."""
+    """Return one line per case: our time, then the rivals, fastest first."""
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         if "median_ms" in row:
             groups.setdefault(str([row.get(k) for k in ("name", "dtype", "batch")]), []).append(row)
-    lines = [line for group in groups.values() if (line := _or_nothing(lambda group=group: _case(group)))]
+    lines = [line for group in groups.values() if (line := _or_empty(lambda group=group: _case(group)))]
     if len(lines) > most:
         lines = [*lines[:most], f"  ... and {len(lines) - most} more in results.jsonl"]
-    return "\n".join(["median ms of ours, and rival / ours (above 1: ours is faster):", *lines]) if lines else ""
+    return (
+        "\n".join(["our median in ms, then rival / ours in time (above 1, ours is faster):", *lines]) if lines else ""
+    )
 
 
 def _case(group: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Network alone and network with decoding, against Hugging Face and the official way; ViTPose++ with mixed tasks."""
+"""The network alone and with decoding, against Hugging Face and official-style PyTorch; ViTPose++ with mixed tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.1}  # float32: rivals and ke
 
 
 def pytest_generate_tests(metafunc):
-    """Batch 1 (latency), 8, 64 and one with an unlucky last wave."""
+    """Parametrize sizes, dtypes and batches: 1 (latency), 8, 64, and 72, which fills its last wave poorly."""
     quick, cuda = metafunc.config.getoption("--quick"), metafunc.config.getoption("--device") == "cuda"
     choices = {
         "size": sorted(PAPER, key=lambda size: size != "b") if cuda else "b" if quick else "bs",
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc):
 
 
 def is_compiled(machine, quick, size, batch) -> bool:
-    """Where torch.compile takes part: it needs minutes per model and batch, so for B, at latency and at full batch."""
+    """Whether torch.compile takes part: it compiles for minutes per model and batch, so only B at batch 1 and 64."""
     return machine.cuda and not quick and size == "b" and batch in (1, 64)
 
 
@@ -42,7 +42,7 @@ def inputs(model, batch, dtype, mixed):
 
 
 def test_network(compare, machine, quick, lineup, size, dtype, batch):
-    """One person at a time is latency: every call is waited for."""
+    """Batch 1 measures latency: every call is waited for."""
     used = lineup(f"vitpose-{size}", dtype)
     contenders = used.contenders(is_compiled(machine, quick, size, batch))
     make = inputs(used.model, batch, dtype, False)
@@ -54,9 +54,9 @@ def test_network(compare, machine, quick, lineup, size, dtype, batch):
 
 
 def test_network_and_decoding(compare, machine, lineup, size, dtype, batch):
-    """Heatmaps stay where they are; Hugging Face takes them to the host and decodes there."""
+    """Our heatmaps are decoded on the device; Hugging Face copies them to the host and decodes there."""
     if batch == 1:
-        pytest.skip("see the pipeline")
+        pytest.skip("batch 1 is measured in test_pipeline.py")
     used = lineup(f"vitpose-{size}", dtype)
     model, frozen = used.model, used.frozen
     size_px = torch.tensor(model.config.image_size[::-1], dtype=torch.float32, device=machine.device)
@@ -71,7 +71,7 @@ def test_network_and_decoding(compare, machine, lineup, size, dtype, batch):
     contenders = [frozen_contender("vitpose_fast frozen", frozen, decoded)]
     process = None if used.absent else hugging_face.processor()
     width, height = size_px.tolist()
-    boxes = [[[0.1 * width, 0.1 * height, 0.8 * width, 0.8 * height]] * batch]  # padded by a quarter: the crop
+    boxes = [[[0.1 * width, 0.1 * height, 0.8 * width, 0.8 * height]] * batch]  # padded by a quarter: the whole crop
 
     @torch.inference_mode()
     def hf(images, experts):
@@ -86,9 +86,9 @@ def test_network_and_decoding(compare, machine, lineup, size, dtype, batch):
 
 
 def test_mixed_tasks(compare, machine, quick, lineup, size, dtype, batch):
-    """ViTPose++: every sample with an expert of its own."""
+    """ViTPose++ on a batch whose samples use different experts."""
     if batch == 1:
-        batch = 4 if quick else pytest.skip("one sample is not mixed")
+        batch = 4 if quick else pytest.skip("one sample cannot mix tasks")
     used = lineup(f"vitpose++-{size}", dtype, mixed=True)
     contenders = used.contenders(batch == 64 and is_compiled(machine, quick, size, batch))
     name = f"ViTPose++-{size.upper()} mixed tasks"

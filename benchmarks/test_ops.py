@@ -1,4 +1,4 @@
-"""The ops of the network, forward and backward, at the shapes of the models, against what people use instead."""
+"""The ops of the network, forward and backward, at the shapes of the models, against the usual alternatives."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vitpose_kernels.windows import Windows
 
 @pytest.fixture(params=MODELS.values(), ids=lambda m: m.name)
 def size(request, machine, quick) -> Model:
-    """The shapes of a model, at the batch of Table 12 on a GPU."""
+    """The shapes of a model; on a GPU at the batch size of Table 12."""
     if request.param.name != "B" and not machine.cuda:
-        pytest.skip("on a CPU the shapes of B stand for all")
+        pytest.skip("on a CPU only the shapes of B are measured")
     return request.param._replace(batch=64 if machine.cuda else 2 if quick else 8)
 
 
@@ -46,7 +46,7 @@ VARIANTS = {
 def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     grid, window, shifted, pool, position = VARIANTS[variant]
     if size.name != "B" and variant != "whole map 1/16":
-        pytest.skip("1/8 and 512 are measured for B")
+        pytest.skip("1/8 and 512 are measured for B only")
     if quick and (backward or variant not in ("whole map 1/16", "8x8 shift+pool+position 1/8")):
         pytest.skip("not in a quick run")
     batch = size.batch if "512" not in variant else max(1, size.batch // 8)
@@ -96,10 +96,10 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
 
 
 def sdpa(name: str, attention: Any, machine: Any) -> Contender:
-    """PyTorch's attention with one of its back ends, which a graph then holds."""
+    """Return a contender for PyTorch's attention with one backend, which a CUDA graph keeps."""
     label = f"SDPA, {name.lower()}"
     if not machine.cuda:
-        return Contender(label, None, "back ends are compared on GPUs")
+        return Contender(label, None, "backends are compared on GPUs")
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backend = getattr(SDPBackend, f"{name}_ATTENTION")
@@ -112,7 +112,7 @@ def sdpa(name: str, attention: Any, machine: Any) -> Contender:
 
 
 def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:
-    """FlexAttention over raster tokens with the windows as a block mask."""
+    """Return a contender for FlexAttention over tokens in raster order, with the windows as a block mask."""
     if skip or not machine.cuda:
         return Contender("FlexAttention", None, "compared on GPUs, forward", compiled=True)
     from torch.nn.attention.flex_attention import create_block_mask
@@ -122,7 +122,7 @@ def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads
 
     def window_of(token):
         y, x = (token // columns - sy) % rows, (token % columns - sx) % columns
-        return y // h, x // w, y >= rows - sy, x >= columns - sx  # the last two: rolled around the border
+        return y // h, x // w, y >= rows - sy, x >= columns - sx  # the last two: wrapped around the border
 
     def visible(_b, _h, q, k):
         same = [a == b for a, b in zip(window_of(q), window_of(k), strict=True)]
@@ -214,7 +214,7 @@ def test_layer_norm(compare, machine, quick, size, dtype, on, backward):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_linear(compare, machine, quick, size, dtype, on, layer):
-    """The four products of a block with what belongs to them; qkv and fc1 with LayerNorm, on a GPU folded in."""
+    """The four linear layers of a block with GELU or residual; qkv and fc1 include LayerNorm, folded in on a GPU."""
     c = size.width
     more_out, more_in, norm, gelu = LAYERS[layer]
     inputs, outputs, folded = more_in * c, more_out * c, norm and machine.cuda
@@ -309,7 +309,7 @@ def test_deconv(compare, machine, quick, size, dtype, on):
 
     @torch.no_grad()
     def folded(x, first, second, weight, bias, *values):
-        """As well as the library can: BatchNorm in weights that lie as its kernels for channels-last want them."""
+        """The library at its best: BatchNorm folded into weights in the layout of its channels-last kernels."""
         key = f"folded {first.data_ptr()}"
         if key not in packed:
             packed[key] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.contenders import TOLERANCE, compiled, materialised_loss, on_gpus_only, with_gradients
+from benchmarks.contenders import TOLERANCE, compiled, materialized_loss, on_gpus_only, with_gradients
 from benchmarks.harness import Case, Contender, close, declared, same_place
 from benchmarks.models import bumps, frame, keypoints, people
 from benchmarks.rivals import decoding, hugging_face
@@ -89,7 +89,7 @@ def test_crop(compare, machine, dtype, on, people_count):
         Contender("Hugging Face (eager, CPU)", None if no_hf else theirs, no_hf, graph=False, on_host=True),
     ]
     _, moved = declared(lambda image: F.crop(image, double, dtype=dtype), make(0))
-    agree = close(0.1)  # scipy and OpenCV round to 0..255, scipy also ends the picture half a pixel earlier
+    agree = close(0.1)  # scipy and OpenCV round to 0..255, and scipy ends the image half a pixel earlier
     compare(Case("ops", f"crop {people_count} people", dtype, people_count, make, contenders, agree, None, moved))
 
 
@@ -114,7 +114,7 @@ def test_heatmap_target(compare, machine, quick, on):
 
 
 def test_heatmap_loss(compare, machine, quick, dtype, on):
-    """Forward and backward: the gradient of the heatmaps."""
+    """The loss and its gradient with respect to the heatmaps."""
     batch = 64 if machine.cuda else 8
 
     def make(seed):
@@ -126,8 +126,8 @@ def test_heatmap_loss(compare, machine, quick, dtype, on):
     contenders = [
         Contender("ours", loss()),
         Contender("reference", **on_gpus_only(loss("reference"), machine)),
-        Contender("target + weighted MSE", with_gradients(materialised_loss)),
-        Contender("torch.compile of it", **compiled(with_gradients(materialised_loss), quick, machine)),
+        Contender("target + weighted MSE", with_gradients(materialized_loss)),
+        Contender("torch.compile of it", **compiled(with_gradients(materialized_loss), quick, machine)),
     ]
     _, moved = declared(loss(), make(0))
     agree = close(TOLERANCE[dtype])

@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc):
 
 
 def with_cpu_seconds(contender: Contender, values: tuple, count: int) -> Contender:
-    """The contender with the seconds of all processor cores that it takes for a thousand people."""
+    """Return the contender with the CPU seconds, summed over all cores, that it takes for a thousand people."""
     if contender.function is None:
         return contender
     contender.function(*values)
@@ -40,11 +40,11 @@ def with_cpu_seconds(contender: Contender, values: tuple, count: int) -> Contend
     return replace(contender, extra={"cpu_seconds_per_1000": seconds})
 
 
-NEAR = same_place(15.0)  # a fiftieth of the height of the frame
+NEAR = same_place(15.0)  # pixels, a fiftieth of the frame height
 
 
 def test_frames_to_keypoints(compare, machine, quick, lineup, size, dtype, count, flip):
-    """On a CPU Hugging Face runs in float32 beside either of ours, as its documentation shows it."""
+    """On a CPU, Hugging Face runs in float32, as in its documentation, whatever our dtype."""
     theirs_dtype = dtype if machine.cuda else torch.float32
     used = lineup(f"vitpose-{size}", dtype, theirs_dtype=theirs_dtype)
     model, frozen, theirs, reason = used.model, used.frozen, used.theirs, used.absent
@@ -78,7 +78,7 @@ def test_frames_to_keypoints(compare, machine, quick, lineup, size, dtype, count
 
 
 def test_stream(compare, machine, quick, dtype):
-    """Eight frames with one to eight people, batched across frames."""
+    """Eight frames with one to eight people each, batched across frames."""
     if quick:
         pytest.skip("not in a quick run")
     model = random_model("vitpose-b" if machine.cuda else "vitpose-s", machine.device)
@@ -108,7 +108,7 @@ def test_stream(compare, machine, quick, dtype):
 
 
 def test_mixed_tasks(compare, machine, quick, lineup, dtype, size):
-    """ViTPose++: one frame, the expert of another task for every person, heatmaps of one head."""
+    """ViTPose++ on one frame: the people use the experts of different tasks, and one head gives the heatmaps."""
     if quick and dtype == torch.bfloat16:
         pytest.skip("not in a quick run")
     count = 64 if machine.cuda else 8

@@ -1,4 +1,4 @@
-"""Table 12 of the ViTPose++ paper: every row built, counted and run, its speed and memory beside the paper's."""
+"""Table 12 of the ViTPose++ paper: build, count and run every row, with its speed and memory next to the paper's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def batch(machine, quick) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> nn.Module:
-    """Statistics of every BatchNorm from one batch: untrained ones let activations grow or vanish with depth."""
+    """Set the statistics of every BatchNorm from one batch: with the initial ones, activations explode or vanish."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -66,7 +66,7 @@ def test_rival(compare, machine, quick, rival, dtype, batch):
 
 @pytest.mark.parametrize("name", VITPOSE, ids=lambda name: name.replace(" ", "-"))
 def test_vitpose(compare, machine, quick, name, dtype, batch):
-    """Eager is the official way with merged experts, as the paper counts ViTPose++."""
+    """The eager row is official-style PyTorch with merged experts, as the paper counts ViTPose++."""
     size = name.split(" ")[0].lower()
     model = random_model(size, machine.device)
     official = official_twin(model.for_task("coco") if model.config.part_features else model, dtype)

@@ -1,4 +1,4 @@
-"""One step of training: time, FLOP utilisation and memory, against eager PyTorch with automatic mixed precision."""
+"""One training step: time, FLOPs utilization and memory, against eager PyTorch with automatic mixed precision."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import vitpose_fast as vp
-from benchmarks.contenders import materialised_loss
+from benchmarks.contenders import materialized_loss
 from benchmarks.harness import Case, Contender, close
 from benchmarks.models import crops, keypoints, network_work, official_twin, random_model
 from vitpose_training.run.recompute import set_recompute
 
-# Rows of the paper: features, variant, window, training memory in M (Table 8 for the first, Table 7 for the others).
+# Rows of the paper: patch stride, attention, window, training memory in M (Table 8 for the first, else Table 7).
 ROWS = {
     "1/16": (16, "full", (8, 8), 14090),
     "1/8 full": (8, "full", (8, 8), 36141),
@@ -30,12 +30,12 @@ ROWS = {
 
 
 class Step:
-    """A model with its optimizer; calling it trains one batch and returns loss and gradient norm."""
+    """A model with its optimizer; calling it trains on one batch and returns the loss and the gradient norm."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], precision: torch.dtype) -> None:
         self.model, self.loss, self.precision = model.train(), loss, precision
         self.device = next(model.parameters()).device
-        # The rate is tiny: contenders stay equal, the arithmetic is that of any other.
+        # A tiny learning rate keeps the contenders equal and leaves the amount of arithmetic unchanged.
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, weight_decay=0.1)
 
     def __call__(self, images: Tensor, points: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class Step:
         return loss.detach(), norm.detach()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that stays in memory between steps."""
+        """Return all tensors that stay in memory between steps, under arbitrary names."""
         values = list(self.model.parameters()) + list(self.model.buffers())
         values += [p.grad for p in self.model.parameters() if p.grad is not None]
         values += [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
@@ -71,7 +71,7 @@ def test_training_step(compare, machine, quick, row):
         lean = deepcopy(model)
         set_recompute(lean.backbone, level)
         steps[f"vitpose_fast, recompute {level}"] = Step(lean, vp.HeatmapLoss(), dtype)
-    steps["eager PyTorch"] = Step(official, materialised_loss, dtype)
+    steps["eager PyTorch"] = Step(official, materialized_loss, dtype)
 
     def make(seed):
         return (crops(seed, batch, model, torch.float32), *keypoints(seed, batch, machine.device))

@@ -1,4 +1,4 @@
-"""The ways to compute a linear layer of the network that are measured against each other."""
+"""Ways to compute the linear layers of the network, for the benchmarks that compare them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as nnF
 
 from vitpose_fast import functional as F
 
-TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last one is no choice of ours yet: what others use
+TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last is used by others, not chosen by us yet
     (128, 64, 128, 64, 8, 4),
     (128, 0, 128, 64, 8, 4),
     (128, 0, 64, 64, 8, 4),
     (64, 0, 64, 64, 4, 4),
     (128, 0, 256, 64, 8, 3),
 ]
-LAYERS = {  # outputs and inputs in widths; whether LayerNorm comes before it, GELU after it
+LAYERS = {  # outputs and inputs in widths, whether LayerNorm precedes the layer, whether GELU follows it
     "qkv": (3, 1, True, False),
     "proj": (1, 1, False, False),
     "fc1": (4, 1, True, True),
@@ -26,7 +26,7 @@ LAYERS = {  # outputs and inputs in widths; whether LayerNorm comes before it, G
 
 
 def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors: bool) -> Callable[..., Any]:
-    """The function with products in these tiles, through tensor descriptors or pointers."""
+    """Return the function with its matrix products in these tiles, through tensor descriptors or pointers."""
     from vitpose_kernels.gpu import linear as gpu
 
     def run(*inputs: Any) -> Any:
@@ -45,7 +45,7 @@ def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
 
 
 def library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
-    """The same by PyTorch's operators, takes what `ours` takes: one product with its bias, then the rest."""
+    """Compute the same as `ours`, with the same arguments, by PyTorch's operators: product with bias, then the rest."""
     x = nnF.layer_norm(x, x.shape[-1:], eps=1e-6) if norm else x
     y = nnF.linear(x, weight, bias)
     y = nnF.gelu(y) if gelu else y

@@ -1,10 +1,10 @@
-"""Compile what the next steps launch, in parallel, before they do: no GPU is needed for it.
+"""Compile the kernels that the next steps launch, in parallel and ahead of time; this needs no GPU.
 
     python -m benchmarks.warm --out compile.json [--arch sm_90]
 
-What is compiled is recorded from the steps' own calls on the meta device: those of `benchmarks/smoke.py`, frozen
-models, and the tiles of `benchmarks/tiles.py`. It goes into Triton's cache on disk, where every later process
-finds it. With triton 3.6 the C function that launches each signature is built too.
+The list of kernels is recorded on the meta device from the calls that the steps make: the calls of
+`benchmarks/smoke.py`, frozen models, and the tiles of `benchmarks/tiles.py`. The binaries go to Triton's cache on disk,
+where every later process finds them. With triton 3.6, the C function that launches each signature is built too.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, ship
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
 from vitpose_kernels.sizes import MODELS, PAPER
 
-BATCHES = (64, 1, 8, 72)  # of benchmarks/test_model.py
+BATCHES = (64, 1, 8, 72)  # the batch sizes of benchmarks/test_model.py
 
 
 def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> list[Launch]:
-    """What a frozen model launches for a batch, decoding included."""
+    """Return the launches of a frozen model for one batch, decoding included."""
     options: dict[str, Any] = dict(tasks=TASKS, head_tasks=("coco",)) if mixed else {}
     with torch.device("meta"):
         model = vp.create_model(name, **options).eval()
@@ -60,7 +60,7 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
 
 
 def tile_launches(arch: int) -> Iterator[Launch]:
-    """What `test_tiles.py` launches for B."""
+    """Yield the launches of `test_tiles.py` for B."""
     draw, width = Draw("meta", torch.bfloat16), MODELS["B"].width
     for batch in (64, 1):
         for more_out, more_in, norm, gelu in LAYERS.values():
@@ -75,7 +75,7 @@ def tile_launches(arch: int) -> Iterator[Launch]:
 
 
 def wanted(arch: int, small: bool) -> dict[Source, str]:
-    """What to compile, in the order of need: the kernel and who needs it first."""
+    """Return what to compile, the most urgent first: each kernel with a label of what needs it first."""
     out: dict[Source, str] = {}
 
     def add(label: str, launches: Any) -> None:
@@ -100,20 +100,20 @@ def wanted(arch: int, small: bool) -> dict[Source, str]:
 
 class Done(NamedTuple):
     seconds: float
-    launcher: str  # "built", "not needed", or why there is none
+    launcher: str  # "built", "not needed", or the reason why there is none
     error: str = ""
 
 
 def compile_one(src: Source, arch: int) -> Done:
-    """In a process of its own: compile, and build the launcher where one can be built."""
+    """Compile a kernel in a worker process, and build its launcher if possible."""
     started = time.perf_counter()
     try:
         compiled = compile_source(src, arch)
-    except Exception as error:  # whatever a compiler raises
+    except Exception as error:  # a compiler may raise anything
         return Done(time.perf_counter() - started, "", " ".join(str(error).split())[-300:])
     try:
         launcher = "built" if build_launcher(compiled) else "not needed"
-    except Exception as error:  # no driver's library, no compiler for C: the first launch will say so
+    except Exception as error:  # no driver library or C compiler: the first launch will report it
         launcher = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return Done(time.perf_counter() - started, launcher)
 
@@ -121,9 +121,10 @@ def compile_one(src: Source, arch: int) -> Done:
 def compile_some(
     sources: list[Source], arch: int, jobs: int, clock: Clock, done: dict[Source, Done], save: Callable[[], None]
 ) -> None:
-    """Compile into `done` until all are, time is over, or a process of the pool dies.
+    """Compile into `done` until all sources are compiled, time is over, or a worker process dies.
 
-    Nobody knows then whose fault it was: the first kernels left are compiled one at a time; one that dies alone failed.
+    A dead worker does not tell which kernel killed it, so the first remaining kernels are then compiled one at a time.
+    A kernel that kills its worker when compiled alone has failed.
     """
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=die_with_parent) as pool:
         pending = {pool.submit(compile_one, src, arch): src for src in sources}
@@ -140,14 +141,14 @@ def compile_some(
             for src in list(pending.values())[: 2 * jobs] if len(sources) > 1 else ():
                 if clock.left > 0:
                     compile_some([src], arch, 1, clock, done, save)
-        if pending:  # time is over: what is being compiled is not waited for
+        if pending:  # time is over: do not wait for running compilations
             for process in multiprocessing.active_children():
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seconds: float) -> dict[str, Any]:
-    """What compile.json says."""
+    """Return the content of compile.json."""
     failed = {f"{s.kernel} ({sources[s]})": d.error for s, d in done.items() if d.error}
     slowest = sorted(done.items(), key=lambda item: -item[1].seconds)[:10]
     return {
@@ -164,14 +165,16 @@ def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seco
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="file for what was compiled")
-    parser.add_argument("--arch", choices=[f"sm_{a}" for a in ARCHITECTURES], help="default: of the GPU, else sm_90")
-    parser.add_argument("--until", type=float, default=math.inf, help="stop then (seconds since 1970)")
+    parser.add_argument("--out", type=Path, required=True, help="file for the report of what was compiled")
+    parser.add_argument(
+        "--arch", choices=[f"sm_{a}" for a in ARCHITECTURES], help="default: of the GPU, or sm_90 without one"
+    )
+    parser.add_argument("--until", type=float, default=math.inf, help="stop at this time (seconds since 1970)")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2))
-    parser.add_argument("--small", action="store_true", help="a handful of kernels: does compiling work at all")
+    parser.add_argument("--small", action="store_true", help="only a few kernels, to see if compiling works")
     options = parser.parse_args()
     if interpreting():
-        parser.error("TRITON_INTERPRET is set, which leaves no compiler; unset it")
+        parser.error("TRITON_INTERPRET is set, so nothing can be compiled; unset it")
     clock = Clock(options.until - time.time())
     if options.arch:
         arch = int(options.arch.removeprefix("sm_"))

@@ -1,4 +1,4 @@
-"""`bench --budget`: steps that fail, hang or die cost themselves only, and a kill at any moment costs one record."""
+"""`bench --budget`: a step that fails, hangs or dies costs only itself, and a kill at any moment costs one record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def choice(implementation, median, impl, tiles=None, columns=2304):
 
 @pytest.fixture
 def steps(tmp_path, monkeypatch, python_path):
-    """Modules that steps run: one is fine, one fails, one hangs with a child of its own."""
+    """Modules for steps to run: one is fine, one fails, one hangs with a child process, and one prints 7 MB."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "fine.py").write_text("print('all is well')\n")
@@ -63,7 +63,7 @@ def is_alive(pid):
         return False
 
 
-def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
+def test_a_step_that_fails_or_hangs_costs_only_itself(tmp_path, steps, capfd):
     out = tmp_path / "out"
     out.mkdir()
     run = Run(out, "cpu", "abc123", True)
@@ -81,20 +81,20 @@ def test_a_step_that_fails_or_hangs_costs_itself_only(tmp_path, steps, capfd):
         "killed at its limit of 6 s",
         "skipped: needs a GPU",
         "s  done",
-        "not begun: ",
+        "not started: ",
         "commit abc123",
     ):
         assert line in text, text
     log = (out / "log.txt").read_text()
     assert "== fine: -m fine" in log and "all is well" in log
-    assert "line of the log" in capfd.readouterr().out  # of a step that failed the end is shown
+    assert "line of the log" in capfd.readouterr().out  # the end of the log of a failed step is printed
     child = int(log.split("child ")[1].split()[0])
     assert not is_alive(child)
     assert Runner(run, [steps("fine"), todo[2]], Clock(60.0)).run_all() == 0
 
 
-def test_steps_leave_time_for_those_after_them_and_end_by_themselves(tmp_path, steps):
-    """The limit of a step leaves the others what they need at least, and it is told to end some time before it."""
+def test_steps_leave_time_for_later_steps_and_end_on_their_own(tmp_path, steps):
+    """The limit of a step leaves later steps their minimum, and the step is told to end some time before its limit."""
     seen = {}
 
     def fine(name, seconds, least):
@@ -106,18 +106,18 @@ def test_steps_leave_time_for_those_after_them_and_end_by_themselves(tmp_path, s
 
     run = Run(tmp_path, "cpu", None, True)
     Runner(run, [fine("a", 60.0, 5.0), fine("b", 60.0, 10.0), fine("c", 12.0, 5.0)], Clock(60.0, spent=10.0)).run_all()
-    # 40 seconds are left, 15 of them for others, and a sixth of its own 25 is its margin.
+    # 40 seconds are left after the reserve: 15 for the other steps and 25 for the first, whose margin is a sixth.
     assert 10 < seen["a"] < 21 and 10 < seen["b"] < 30 and seen["c"] < 8.5
 
 
 def test_a_log_without_end_is_cut_in_its_middle(tmp_path, steps, monkeypatch):
-    monkeypatch.setattr(budget, "_MOST_LOG", 100_000)
+    monkeypatch.setattr(budget, "_MAX_LOG", 100_000)
     run = Run(tmp_path, "cpu", None, True)
     (tmp_path / "log.txt").write_text("before\n")
     Runner(run, [steps("talks")], Clock(60.0)).run_all()
     log = (tmp_path / "log.txt").read_text()
     assert len(log) < 101_000 and log.startswith("before\n") and "bytes left out" in log and log.endswith("xx\n")
-    assert "give it with --commit" in (tmp_path / "summary.txt").read_text()
+    assert "pass --commit" in (tmp_path / "summary.txt").read_text()
 
 
 def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
@@ -164,7 +164,7 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
     assert "more in results.jsonl" in summary(tmp_path, "cuda", steps)
     for name in ("junit.xml", "compile.json", "env.json", "smoke.jsonl"):
         (tmp_path / name).write_text("{<cut o")
-    assert "320 of 321" not in summary(tmp_path, "cuda", steps)  # half a file is no reason to lose the others
+    assert "320 of 321" not in summary(tmp_path, "cuda", steps)  # half a file must not hide the others
     assert len(text) < 12_000 and len(text.splitlines()) < 80 and max(map(len, text.splitlines())) <= 170
 
 
@@ -178,15 +178,15 @@ def bench(out, *more, **options):
 
 
 def until(happened, seconds=60.0):
-    """Wait for something that a slow machine takes longer for."""
+    """Wait until `happened()` is true; return whether it is after at most `seconds`."""
     end = time.monotonic() + seconds
     while not happened() and time.monotonic() < end:
         time.sleep(0.1)
     return happened()
 
 
-def test_killed_at_any_moment_what_was_measured_is_there(root, tmp_path):
-    """Five times: all files can be read, nothing goes on running, and the next run refuses to write over them."""
+def test_a_kill_at_any_moment_keeps_what_was_measured(root, tmp_path):
+    """Five times: all files are readable, no process survives, and the next run refuses to overwrite them."""
     draw = random.Random(0)
     for i, rows_before in enumerate((0, 0, 1, 3, 6)):
         out = tmp_path / f"run{i}"
@@ -196,7 +196,7 @@ def test_killed_at_any_moment_what_was_measured_is_there(root, tmp_path):
         time.sleep(2 * draw.random())
         process.kill()
         process.wait()
-        assert until(lambda out=out: not at_work(out))
+        assert until(lambda out=out: not processes_of(out))
         names = os.listdir(out) if out.exists() else []
         assert {name for name in names if not name.startswith("partial-")} <= set(budget.FILES)
         rows = read_lines(out / "results.jsonl")
@@ -207,11 +207,11 @@ def test_killed_at_any_moment_what_was_measured_is_there(root, tmp_path):
             assert load(result).records and load(result).environment["commit"] == "abc123"
     again = bench(out, "--budget", "60", cwd=root)
     text, _ = again.communicate()
-    assert again.returncode == 1 and "of an earlier run; name another folder with --out" in text
+    assert again.returncode == 1 and "of an earlier run; choose another folder with --out" in text
 
 
-def at_work(out):
-    """Processes whose command names the folder."""
+def processes_of(out):
+    """Return the processes whose command line names the folder."""
     return [p for p in os.listdir("/proc") if p.isdigit() and str(out) in read(f"/proc/{p}/cmdline")]
 
 
@@ -223,8 +223,8 @@ def read(path):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda kind: kind.name)
-def test_asked_to_stop_it_says_how_far_it_came(tmp_path, steps, kind):
-    """As on a rented machine whose connection breaks."""
+def test_a_signal_stops_the_run_with_a_summary(tmp_path, steps, kind):
+    """As when the connection to a rented machine breaks."""
     out = tmp_path / "out"
     code = f"""
         import sys
@@ -240,13 +240,13 @@ def test_asked_to_stop_it_says_how_far_it_came(tmp_path, steps, kind):
     child = int(read(out / "log.txt").split("child ")[1].split()[0])
     process.send_signal(kind)
     text, _ = process.communicate(timeout=20)
-    assert process.returncode == 1 and "hangs" in text and "stopped from outside" in text and "done" in text
+    assert process.returncode == 1 and "hangs" in text and "stopped by a signal" in text and "done" in text
     assert text.endswith(read(out / "summary.txt"))
     assert until(lambda: not is_alive(child), 10)
 
 
-def test_files_of_others_stay_in_the_folder(tmp_path, steps):
-    """Whatever they are called; an odd file of a step is no end of the run either."""
+def test_unrelated_files_stay_in_the_folder(tmp_path, steps):
+    """Files of the user stay whatever their names, and malformed files of a step do not end the run."""
     (tmp_path / "partial-notes.txt").write_text("mine")
     (tmp_path / "partial-mine").mkdir()
     (tmp_path / "partial-mine" / "a").write_text("mine")
@@ -261,29 +261,29 @@ def test_files_of_others_stay_in_the_folder(tmp_path, steps):
     assert not (tmp_path / "partial-x.json").exists()
 
 
-def test_a_full_disk_is_no_end_of_the_run(tmp_path, steps, monkeypatch, capsys):
+def test_a_full_disk_does_not_end_the_run(tmp_path, steps, monkeypatch, capsys):
     def full(path, write):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(budget, "write_atomic", full)
     runner = Runner(Run(tmp_path, "cpu", "abc123", True), [steps("fine"), steps("fine")], Clock(60.0))
     assert runner.run_all() == 0
-    assert "the summary cannot be written: No space left" in capsys.readouterr().out
+    assert "cannot write the summary: No space left" in capsys.readouterr().out
     assert runner.text.count("  done") == 2
 
 
-def test_a_line_that_was_cut_off_costs_itself_only(tmp_path):
+def test_a_line_that_was_cut_off_costs_only_itself(tmp_path):
     lines = tmp_path / "rows.jsonl"
     append_line(lines, {"a": 1})
     with open(lines, "a") as file:
-        file.write('{"b": ')  # a kill, or a full disk
+        file.write('{"b": ')  # cut off by a kill or a full disk
     append_line(lines, {"c": 3})
     append_line(lines, {"d": 4})
     assert read_lines(lines) == [{"a": 1}, {"c": 3}, {"d": 4}]
 
 
 def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
-    """As on a machine that is lent for minutes: a bare copy on PYTHONPATH, nothing but torch, triton and pytest."""
+    """As on a machine borrowed for minutes: a bare copy on PYTHONPATH, with only torch, triton and pytest."""
     copy, hidden = tmp_path / "copy", tmp_path / "hidden"
     hidden.mkdir()
     for package in ("tyro", "pycocotools", "simplejpeg", "supervision", "git"):
@@ -291,7 +291,7 @@ def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
     for name in files.stdout.splitlines():
         target = copy / name
-        if (root / name).is_file():  # not deleted since
+        if (root / name).is_file():  # not deleted in the working tree
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((root / name).read_bytes())
     environment = os.environ | {"PYTHONPATH": f".:kernels:training:{hidden}", "OMP_NUM_THREADS": "1"}
@@ -313,7 +313,10 @@ def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
         (["--budget", "60"], "--budget needs --out DIR"),
         (["--budget", "5", "--out", "x"], "expected 10 to 604800 seconds"),
         (["--budget", "nan", "--out", "x"], "expected 10 to 604800 seconds"),
-        (["--budget", "60", "--out", "x", "--steps", "env, nonsense"], "there is no step 'nonsense'; --steps are some"),
+        (
+            ["--budget", "60", "--out", "x", "--steps", "env, nonsense"],
+            "unknown step 'nonsense' in --steps; choose from env",
+        ),
         (["--budget", "60", "--out", "x", "--minutes", "1"], "--minutes cannot be combined with --budget"),
         (["--budget", "60", "--out", "/dev/null/y"], "/dev/null"),
         (["--budget", "60", "--out", "x", "--all"], "--all cannot be combined with --budget"),
@@ -321,7 +324,7 @@ def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
         (["--steps", "env"], "--steps needs --budget"),
     ],
 )
-def test_wrong_use_is_one_line(root, tmp_path, arguments, message):
+def test_wrong_usage_is_reported_in_one_line(root, tmp_path, arguments, message):
     arguments = [str(tmp_path / a) if a == "x" else a for a in arguments]
     command = [sys.executable, "-m", "vitpose_fast", "bench", "--device", "cpu", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
@@ -330,7 +333,7 @@ def test_wrong_use_is_one_line(root, tmp_path, arguments, message):
 
 def test_results_become_a_file_and_choices(tmp_path, capsys):
     lines = tmp_path / "results.jsonl"
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         result_of(tmp_path)
     append_line(lines, {"environment": ENVIRONMENT})
     with pytest.raises(ValueError, match="nothing was measured"):
@@ -373,16 +376,16 @@ def test_results_become_a_file_and_choices(tmp_path, capsys):
         folder.mkdir(exist_ok=True)
         (folder / "results.jsonl").write_text(lines.read_text().rsplit("\n", 1)[0] + "\n" + json.dumps(bad) + "\n")
         assert report.main(["convert", str(folder), "--out", str(folder / "b.json")]) == 1
-        said = capsys.readouterr().err
-        assert "results.jsonl: row 11" in said and message in said and said.count("\n") == 1, said
+        error = capsys.readouterr().err
+        assert "results.jsonl: row 11" in error and message in error and error.count("\n") == 1, error
         assert not (folder / "b.json").exists()
     assert report.main(["convert", str(tmp_path / "nowhere")]) == 1
-    assert "there is no such file; expected the folder of a `bench --budget` run" in capsys.readouterr().err
+    assert "no such file; expected the folder of a `bench --budget` run" in capsys.readouterr().err
 
 
-def test_numbers_of_two_cards_are_never_mixed(tmp_path):
+def test_results_of_two_gpus_are_never_mixed(tmp_path):
     for device in ("NVIDIA H100", "NVIDIA H200"):
         append_line(tmp_path / "results.jsonl", {"environment": ENVIRONMENT | dict(device=device)})
         append_line(tmp_path / "results.jsonl", record("ours", 1.0))
-    with pytest.raises(ValueError, match="more than one device; numbers of two are never mixed"):
+    with pytest.raises(ValueError, match="more than one device, expected one; use one folder per run"):
         result_of(tmp_path)

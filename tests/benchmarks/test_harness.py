@@ -1,4 +1,4 @@
-"""Fairness of the benchmarks: equal outputs, random data, a clock that waits, nobody missing silently."""
+"""Fairness of the benchmarks: equal outputs, random data, a clock that waits, no contender missing silently."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_a_rival_that_computes_something_else_is_a_record(machine):
             tensors_of([torch.ones(1), other])
 
 
-def test_whoever_breaks_is_missing_with_its_reason(machine):
-    """A rival costs nobody else his numbers; if it is ours, the rivals have theirs and the case is at fault."""
+def test_a_contender_that_fails_is_missing_with_its_reason(machine):
+    """A failing rival costs no other contender its numbers. If ours fails, rivals are timed and the case is a fault."""
 
     def broken(x):
         raise ValueError("no kernel\nfor this")
@@ -97,7 +97,7 @@ def test_whoever_breaks_is_missing_with_its_reason(machine):
     assert "ours failed" in records[1]["extra"]["unchecked"]
     records = measure(case(Contender("ours", broken)), machine, 0.01)
     assert [r["missing"] for r in records] == ["failed: no kernel for this"]
-    for good in (1, 4):  # in the first round, and in one that counts
+    for good in (1, 4):  # fail in the first round, and in a timed one
         calls = []
 
         def breaks_later(x, calls=calls, good=good):
@@ -110,7 +110,7 @@ def test_whoever_breaks_is_missing_with_its_reason(machine):
         assert records[0]["median_ms"] > 0 and records[1]["missing"] == "failed: out of luck"
 
 
-def test_a_lost_device_is_blamed_on_whoever_lost_it(machine, monkeypatch):
+def test_a_lost_device_is_blamed_on_the_contender_that_lost_it(machine, monkeypatch):
     lost = []
 
     def breaks_the_device(x):
@@ -125,7 +125,7 @@ def test_a_lost_device_is_blamed_on_whoever_lost_it(machine, monkeypatch):
 
 
 def test_launches_are_counted_once_of_the_call_that_is_timed(machine):
-    """In the grad mode of the timed call: torch.compile compiles anew for another one."""
+    """In the grad mode of the timed call, because torch.compile would compile again for another mode."""
     modes = []
 
     def function(x):
@@ -137,7 +137,7 @@ def test_launches_are_counted_once_of_the_call_that_is_timed(machine):
     assert set(modes) == {(False, True)}
 
 
-def test_compiled_rivals_are_apart_where_asked():
+def test_compiled_rivals_are_separate_cases_on_request():
     ours, plain = Contender("ours", square), Contender("plain", square)
     slow = [Contender(f"compiled {i}", square, compiled=True) for i in range(2)]
     absent = Contender("absent", None, "not here", compiled=True)
@@ -150,7 +150,7 @@ def test_compiled_rivals_are_apart_where_asked():
     assert [c.name for c in apart] == ["square, against compiled 0", "square, against compiled 1"]
 
 
-def test_keypoints_elsewhere_are_not_the_same():
+def test_distant_keypoints_do_not_agree():
     points = torch.rand(8, 17, 2) * 200
     same_place(4.0)((points,), (points + 2,))
     for other in (points.flip(0), points + 5, points[:4], points * float("nan")):
@@ -165,14 +165,14 @@ def test_nothing_is_timed_on_zeros(machine):
 
 
 def test_a_timing_that_does_not_wait_cannot_pass(machine):
-    """The work happens in a thread; the call comes back at once with memory that is filled later."""
+    """The work happens in a thread: the call returns at once with memory that is filled later."""
     threads = []
 
     def later(x):
         out = torch.empty_like(x)
         threads.append(threading.Thread(target=lambda: (time.sleep(0.1), torch.mm(x, x, out=out))))
         threads[-1].start()
-        if len(threads) == 1:  # the outputs that are compared are right
+        if len(threads) == 1:  # the outputs that are compared must be right
             threads[0].join()
         return out
 
@@ -180,7 +180,7 @@ def test_a_timing_that_does_not_wait_cannot_pass(machine):
         return (torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)),)
 
     (record,) = measure(case(Contender("ours", later), make=make, flops=2 * 1024**3), machine, 0.01)
-    assert record["median_ms"] is None and "times what the machine can; the timing did not wait" in record["missing"]
+    assert record["median_ms"] is None and "times as fast as the roofline; the timing did not wait" in record["missing"]
     assert len(faults([record])) == 1
     for thread in threads:
         thread.join()
@@ -198,7 +198,7 @@ def test_contenders_take_turns(machine):
 
 
 class Gpu(Machine):
-    """A machine that says it has graphs; they run here."""
+    """A fake GPU: its graphs simply run the calls on the CPU."""
 
     def __init__(self):
         self.device, self.cuda, self.most_believable = torch.device("cpu"), True, 1e9
@@ -222,10 +222,12 @@ class Gpu(Machine):
         return False
 
 
-def test_graphs_on_both_sides_or_the_row_says_eager():
+def test_all_contenders_use_graphs_or_are_called_eager():
     gpu = Gpu()
     eager = Contender("rival", square, graph=False)
-    with pytest.raises(AssertionError, match="rival runs without graphs beside others with them; call it eager"):
+    with pytest.raises(
+        AssertionError, match="rival runs without CUDA graphs next to others with graphs; call it eager"
+    ):
         measure(case(Contender("ours", square), eager), gpu, 0.001)
     named = Contender("rival (eager)", square, graph=False, module=torch.nn.Linear(512, 512, bias=False))
     own = Contender("compiled", square, own_graph=True)
@@ -233,9 +235,11 @@ def test_graphs_on_both_sides_or_the_row_says_eager():
     records = measure(case(Contender("ours", square), named, own, replayed), gpu, 0.001)
     assert [r["graphed"] for r in records] == [True, False, True, True]
     inputs = 64 * 64 * 4 / 2**20
-    assert records.pop(2)["peak_mib"] is None  # what is inside the graphs of others cannot be seen
+    assert records.pop(2)["peak_mib"] is None  # memory inside the graphs of torch.compile is unknown
     assert [r["peak_mib"] for r in records] == pytest.approx([2 + inputs, 3 + inputs, 2 + inputs])
-    assert gpu.recorded % 2 == 0 and gpu.recorded >= 8  # one graph per set of inputs, more sets than fit the caches
+    assert (
+        gpu.recorded % 2 == 0 and gpu.recorded >= 8
+    )  # one graph per input set, and more sets than fit into the caches
 
 
 def test_work_comes_from_the_declaration_of_the_op():
@@ -246,7 +250,7 @@ def test_work_comes_from_the_declaration_of_the_op():
 
 
 def test_work_of_a_backward_is_declared_too():
-    """Attention over a whole map: two products forward, and five of the same size backward."""
+    """Attention over a whole map has two products forward and five of the same size backward."""
     pytest.importorskip("triton")
     qkv = torch.randn(2, 12, 3, 2, 16, requires_grad=True)
     attention = lambda x: functional.attention(x, (4, 3))
@@ -268,8 +272,8 @@ def test_the_environment_is_stamped(machine, monkeypatch):
     assert given["commit"] == "abc123" and given["dirty"] is None
 
 
-def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path, python_path):
-    """As a user calls it, in a process of its own, with few packages: opencv and transformers are hidden."""
+def test_bench_writes_a_file_that_names_missing_contenders(root, tmp_path, python_path):
+    """As a user calls it, in its own process, with tyro, pycocotools and simplejpeg hidden."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     for package in ("tyro", "pycocotools", "simplejpeg"):
@@ -284,9 +288,9 @@ def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path, python_pat
     stamp = found["environment"]
     assert stamp["commit"] == "abc123" and stamp["quick"]
     assert "benchmarks/test_ops.py" in stamp["command"] and str(root) not in stamp["command"]
-    assert "results.json" not in stamp["command"]  # the same command anywhere
+    assert "results.json" not in stamp["command"]  # the recorded command is the same on every machine
     records = found["records"]
-    # Rivals by torch.compile are in a suite of their own.
+    # torch.compile rivals have their own suite.
     assert {r["implementation"] for r in records} == {"ours", "torch", "reference"}
     again = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
     assert again.returncode == 1 and "results.json exists already; choose another name" in again.stderr
@@ -295,7 +299,7 @@ def test_bench_leaves_a_file_and_says_what_is_missing(root, tmp_path, python_pat
     assert all(set(r) >= FIELDS for r in records) and "records in" in done.stdout
 
 
-def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path, capsys):
+def test_bench_outside_a_checkout_is_an_error(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages" / "vitpose_fast" / "bench.py"))
     monkeypatch.chdir(tmp_path)
     assert run(lambda: bench.main([])) == 1
@@ -306,7 +310,7 @@ def test_bench_outside_a_checkout_says_so(monkeypatch, tmp_path, capsys):
     assert "needs pytest and pytest_benchmark" in capsys.readouterr().err
 
 
-def test_time_over_means_no_new_benchmark(root, tmp_path):
+def test_no_benchmark_starts_after_the_time_limit(root, tmp_path):
     command = [sys.executable, "-m", "vitpose_fast", "bench", "--quick", "--minutes", "0", "--device", "cpu"]
     command += ["--suites", "ops", "training", "--out", str(tmp_path / "no.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
@@ -314,7 +318,7 @@ def test_time_over_means_no_new_benchmark(root, tmp_path):
     assert "nothing was measured" in done.stdout and not (tmp_path / "no.json").exists()
 
 
-def test_result_files_have_names_of_their_own(tmp_path):
+def test_result_files_get_unique_names(tmp_path):
     name = bench.result_name("NVIDIA H200", "2026-11-22", False)
     assert name == "nvidia-h200-2026-11-22.json"
     assert bench.result_name("AMD EPYC, 2 threads", "2026-11-22", True) == "amd-epyc-2-threads-2026-11-22-quick.json"
@@ -325,7 +329,7 @@ def test_result_files_have_names_of_their_own(tmp_path):
 
 
 def test_models_are_made_on_their_device():
-    """Not on one thread of a CPU and then moved: a model of a billion weights takes a minute there."""
+    """A large model takes a minute to initialize on one CPU thread, so it is not made there and moved."""
     for name in ("vitpose-tiny", "vitpose++-tiny"):
         model = random_model(name, torch.device("meta"))
         assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
@@ -335,7 +339,7 @@ def test_models_are_made_on_their_device():
 
 
 def test_what_matters_most_is_measured_first(root):
-    """Sizes outermost, B first: pytest groups the parameters of a wider scope and would begin elsewhere."""
+    """Sizes vary slowest, B first; pytest would reorder parameters of fixtures with a wider scope."""
     command = [sys.executable, "-m", "pytest", "benchmarks/test_model.py", "--collect-only", "-q", "--device", "cuda"]
     done = subprocess.run([*command, "-k", "test_network and not decoding"], capture_output=True, text=True, cwd=root)
     cases = [line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "[" in line]

@@ -1,4 +1,4 @@
-"""Laws of the report, on result files made here: what it says, what it refuses, and what it leaves alone."""
+"""The report on made-up result files: what it prints, what it refuses, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = dict(zip(PAPER_ROWS, (69, 29, 64, 64, 84, 28, 18, 43, 43, 24, 90, 309, 6
 
 
 def record(name="x", implementation="ours", ms=1.0, *, suite="model", spread=0.02, **more):
-    """One record of batch 64; `missing` takes its numbers away."""
+    """Return a record of batch 64; with `missing`, its numbers are None."""
     row = {"suite": suite, "name": name, "implementation": implementation, "dtype": "bfloat16", "batch": 64}
     row |= {"graphed": False, "median_ms": ms, "p10_ms": ms * (1 - spread / 2), "p90_ms": ms * (1 + spread / 2)}
     row |= {"p99_ms": ms * 2, "per_second": 64e3 / (ms or 1), "peak_mib": 512.0, "flops": 10**9, "bytes": 10**6}
@@ -39,7 +39,7 @@ def record(name="x", implementation="ours", ms=1.0, *, suite="model", spread=0.0
 
 
 def table12(speedup=1.0, rows=PAPER_ROWS, **speeds):
-    """Eager rows as fast as in the paper, times `speedup`, or as `speeds` says; ours twice as fast."""
+    """Return eager rows with the paper's speeds times `speedup`, or with `speeds`, and rows of ours twice as fast."""
     out = []
     for name in rows:
         fps = speeds.get(name, PAPER[name] * speedup)
@@ -59,7 +59,7 @@ def layer(model, name, calls, ms, **more):
 
 @pytest.fixture
 def write(tmp_path):
-    """write(records, **environment) -> path of a result file."""
+    """write(records, **environment) writes a result file and returns its path."""
     numbers = itertools.count()
 
     def write(records, **environment):
@@ -75,7 +75,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def call(capsys):
-    """call(*arguments) -> (exit code, output, error)."""
+    """call(*arguments) runs a command and returns (exit code, output, error)."""
 
     def call(*arguments):
         code = main([str(a) for a in arguments])
@@ -84,14 +84,15 @@ def call(capsys):
     return call
 
 
-def said(call, *arguments):
+def output_of(call, *arguments):
+    """Run a command that must succeed, and return its output."""
     code, output, error = call(*arguments)
     assert code == 0 and not error, error
     return output
 
 
 def row_of(output, name):
-    """The cells of the row with this name."""
+    """Return the cells of the row with this name."""
     (line,) = [line for line in output.splitlines() if line.startswith(f"| {name} |")]
     return re.split(r"(?<!\\) \| ", line.strip("| "))
 
@@ -100,17 +101,17 @@ def row_of(output, name):
 
 
 def test_head_says_where_the_numbers_come_from(write, call):
-    output = said(call, "tables", write([record()], dirty=True))
+    output = output_of(call, "tables", write([record()], dirty=True))
     head = output.splitlines()[0]
     for part in ("NVIDIA H200", "2.11.0", "3.5.0", "0123456789 (dirty)", "2026-01-31", "`pytest benchmarks/`"):
         assert part in head
-    assert "(dirty)" not in said(call, "tables", write([record()]))
-    assert "commit unknown" in said(call, "tables", write([record()], commit=None, dirty=None))
+    assert "(dirty)" not in output_of(call, "tables", write([record()]))
+    assert "commit unknown" in output_of(call, "tables", write([record()], commit=None, dirty=None))
 
 
 def test_ratio_is_rival_over_ours(write, call):
     records = [record("x", "ours", 2.0), record("x", "sdpa", 3.0), record("y", "ours", 4.0), record("y", "sdpa", 3.0)]
-    output = said(call, "tables", write([r | {"suite": "ops"} for r in records]))
+    output = output_of(call, "tables", write([r | {"suite": "ops"} for r in records]))
     cells = row_of(output, "x")
     assert cells[:5] == ["x", "bfloat16", "64", "no", "ours<br>sdpa"]
     assert cells[5] == "2 (1.98..2.02)<br>3 (2.97..3.03)" and cells[6] == "32000<br>21333"
@@ -118,34 +119,34 @@ def test_ratio_is_rival_over_ours(write, call):
     assert row_of(output, "y")[9] == "-<br>0.75"
 
 
-def test_missing_rival_says_why_and_has_no_number(write, call):
+def test_a_missing_rival_has_a_reason_and_no_numbers(write, call):
     records = [record("x", "vitpose_fast frozen", 2.0, graphed=True), record("x", "fla|sh", missing="not | here\nnow")]
-    cells = row_of(said(call, "tables", write(records)), "x")
-    assert cells[3] == "yes"  # beside ours, though nobody captured it
+    cells = row_of(output_of(call, "tables", write(records)), "x")
+    assert cells[3] == "yes"  # grouped with ours, though it was never captured in a graph
     assert cells[5].endswith(r"<br>missing: not \| here now")
     assert all(cell.endswith("<br>-") for cell in cells[6:10])
 
 
-def test_rows_part_by_graph_and_say_so(write, call):
+def test_rows_are_split_by_graphed(write, call):
     records = [record("x", "vitpose_fast frozen", 1.0, graphed=True), record("x", "eager", 3.0)]
-    lines = [line for line in said(call, "tables", write(records)).splitlines() if line.startswith("| x ")]
+    lines = [line for line in output_of(call, "tables", write(records)).splitlines() if line.startswith("| x ")]
     assert len(lines) == 2 and "3.00 (ours graphed)" in lines[1]
     records.append(record("x", "vitpose_fast frozen", 2.0))
-    lines = [line for line in said(call, "tables", write(records)).splitlines() if line.startswith("| x ")]
+    lines = [line for line in output_of(call, "tables", write(records)).splitlines() if line.startswith("| x ")]
     assert len(lines) == 2 and "| 1.50<br>- |" in lines[1] and "(ours" not in lines[1]
 
 
 def test_batches_and_dtypes_are_not_compared_with_each_other(write, call):
     records = [record("x", "ours", 1.0), record("x", "sdpa", 2.0, batch=1), record("x", "sdpa", 3.0, dtype="float32")]
-    output = said(call, "tables", write(records))
+    output = output_of(call, "tables", write(records))
     assert "2.00" not in output and "3.00" not in output
 
 
 def test_extra_values_have_their_names(write, call):
     extra = {"people_per_frame": 5, "cpu_seconds_per_1000": 3.25, "flip_test": True}
-    output = said(call, "tables", write([record(suite="pipeline", extra=extra)]))
+    output = output_of(call, "tables", write([record(suite="pipeline", extra=extra)]))
     assert "people per frame 5, CPU seconds per 1000 3.25, flip test yes" in output
-    output = said(call, "tables", write([record(suite="training", extra={"mfu": 0.4, "paper_memory_m": 4589})]))
+    output = output_of(call, "tables", write([record(suite="training", extra={"mfu": 0.4, "paper_memory_m": 4589})]))
     assert "MFU 0.4, the paper's A100 memory (M) 4589" in output
 
 
@@ -154,22 +155,22 @@ def test_quick_is_marked(write, call, tmp_path):
     readme = tmp_path / "README.md"
     for file, marked in ((quick, True), (full, False)):
         readme.write_text("<!-- speed --><!-- /speed -->")
-        said(call, "readme", file, "--readme", readme)
-        output = said(call, "tables", file)
+        output_of(call, "readme", file, "--readme", readme)
+        output = output_of(call, "tables", file)
         assert ("**Quick run" in output) == ("(quick run)" in output) == marked
         assert ("Quick run" in readme.read_text()) == marked
-        assert ("quick run: " in said(call, "compare", full, file)) == marked
+        assert ("quick run: " in output_of(call, "compare", full, file)) == marked
 
 
 def test_a_file_without_records_says_so(write, call):
-    assert "no records" in said(call, "tables", write([]))
+    assert "no records" in output_of(call, "tables", write([]))
 
 
 # --- Table 12
 
 
 def test_columns_of_the_paper_are_marked(write, call):
-    output = said(call, "tables", write(table12(speedup=3)[::-1]))
+    output = output_of(call, "tables", write(table12(speedup=3)[::-1]))
     head = row_of(output, "name")
     cells = dict(zip(head, row_of(output, "HRNet-W32 384x288")))
     assert cells["per second"] == "1284" and cells["paper: A100 fps"] == "428"
@@ -180,7 +181,7 @@ def test_columns_of_the_paper_are_marked(write, call):
 
 @pytest.mark.parametrize("speedup", [0.5, 1.0, 7.3])
 def test_the_papers_own_speeds_are_the_papers_verdict(write, call, speedup):
-    output = said(call, "tables", write(table12(speedup)))
+    output = output_of(call, "tables", write(table12(speedup)))
     assert "Order of speed: equals the paper's in all " in output
     assert output.count(": reproduced.") == len(PAPER_RATIOS) and "not reproduced" not in output
     assert "cannot be judged" not in output
@@ -192,48 +193,50 @@ def test_ratios_are_those_of_the_papers_column():
 
 
 def test_pairs_out_of_order_are_named(write, call):
-    output = said(call, "tables", write(table12(**{"ViTPose-L 256x192": 450.0})))
+    output = output_of(call, "tables", write(table12(**{"ViTPose-L 256x192": 450.0})))
     assert "in 1 of " in output and "HRNet-W32 384x288 428 not above ViTPose-L 256x192 450" in output
     assert "equals the paper's" not in output
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(0.74, "not "), (0.76, ""), (1.24, ""), (1.26, "not ")])
 def test_reproduced_within_a_quarter(write, call, factor, verdict):
-    output = said(call, "tables", write(table12(**{"ViTPose-H 256x192": 158 * 1.53 * factor})))
+    output = output_of(call, "tables", write(table12(**{"ViTPose-H 256x192": 158 * 1.53 * factor})))
     found = f"paper 1.53, measured {1.53 * factor:.2f}: {verdict}reproduced."
     assert f"ViTPose-H 256x192 / HRFormer-B 256x192: {found}" in output
 
 
-def test_a_cpu_judges_nothing(write, call):
+def test_a_file_from_a_cpu_is_not_judged(write, call):
     records = [r | {"peak_mib": None} for r in table12()]
-    output = said(call, "tables", write(records, device="Some CPU, 2 threads", driver=None))
+    output = output_of(call, "tables", write(records, device="Some CPU, 2 threads", driver=None))
     assert "cannot be judged from this file: Some CPU, 2 threads is not a GPU" in output
     assert "reproduced" not in output and "Order of speed" not in output
-    assert "reproduced" in said(call, "tables", write(table12(), driver=None))  # a GPU whose driver is unknown
+    assert "reproduced" in output_of(call, "tables", write(table12(), driver=None))  # a GPU with an unknown driver
 
 
-def test_a_missing_row_judges_nothing_about_itself(write, call):
+def test_a_missing_row_cannot_be_judged(write, call):
     gone = "HRFormer-B 256x192"
     absent = table12(rows=[n for n in PAPER_ROWS if n != gone])
     unmeasured = [record(gone, "eager", suite="table12", missing="out of memory", extra={"paper_fps": 158})]
     for records in (absent, absent + unmeasured):
-        output = said(call, "tables", write(records))
+        output = output_of(call, "tables", write(records))
         assert f"Order of speed: cannot be judged from this file, missing: {gone}." in output
         assert f"ViTPose-H 256x192 / {gone}: cannot be judged from this file, missing: {gone}." in output
         assert output.count(": reproduced.") == len(PAPER_RATIOS) - 1
 
 
 def test_split_networks_are_the_same_rows(write, call):
-    output = said(call, "tables", write(table12(rows=[n for n in PAPER_ROWS if "++" not in n])))
-    assert "Order of speed: equals the paper's in all 75 pairs." in output  # of 78; three rows have 309 in the paper
+    output = output_of(call, "tables", write(table12(rows=[n for n in PAPER_ROWS if "++" not in n])))
+    assert (
+        "Order of speed: equals the paper's in all 75 pairs." in output
+    )  # of 78, because three rows have 309 frames per second in the paper
 
 
 def test_only_eager_rows_are_judged(write, call):
     rival = "SimpleBaseline-R152 256x192"
     compiled = record(rival, "torch.compile", 1.0, suite="table12", extra={"paper_fps": 829})
-    assert "not reproduced" not in said(call, "tables", write([*table12(), compiled]))
+    assert "not reproduced" not in output_of(call, "tables", write([*table12(), compiled]))
     ours = [r for r in table12() if r["implementation"] != "eager"]
-    assert "cannot be judged from this file: it has no eager rows" in said(call, "tables", write(ours))
+    assert "cannot be judged from this file: it has no eager rows" in output_of(call, "tables", write(ours))
 
 
 # --- compare
@@ -278,7 +281,7 @@ def test_nothing_in_common_is_a_failure(write, call):
     assert (code, output) == (1, "") and "no measured record in common" in error
 
 
-def test_other_devices_only_when_asked(write, call):
+def test_other_devices_are_compared_only_on_request(write, call):
     old, new = write([record()]), write([record()], device="NVIDIA A100")
     code, output, error = call("compare", old, new)
     assert (code, output) == (1, "") and "--any-device" in error and error.count("\n") == 1
@@ -306,38 +309,40 @@ def test_readme_is_rewritten_between_the_markers(write, call, readme):
         ),
         write([record("x", "vitpose_fast frozen", 4.0), record("x", "eager", 5.0)], device="NVIDIA A100"),
     ]
-    said(call, "readme", *files, "--readme", readme)
+    output_of(call, "readme", *files, "--readme", readme)
     text = readme.read_bytes().decode()
     assert text.startswith(BEFORE) and text.endswith(AFTER) and "old" not in text
     assert "| x | bfloat16 | 64 | vitpose_fast frozen: 2 ms, 32000/s | eager 2.50<br>trt missing: no |" in text
     assert "eager 1.25" in text and text.index("NVIDIA H200") < text.index("NVIDIA A100")
-    assert "ours is faster in 0 of 1 comparisons; the least ratio is 0.50 (o, bfloat16, batch 64, against sdpa)" in text
+    assert (
+        "ours is faster in 0 of 1 comparisons; the lowest ratio is 0.50 (o, bfloat16, batch 64, against sdpa)" in text
+    )
     assert text.count("`pytest benchmarks/`") == 2 and "commit 0123456789" in text
     assert readme.stat().st_mode & 0o777 == 0o640 and not list(readme.parent.glob(".README*"))
-    said(call, "readme", *files, "--readme", readme)
+    output_of(call, "readme", *files, "--readme", readme)
     assert readme.read_bytes().decode() == text
 
 
 def test_readme_has_a_line_for_each_comparison(write, call, readme):
     fast = [record("x", "vitpose_fast frozen", 2.0, graphed=True), record("x", "vitpose_fast frozen", 3.0)]
     rivals = [record("x", "eager", 5.0), record("x", "compile", 3.0, graphed=True)]
-    said(call, "readme", write([*fast, *rivals, record("only ours", "vitpose_fast")]), "--readme", readme)
+    output_of(call, "readme", write([*fast, *rivals, record("only ours", "vitpose_fast")]), "--readme", readme)
     (line,) = [line for line in readme.read_text().splitlines() if "bfloat16" in line]
     assert line.endswith("| vitpose_fast frozen, graphed: 2 ms, 32000/s | eager 2.50<br>compile, graphed 1.50 |")
 
 
-def test_text_of_a_file_cannot_close_the_section(write, call, readme):
+def test_text_from_a_file_cannot_close_the_section(write, call, readme):
     file = write(
         [record("<!-- /speed -->", "vitpose_fast"), record("<!-- /speed -->", "eager")], device="<!-- speed -->"
     )
     for _ in range(2):
-        said(call, "readme", file, "--readme", readme)
+        output_of(call, "readme", file, "--readme", readme)
     assert readme.read_bytes().decode().endswith(AFTER)
 
 
 def test_ours_missing_is_not_hidden(write, call, readme):
     records = [record("x", "vitpose_fast frozen", missing="too large"), record("x", "eager", 5.0)]
-    said(call, "readme", write(records), "--readme", readme)
+    output_of(call, "readme", write(records), "--readme", readme)
     assert "| missing: too large | eager - |" in readme.read_text()
 
 
@@ -367,32 +372,32 @@ def without(field):
 @pytest.mark.parametrize(
     ("bad", "where"),
     [
-        (record(ms=0.0), "records[1].median_ms: expected a finite number above 0, found 0.0"),
-        (record(ms=-1.0), "records[1].median_ms: expected a finite number above 0, found -1.0"),
-        (record(ms=math.nan), "records[1].median_ms: expected a finite number above 0, found NaN"),
-        (record(median_ms=math.inf), "records[1].median_ms: expected a finite number above 0, found Infinity"),
-        (record(median_ms=10**400), "records[1].median_ms: expected a finite number above 0, found 1000"),
-        (record(median_ms=True), "records[1].median_ms: expected a finite number above 0, found true"),
-        (record(median_ms=None), "records[1].median_ms: expected a finite number above 0, found null"),
+        (record(ms=0.0), "records[1].median_ms: expected a positive finite number, found 0.0"),
+        (record(ms=-1.0), "records[1].median_ms: expected a positive finite number, found -1.0"),
+        (record(ms=math.nan), "records[1].median_ms: expected a positive finite number, found NaN"),
+        (record(median_ms=math.inf), "records[1].median_ms: expected a positive finite number, found Infinity"),
+        (record(median_ms=10**400), "records[1].median_ms: expected a positive finite number, found 1000"),
+        (record(median_ms=True), "records[1].median_ms: expected a positive finite number, found true"),
+        (record(median_ms=None), "records[1].median_ms: expected a positive finite number, found null"),
         (record(p90_ms=0.5), "records[1].median_ms: expected p10_ms <= median_ms <= p90_ms"),
         (record(missing="gone", per_second=3.0), "records[1].per_second: expected null"),
-        (record(missing=""), "records[1].missing: expected a text that is not empty or null"),
+        (record(missing=""), "records[1].missing: expected a non-empty string or null"),
         (record(suite="op"), "records[1].suite: expected one of table12, model, pipeline, training, ops, found"),
         (record(suite=["ops"]), "records[1].suite: expected one of"),
-        (record(batch=0), "records[1].batch: expected a whole number above 0, found 0"),
-        (record(batch=64.0), "records[1].batch: expected a whole number above 0, found 64.0"),
+        (record(batch=0), "records[1].batch: expected a positive integer, found 0"),
+        (record(batch=64.0), "records[1].batch: expected a positive integer, found 64.0"),
         (record(graphed=1), "records[1].graphed: expected true or false, found 1"),
-        (record(peak_mib="8"), 'records[1].peak_mib: expected a finite number, not negative, or null, found "8"'),
+        (record(peak_mib="8"), 'records[1].peak_mib: expected a non-negative finite number or null, found "8"'),
         (record(extra=None), "records[1].extra: expected an object, found null"),
-        (record(extra={"paper_fps": "fast"}), "records[1].extra.paper_fps: expected a finite number above 0 or null"),
+        (record(extra={"paper_fps": "fast"}), "records[1].extra.paper_fps: expected a positive finite number or null"),
         (
             record(suite="ops", extra={"model": "B"}),
-            "records[1].extra.layer: expected a text that is not empty, found no",
+            "records[1].extra.layer: expected a non-empty string, found no",
         ),
-        (without("p90_ms"), "records[1].p90_ms: expected a finite number above 0, found no such field"),
+        (without("p90_ms"), "records[1].p90_ms: expected a positive finite number, found no such field"),
         (
             record("first"),
-            "records[1].name: expected another suite, name, implementation, dtype, batch or graphed than",
+            "records[1].name: expected suite, name, implementation, dtype, batch or graphed to differ",
         ),
         ([1], "records[1]: expected an object, found [1]"),
     ],
@@ -409,10 +414,10 @@ def test_bad_records_are_refused_in_one_line(write, call, bad, where):
 @pytest.mark.parametrize(
     ("environment", "where"),
     [
-        ({"device": None}, "environment.device: expected a text that is not empty, found null"),
+        ({"device": None}, "environment.device: expected a non-empty string, found null"),
         ({"date": "31.01.2026"}, "environment.date: expected a date, YYYY-MM-DD"),
         ({"quick": "no"}, "environment.quick: expected true or false"),
-        ({"copy_tb_s": math.nan}, "environment.copy_tb_s: expected a finite number"),
+        ({"copy_tb_s": math.nan}, "environment.copy_tb_s: expected a non-negative finite number"),
     ],
 )
 def test_bad_environments_are_refused(write, call, environment, where):
@@ -424,20 +429,20 @@ def test_bad_environments_are_refused(write, call, environment, where):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"records": []}', '{"environment": {}, "records": 3}', "[" * 100_000, "\xff"]
 )
-def test_files_that_are_no_results_are_refused(tmp_path, call, text):
+def test_files_that_are_not_results_are_refused(tmp_path, call, text):
     path = tmp_path / "bad.json"
     path.write_bytes(text.encode("latin-1"))
     code, output, error = call("tables", path)
     assert (code, output) == (1, "") and str(path) in error and "expected" in error and error.count("\n") == 1
 
 
-def test_no_file_is_one_line(tmp_path, call):
+def test_an_absent_file_is_reported_in_one_line(tmp_path, call):
     code, _, error = call("tables", tmp_path / "none.json")
     assert code == 1 and "none.json" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["tables"], ["figures", "x"], ["compare", "x"], ["paint", "x"]])
-def test_wrong_usage_is_two(call, arguments):
+def test_wrong_usage_exits_with_two(call, arguments):
     assert call(*arguments)[0] == 2
 
 
@@ -460,13 +465,13 @@ def test_figures_are_drawn(write, call, tmp_path):
     both = [*table12(), *(r | {"dtype": "float32"} for r in table12(0.5))]
     layers = [layer(m, n, 12, ms) for m in "SB" for n, ms in (("qkv", 0.1), ("attention", 0.2), ("fc1", 0.3))]
     layers += [layer("B", "deconv", 1, 0.2, roofline_fraction=None), layer("B", "decode", 1, 1, missing="no kernel")]
-    output = said(call, "figures", write([*both, *layers]), "--out", tmp_path / "new" / "pictures")
+    output = output_of(call, "figures", write([*both, *layers]), "--out", tmp_path / "new" / "pictures")
     assert output.count("written") == 2
     for name in ("fig1.png", "layers.png"):
         with Image.open(tmp_path / "new" / "pictures" / name) as image:
-            colours = image.convert("RGB").getcolors(1 << 24)
-        background = max(count for count, _ in colours)
-        assert sum(count for count, _ in colours) - background > 1000 and len(colours) > 100
+            colors = image.convert("RGB").getcolors(1 << 24)
+        background = max(count for count, _ in colors)
+        assert sum(count for count, _ in colors) - background > 1000 and len(colors) > 100
 
 
 def test_no_label_covers_another_or_a_bubble(write):
@@ -483,7 +488,7 @@ def test_no_label_covers_another_or_a_bubble(write):
     assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
 
 
-def test_bubbles_stand_at_what_was_measured(write):
+def test_bubbles_are_at_the_measured_values(write):
     figure, _ = bubbles(load(write(table12(rows=["ViTPose-B 256x192"]))))
     places = sorted(tuple(c.get_offsets()[0]) for c in figure.axes[0].collections)
     assert places == [pytest.approx((944, 75.8)), pytest.approx((1888, 75.8))]
@@ -491,10 +496,10 @@ def test_bubbles_stand_at_what_was_measured(write):
     assert "NVIDIA H200" in caption and "commit 0123456789" in caption and "Quick" not in caption
 
 
-def test_what_is_not_in_the_file_is_skipped_and_said(write, call, tmp_path):
+def test_figures_without_records_are_skipped_with_a_reason(write, call, tmp_path):
     unknown = record("SimpleBaseline-R50 256x192", "eager", suite="table12", extra={"params_m": 34.0, "paper_ap": None})
     for records in ([record()], [unknown, record("o", suite="ops"), layer("B", "qkv", 1, 1, missing="no")]):
-        output = said(call, "figures", write(records), "--out", tmp_path)
+        output = output_of(call, "figures", write(records), "--out", tmp_path)
         assert [line.split(",")[0] for line in output.splitlines()] == ["fig1.png: skipped", "layers.png: skipped"]
     assert not list(tmp_path.glob("*.png"))
 

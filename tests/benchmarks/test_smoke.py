@@ -1,4 +1,4 @@
-"""The smoke run finds what is wrong: an error, an unwritten output, a dead process; and goes on after it."""
+"""The smoke run finds wrong numbers, unwritten outputs and dead processes, and continues after them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_right_and_wrong_outputs():
     assert check(broken)["problem"] == "RuntimeError: no such kernel"
 
 
-def test_memory_is_poisoned_inside_only():
+def test_memory_is_poisoned_only_inside_the_context():
     with smoke.poisoned():
         fresh = [torch.empty(9), torch.empty_like(torch.ones(9)), torch.ones(2).new_empty(9)]
         assert all(x.isnan().all() for x in fresh) and torch.empty(3, dtype=torch.int32).tolist() == [77] * 3
@@ -86,7 +86,7 @@ def test_one_op_in_a_process(root, tmp_path, monkeypatch):
 
 
 def test_a_lost_device_or_process_costs_one_call(root, tmp_path, monkeypatch):
-    """The second call of `heatmap_target` kills its process; those of `layer_norm` lose the device, raise and hang."""
+    """The second call of `heatmap_target` kills its process; calls of `layer_norm` lose the device, raise and hang."""
     monkeypatch.chdir(root)
     (tmp_path / "smoke_with_accidents.py").write_text(
         """
@@ -101,12 +101,12 @@ def check(row, call, device, eager):
         smoke.append_line(sys.argv[sys.argv.index("--lines") + 1], found | dict(problem="CUDA error"))
         os._exit(smoke.BROKEN)
     if (row["op"], row["index"]) == ("layer_norm", 3):
-        raise MemoryError  # outside of what a call is guarded by
+        raise MemoryError  # outside the try block of a call
     if (row["op"], row["index"]) == ("layer_norm", 5):
         smoke.time.sleep(100)  # a kernel that hangs
     return found
 smoke.check = check
-smoke._LONGEST["cpu"] = 4
+smoke._TIME_LIMIT["cpu"] = 4
 sys.exit(smoke.main())
 """
     )
@@ -135,13 +135,13 @@ sys.exit(smoke.main())
     assert next(r for r in rows if r["op"] == "heatmap_target" and r["index"] == 1)["label"] == "msra"
 
 
-def test_the_sanitizers_verdict_is_read():
+def test_the_verdict_of_the_sanitizer_is_parsed():
     clean = "========= COMPUTE-SANITIZER\n...\n========= ERROR SUMMARY: 0 errors\n"
-    assert sanitize.verdict(clean, 1) == "0 errors"  # whether the numbers are right is for the smoke run to say
+    assert sanitize.verdict(clean, 1) == "0 errors"  # whether the numbers are right is reported by the smoke run
     assert sanitize.verdict("========= ERROR SUMMARY: 3 errors", 9) == "3 errors"
     race = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
     assert sanitize.verdict(race, 9) == "2 errors"
-    assert sanitize.verdict("half a line", None) == "did not finish in its time"
+    assert sanitize.verdict("half a line", None) == "did not finish in time"
     assert sanitize.verdict("", 127) == "no verdict, exit code 127"
 
 
@@ -168,7 +168,7 @@ echo "========= ERROR SUMMARY: $errors errors"
     assert clean.returncode == 0
 
 
-def test_the_sanitizer_needs_its_tool(root, monkeypatch):
+def test_the_sanitizer_must_be_installed(root, monkeypatch):
     environment = os.environ | {"PATH": "/nonexistent"}
     command = [sys.executable, "-m", "benchmarks.sanitize", "linear"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
