@@ -224,9 +224,9 @@ class TrainConfig:
         Raises:
             ValueError: an unknown preset, or options that contradict each other.
         """
-        names = ("decoder", "image_size", "patch_stride", "attention", "window", "experts")
-        names += ("freeze_attn", "freeze_ffn", "frozen_stages")
-        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        same_names = ["decoder", "image_size", "patch_stride", "attention", "window", "experts"]
+        same_names += ["freeze_attn", "freeze_ffn", "frozen_stages"]
+        options: dict[str, Any] = {name: getattr(self, name) for name in same_names}
         options |= {n: v for n in ("drop_path", "part_features") if (v := getattr(self, n)) is not None}
         return preset(self.model, tuple(d.keypoint_set for d in self.data_sets()), **options)
 
