@@ -1,6 +1,6 @@
-"""Tables, figures, comparisons and the README's speed section, from the result files of the benchmarks.
+"""Tables, figures, comparisons, and the numbers of docs/speed.md, from the result files of the benchmarks.
 
-Run `python benchmarks/report.py tables|figures|compare|readme FILE ...`, or `convert DIR` for the folder of a
+Run `python benchmarks/report.py tables|figures|compare|docs FILE ...`, or `convert DIR` for the folder of a
 `bench --budget` run. The exit code is 1 for an error, which is reported in one line, or a regression, and 2 for wrong
 usage.
 """
@@ -19,6 +19,7 @@ from typing import Any
 if __name__ == "__main__":  # as a script: sys.path starts with this folder, where `benchmarks` is not found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.chart import chart, comparisons
 from benchmarks.convert import result_of, tuned_of
 from benchmarks.paper import PAPER_ROWS, verdicts
 from benchmarks.records import SUITES, Record, Results, baseline, digits, gather, load, rows_of
@@ -50,7 +51,7 @@ def percent(value: float | None) -> str:
 
 
 def cell(text: Any) -> str:
-    """Escape a text so that it cannot end its cell, its row or the README's speed section."""
+    """Escape a text so that it cannot end its cell, its row or the section between the markers."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<!--", "&lt;!--")
 
 
@@ -169,7 +170,7 @@ def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bo
     return [*quick, *slower, *gone, f"{summary}, {len(gone)} vanished"], bool(slower)
 
 
-# --- README
+# --- docs/speed.md
 
 
 def headlines(results: Results) -> str:
@@ -209,19 +210,19 @@ def speed_section(files: list[Results]) -> str:
     return "\n\n".join(parts)
 
 
-def rewrite(readme: Path, text: str) -> None:
-    """Replace the text between the markers of the README atomically: readers see the old file or the new one."""
-    readme = readme.resolve()
-    old = readme.read_bytes().decode("utf-8")
+def rewrite(page: Path, text: str) -> None:
+    """Replace the text between the markers of a page atomically: readers see the old file or the new one."""
+    page = page.resolve()
+    old = page.read_bytes().decode("utf-8")
     if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
-        raise ValueError(f"{readme}: expected {START} followed by {END}, once each")
+        raise ValueError(f"{page}: expected {START} followed by {END}, once each")
     new = old[: old.index(START)] + f"{START}\n{text}\n" + old[old.index(END) :]
-    handle, temporary = tempfile.mkstemp(dir=readme.parent, prefix=f".{readme.name}.")
+    handle, temporary = tempfile.mkstemp(dir=page.parent, prefix=f".{page.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(new.encode("utf-8"))
-        shutil.copymode(readme, temporary)
-        os.replace(temporary, readme)
+        shutil.copymode(page, temporary)
+        os.replace(temporary, page)
     except BaseException:
         os.unlink(temporary)
         raise
@@ -262,8 +263,12 @@ def show_comparison(options: argparse.Namespace) -> int:
     return int(slower)
 
 
-def write_readme(options: argparse.Namespace) -> int:
-    rewrite(options.readme, speed_section([load(file) for file in options.files]))
+def write_docs(options: argparse.Namespace) -> int:
+    results = [load(file) for file in options.files]
+    rewrite(options.page, speed_section(results))
+    drawn = next((chart(r) for r in results if comparisons(r)), None)
+    if drawn is not None:
+        write_atomic(options.page.with_suffix(".svg"), lambda target: target.write_text(drawn, encoding="utf-8"))
     return 0
 
 
@@ -295,7 +300,7 @@ def fraction(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="report.py", description=__doc__)
-    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | readme | convert")
+    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | docs | convert")
     command = commands.add_parser("tables", help="print a result file as Markdown tables")
     command.add_argument("file", type=Path, metavar="FILE")
     command.set_defaults(run=show_tables)
@@ -314,10 +319,11 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--any-device", action="store_true", help="compare even if the devices differ")
     command.set_defaults(run=show_comparison)
-    command = commands.add_parser("readme", help=f"rewrite the text between {START} and {END}")
+    text = f"rewrite the text between {START} and {END}, and the chart of the first file that has one"
+    command = commands.add_parser("docs", help=text)
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    command.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="PATH")
-    command.set_defaults(run=write_readme)
+    command.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md", metavar="PATH")
+    command.set_defaults(run=write_docs)
     command = commands.add_parser("convert", help="make a result file and tuned.json from a `bench --budget` run")
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>-<date>.json")

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -152,13 +153,13 @@ def test_extra_values_have_their_names(write, call):
 
 def test_quick_is_marked(write, call, tmp_path):
     quick, full = write(table12(), quick=True), write(table12())
-    readme = tmp_path / "README.md"
+    page = tmp_path / "speed.md"
     for file, marked in ((quick, True), (full, False)):
-        readme.write_text("<!-- speed --><!-- /speed -->")
-        output_of(call, "readme", file, "--readme", readme)
+        page.write_text("<!-- speed --><!-- /speed -->")
+        output_of(call, "docs", file, "--page", page)
         output = output_of(call, "tables", file)
         assert ("**Quick run" in output) == ("(quick run)" in output) == marked
-        assert ("Quick run" in readme.read_text()) == marked
+        assert ("Quick run" in page.read_text()) == marked
         assert ("quick run: " in output_of(call, "compare", full, file)) == marked
 
 
@@ -288,20 +289,20 @@ def test_other_devices_are_compared_only_on_request(write, call):
     assert call("compare", old, new, "--any-device")[0] == 0
 
 
-# --- readme
+# --- docs/speed.md
 
 BEFORE, AFTER = "# Title\r\n\n<!-- speed -->", "<!-- /speed -->\nThe end, not ended"
 
 
 @pytest.fixture
-def readme(tmp_path):
-    path = tmp_path / "README.md"
+def page(tmp_path):
+    path = tmp_path / "speed.md"
     path.write_bytes(f"{BEFORE}\nold{AFTER}".encode())
     return path
 
 
-def test_readme_is_rewritten_between_the_markers(write, call, readme):
-    readme.chmod(0o640)
+def test_the_page_is_rewritten_between_the_markers(write, call, page):
+    page.chmod(0o640)
     ops = [record("o", "ours", 2.0, suite="ops"), record("o", "sdpa", 1.0, suite="ops")]
     files = [
         write(
@@ -309,8 +310,8 @@ def test_readme_is_rewritten_between_the_markers(write, call, readme):
         ),
         write([record("x", "vitpose_fast frozen", 4.0), record("x", "eager", 5.0)], device="NVIDIA A100"),
     ]
-    output_of(call, "readme", *files, "--readme", readme)
-    text = readme.read_bytes().decode()
+    output_of(call, "docs", *files, "--page", page)
+    text = page.read_bytes().decode()
     assert text.startswith(BEFORE) and text.endswith(AFTER) and "old" not in text
     assert "| x | bfloat16 | 64 | vitpose_fast frozen: 2 ms, 32000/s | eager 2.50<br>trt missing: no |" in text
     assert "eager 1.25" in text and text.index("NVIDIA H200") < text.index("NVIDIA A100")
@@ -318,48 +319,70 @@ def test_readme_is_rewritten_between_the_markers(write, call, readme):
         "ours is faster in 0 of 1 comparisons; the lowest ratio is 0.50 (o, bfloat16, batch 64, against sdpa)" in text
     )
     assert text.count("`pytest benchmarks/`") == 2 and "commit 0123456789" in text
-    assert readme.stat().st_mode & 0o777 == 0o640 and not list(readme.parent.glob(".README*"))
-    output_of(call, "readme", *files, "--readme", readme)
-    assert readme.read_bytes().decode() == text
+    assert page.stat().st_mode & 0o777 == 0o640 and not list(page.parent.glob(".speed*"))
+    output_of(call, "docs", *files, "--page", page)
+    assert page.read_bytes().decode() == text
 
 
-def test_readme_has_a_line_for_each_comparison(write, call, readme):
+def test_the_page_has_a_line_for_each_comparison(write, call, page):
     fast = [record("x", "vitpose_fast frozen", 2.0, graphed=True), record("x", "vitpose_fast frozen", 3.0)]
     rivals = [record("x", "eager", 5.0), record("x", "compile", 3.0, graphed=True)]
-    output_of(call, "readme", write([*fast, *rivals, record("only ours", "vitpose_fast")]), "--readme", readme)
-    (line,) = [line for line in readme.read_text().splitlines() if "bfloat16" in line]
+    output_of(call, "docs", write([*fast, *rivals, record("only ours", "vitpose_fast")]), "--page", page)
+    (line,) = [line for line in page.read_text().splitlines() if "bfloat16" in line]
     assert line.endswith("| vitpose_fast frozen, graphed: 2 ms, 32000/s | eager 2.50<br>compile, graphed 1.50 |")
 
 
-def test_text_from_a_file_cannot_close_the_section(write, call, readme):
+def test_text_from_a_file_cannot_close_the_section(write, call, page):
     file = write(
         [record("<!-- /speed -->", "vitpose_fast"), record("<!-- /speed -->", "eager")], device="<!-- speed -->"
     )
     for _ in range(2):
-        output_of(call, "readme", file, "--readme", readme)
-    assert readme.read_bytes().decode().endswith(AFTER)
+        output_of(call, "docs", file, "--page", page)
+    assert page.read_bytes().decode().endswith(AFTER)
 
 
-def test_ours_missing_is_not_hidden(write, call, readme):
+def test_ours_missing_is_not_hidden(write, call, page):
     records = [record("x", "vitpose_fast frozen", missing="too large"), record("x", "eager", 5.0)]
-    output_of(call, "readme", write(records), "--readme", readme)
-    assert "| missing: too large | eager - |" in readme.read_text()
+    output_of(call, "docs", write(records), "--page", page)
+    assert "| missing: too large | eager - |" in page.read_text()
 
 
 @pytest.mark.parametrize(
     "text", ["", "<!-- speed -->", "<!-- /speed --><!-- speed -->", "<!-- speed --><!-- speed --><!-- /speed -->"]
 )
-def test_readme_without_markers_is_left_alone(write, call, readme, text):
-    readme.write_text(text)
-    code, _, error = call("readme", write([record()]), "--readme", readme)
+def test_a_page_without_markers_is_left_alone(write, call, page, text):
+    page.write_text(text)
+    code, _, error = call("docs", write([record()]), "--page", page)
     assert code == 1 and "expected <!-- speed -->" in error and error.count("\n") == 1
-    assert readme.read_text() == text
+    assert page.read_text() == text
 
 
-def test_a_bad_file_leaves_the_readme_alone(write, call, readme):
-    before = readme.read_bytes()
-    assert call("readme", write([record()]), write([record(ms=-1.0)]), "--readme", readme)[0] == 1
-    assert readme.read_bytes() == before
+def test_the_chart_beside_the_page_has_a_bar_for_each_rival(write, call, page):
+    """Bars start at x = 320; 350 pixels stand for the largest ratio."""
+    name = "A<B frame to keypoints, 8 people"
+    frames = [record(name, "vitpose_fast", 2.0, suite="pipeline"), record(name, "HF", 8.0, suite="pipeline")]
+    frames += [record(name, "other", 1.0, suite="pipeline"), record(name, "broken", suite="pipeline", missing="no")]
+    output_of(call, "docs", write([record()]), write(frames), write(frames[:1]), "--page", page)
+    svg = page.with_suffix(".svg").read_text(encoding="utf-8")
+    assert re.findall(r'x="320" y="\d+" width="([\d.]+)"', svg) == ["350.0", "43.8"]
+    assert re.findall(r">([\d.]+x)<", svg) == ["4.00x", "0.50x"] and svg.count("A&lt;B, 8 people, bf16") == 2
+    assert "relative to HF / other<" in svg and "NVIDIA H200, torch 2.11.0" in svg
+    assert "not measured" not in svg and "QUICK" not in svg
+    ElementTree.fromstring(svg)
+    output_of(call, "docs", write(frames, driver=None, quick=True), "--page", page)
+    assert "QUICK RUN, not to be quoted" in page.with_suffix(".svg").read_text(encoding="utf-8")
+
+
+def test_without_a_comparison_the_chart_is_left_alone(write, call, page):
+    page.with_suffix(".svg").write_text("old")
+    output_of(call, "docs", write([record("x frame to keypoints", "vitpose_fast", suite="pipeline")]), "--page", page)
+    assert page.with_suffix(".svg").read_text() == "old"
+
+
+def test_a_bad_file_leaves_the_page_alone(write, call, page):
+    before = page.read_bytes()
+    assert call("docs", write([record()]), write([record(ms=-1.0)]), "--page", page)[0] == 1
+    assert page.read_bytes() == before
 
 
 # --- malformed files

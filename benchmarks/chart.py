@@ -1,0 +1,69 @@
+"""The chart at the top of the README: how many times faster than its rivals ours goes from a frame to keypoints.
+
+Plain SVG text that depends on the result file alone, so that a test can check that the committed chart is up to date.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from benchmarks.records import Record, Results, digits, rows_of
+
+OURS, INK, PALE = "#0b62c4", "#333333", "#d9a441"
+WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 860, 320, 190, 58, 26, 16
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def comparisons(results: Results) -> list[tuple[str, float, Record, Record]]:
+    """Return (label, rival's time / our time, our record, the rival's) of every comparison from frame to keypoints."""
+    found = []
+    for row in rows_of(results.suite("pipeline")):
+        for record in row.records:
+            if row.base is not None and row.base.median_ms and record.median_ms and not record.ours:
+                label = f"{row.name.replace(' frame to keypoints', '')}, {SHORT.get(row.dtype, row.dtype)}"
+                found.append((label, record.median_ms / row.base.median_ms, row.base, record))
+    return found
+
+
+def chart(results: Results) -> str:
+    """Return the chart as SVG: one bar for each comparison, and a line where both are equally fast.
+
+    Raises:
+        ValueError: the file has no comparison from frame to keypoints.
+    """
+    rows = comparisons(results)
+    if not rows:
+        raise ValueError(
+            f"{results.path} compares nothing from frame to keypoints; run pytest benchmarks/test_pipeline.py"
+        )
+    rivals = " / ".join(dict.fromkeys(rival.implementation for *_, rival in rows))
+    scale = (WIDTH - LEFT - RIGHT) / max(1.0, *(ratio for _, ratio, *_ in rows))
+    height = TOP + STEP * len(rows) + 34
+    device = f"{results.environment['device']}, {results.versions}"
+    quick = "QUICK RUN, not to be quoted. " if results.environment["quick"] else ""
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="Helvetica, Arial, sans-serif" font-size="14" fill="{INK}">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="16" y="26" font-size="17" font-weight="bold">From a frame to keypoints: speed relative to '
+        f"{escape(rivals)}</text>",
+        f'<text x="{LEFT + scale:.1f}" y="{TOP - 10}" text-anchor="middle" font-size="12">equal</text>',
+    ]
+    for i, (label, ratio, ours, _) in enumerate(rows):
+        y = TOP + STEP * i
+        lines += [
+            f'<text x="{LEFT - 10}" y="{y + BAR - 4}" text-anchor="end">{escape(label)}</text>',
+            f'<rect x="{LEFT}" y="{y}" width="{ratio * scale:.1f}" height="{BAR}" fill="{OURS}"/>',
+            f'<text x="{LEFT + ratio * scale + 8:.1f}" y="{y + BAR - 4}"><tspan font-weight="bold">{ratio:.2f}x</tspan>'
+            f" ({digits(ours.throughput)} people/s)</text>",
+        ]
+    bottom = TOP + STEP * len(rows)
+    lines += [
+        f'<line x1="{LEFT + scale:.1f}" y1="{TOP - 6}" x2="{LEFT + scale:.1f}" y2="{bottom}" stroke="{PALE}" '
+        f'stroke-width="2"/>',
+        f'<text x="16" y="{bottom + 22}" font-size="12">{escape(quick + device)}. GPU: not measured yet.</text>'
+        if not results.on_gpu
+        else f'<text x="16" y="{bottom + 22}" font-size="12">{escape(quick + device)}.</text>',
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
