@@ -111,7 +111,7 @@ def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, type=str.upper)
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="number of compiler processes; default: all cores"
