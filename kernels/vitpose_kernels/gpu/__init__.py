@@ -1,12 +1,17 @@
-"""The Triton kernels, one file per op of the same name. Imported when an op launches, never before.
+"""Triton kernels, one file per op and named after it.
 
-Kernels are launched with scalars, pointers and strides, and build the values that they pass on (`NamedTuple`s and
-tuples of tensors) in their first lines. Triton itself would take such values as arguments of a launch, compiled ahead
-of time or interpreted, but PyTorch does not see into them: `torch.library.wrap_triton` keeps every argument that is no
-tensor or number as a constant beside the graph, so that a tensor inside a tuple is missing from what torch.compile and
-torch.export record, without an error (torch 2.13). Between the functions of a kernel this does not arise.
+A file of this package is imported when its op first launches a kernel and never earlier, so that the PyTorch references
+run without triton.
 
-What holds for values inside of kernels, in Triton 3.6 and 3.9: a constant in a tuple that is assigned to a name becomes
-a tensor, so constants stay parameters; a function that returns a tuple with None in it does not compile in 3.6; a field
-named `values` would be that of Triton's own tuple.
+Kernels are launched with scalars, pointers and strides, and build structured values (`NamedTuple`s and tuples of
+tensors) from them in their first lines. Triton would accept such tuples as launch arguments, compiled ahead of time or
+interpreted, but PyTorch does not look inside them: `torch.library.wrap_triton` keeps every argument that is neither a
+tensor nor a number as a constant beside the graph, so a tensor inside a tuple is silently missing from what
+torch.compile and torch.export record (torch 2.13). Passing tuples between the functions of one kernel is safe.
+
+Rules for tuples inside kernels, in Triton 3.6 and 3.9:
+  * A compile-time constant in a tuple that is assigned to a name becomes a tensor. Constants are therefore passed as
+    separate `tl.constexpr` parameters.
+  * A function that returns a tuple with None in it does not compile in 3.6.
+  * No field may be named `values`: the name would refer to the attribute of Triton's own tuple.
 """

@@ -1,8 +1,9 @@
-"""Ahead-of-time compilation of launches for any chip, without a GPU: registers, spills, shared memory, instructions.
+"""Ahead-of-time compilation of kernel launches for any GPU architecture, without a GPU.
 
-The calls of `calls.py` are made on the meta device, and their launches take the path that a launch on a GPU
-takes (`JITFunction.warmup`), with a stand-in for the driver. The compiler and cuobjdump that ship inside the triton
-package are all it needs. Not in a process with the interpreter on.
+Measures what each kernel uses: registers, register spills, shared memory and tensor-core instructions. The calls of
+`calls.py` run on the meta device, and their launches take the same path as on a GPU (`JITFunction.warmup`), with a stub
+in place of the GPU driver. The compiler, cuobjdump and nvdisasm inside the triton package are all that is needed.
+Does not work in a process that runs Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from vitpose_kernels.sizes import Model
 _TENSOR_CORES = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
 
 
-# (kernel, chip, constants, bytes, why): spills that we know and keep.
+# (kernel, arch, constants, bytes, reason): register spills that are known and accepted.
 KNOWN_SPILLS: tuple[tuple[str, int, dict[str, Any], int, str], ...] = (
     (
         "window_backward",
         80,
         {"D": 64, "WINDOW_H": 8, "WINDOW_W": 8, "SHIFTED": True, "FULL": True},
         8,
-        "2 registers, against reading q, k, v and the gradient twice in a kernel bound by memory",
+        "2 registers; as two kernels this memory-bound work would read q, k, v and the gradient twice",
     ),
 )
 
 
 def known_spill(src: Source, arch: int) -> int:
-    """Bytes that a kernel is allowed to spill on a chip: 0 for all but those named in `KNOWN_SPILLS`."""
+    """Return how many bytes a kernel may spill on an architecture: 0 unless `KNOWN_SPILLS` lists it."""
     for kernel, chip, wanted, size, _ in KNOWN_SPILLS:
         if (src.kernel, arch) == (kernel, chip) and wanted.items() <= src.constants.items():
             return size
@@ -52,9 +53,9 @@ def known_spill(src: Source, arch: int) -> int:
 
 
 def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, Launch]]:
-    """Every launch of an op for the shapes of a model: ("attention window+shift+pool", launch), ...
+    """Yield every distinct launch of an op for the shapes of a model, as ("attention window+shift+pool", launch).
 
-    Two calls share a launch where training does what inference does: it comes once.
+    A launch that several calls share (training repeats launches of inference) is yielded once.
     """
     seen = set()
     for call in calls(op, model, Draw("meta", dtype)):
@@ -68,25 +69,27 @@ def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tu
 
 
 class Pointer(NamedTuple):
-    """A tensor, to the compiler: its dtype, and whether it starts at a multiple of 16 bytes."""
+    """A tensor as the compiler sees it: its dtype, and whether its address is a multiple of 16 bytes."""
 
     dtype: torch.dtype
     aligned: bool
 
 
 class Descriptor(NamedTuple):
-    """A host tensor descriptor, to the compiler."""
+    """A host-side tensor descriptor as the compiler sees it."""
 
     dtype: torch.dtype
     block_shape: tuple[int, ...]
 
 
 class Source(NamedTuple):
-    """What decides the code of a kernel; plain data, so that it can be compared and sent to another process.
+    """Everything that determines the compiled code of a kernel.
+
+    Plain data, so that it can be compared and sent to another process.
 
     Attributes:
-        arguments: (name, value) for every parameter: constants as they are, tensors as `Pointer` or `Descriptor`, and
-            of numbers one that stands for all that are compiled alike.
+        arguments: (name, value) for every parameter. Constants keep their values, tensors become `Pointer` or
+            `Descriptor`, and a number is replaced by one representative of all numbers that give the same code.
     """
 
     module: str
@@ -97,18 +100,22 @@ class Source(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Values of the compile-time parameters."""
+        """Compile-time constants by name: `tl.constexpr` parameters, None, and integers equal to 1."""
         kernel = _kernel(self)
         constant = {p.name for p in kernel.params if p.is_constexpr}
         return {n: v for n, v in self.arguments if n in constant or v is None or (type(v) is int and v == 1)}
 
 
 class Resources(NamedTuple):
-    """What one program of a kernel uses, in registers per thread and bytes.
+    """Resources that one program of a kernel uses.
 
     Attributes:
-        tensor_cores: "mma", "wgmma", "tcgen05", or "" for none.
-        error: why it does not compile; the numbers are 0 then.
+        registers: per thread.
+        spills: bytes per thread of spilled registers.
+        shared: bytes of shared memory.
+        tensor_cores: the instruction that feeds them: "mma", "wgmma", "tcgen05", or "" for none.
+        has_dot: whether the kernel contains a `tl.dot`.
+        error: why the kernel does not compile (all other fields keep their defaults then), or "".
     """
 
     registers: int = 0
@@ -120,18 +127,18 @@ class Resources(NamedTuple):
 
 
 def source(launch: Launch) -> Source:
-    """The specialisation that a launch with these arguments is compiled for."""
+    """Return the specialization that Triton compiles for the arguments of a launch."""
     parameters = launch.kernel.params
     unknown = launch.arguments.keys() - {p.name for p in parameters}
     assert not unknown, f"{launch.kernel.__name__} has no parameter {unknown}"
     values = ((p.name, launch.arguments[p.name], p.is_constexpr) for p in parameters)
-    arguments = tuple((name, value if constant else _typical(value)) for name, value, constant in values)
+    arguments = tuple((name, value if constant else _representative(value)) for name, value, constant in values)
     function = launch.kernel.fn
     return Source(function.__module__, function.__name__, arguments, launch.num_warps, launch.num_stages)
 
 
-def _typical(value: Any) -> Any:
-    """What stands for an argument and all others that the compiler makes no difference between."""
+def _representative(value: Any) -> Any:
+    """Map an argument to one representative of all arguments for which Triton generates the same code."""
     if isinstance(value, Tensor):
         return Pointer(value.dtype, value.storage_offset() * value.element_size() % 16 == 0)
     if isinstance(value, TensorDescriptor):
@@ -139,13 +146,13 @@ def _typical(value: Any) -> Any:
     if isinstance(value, float):
         return 0.5
     if isinstance(value, int) and not isinstance(value, bool) and value != 1:
-        wide = 0 if abs(value) < 2**31 else 2**32  # 64 bits
+        wide = 0 if abs(value) < 2**31 else 2**32  # passed as int64
         return wide + (16 if value % 16 == 0 else 17)
     return value
 
 
 def _example(value: Any) -> Any:
-    """An argument that the compiler takes for what `value` stands for."""
+    """Return an actual argument of the kind that `value` represents."""
     if isinstance(value, Pointer):
         return torch.empty(32, dtype=value.dtype)[0 if value.aligned else 1 :]
     if isinstance(value, Descriptor):
@@ -154,7 +161,7 @@ def _example(value: Any) -> Any:
 
 
 class _Driver:
-    """Stands in for the driver of a chip that is not there: all that the path of a launch asks before it launches."""
+    """Stub for the driver of a GPU that is not present: answers everything that Triton asks before a launch."""
 
     launcher_cls = None
 
@@ -162,7 +169,7 @@ class _Driver:
         self.arch = arch
 
     def get_current_device(self) -> int:
-        return self.arch  # compiled kernels are kept by device: those of two chips apart
+        return self.arch  # Triton caches compiled kernels per device: one device index per architecture
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -179,12 +186,12 @@ def _kernel(src: Source) -> Any:
 
 
 def compile_source(src: Source, arch: int) -> CompiledKernel:
-    """Compile for a compute capability (80, 90, ...), by the very code that compiles when a kernel is launched.
+    """Compile a kernel for a compute capability (80, 90, ...) through the code path of a launch.
 
-    So this is the program that will run, and Triton's cache on disk holds it from now on. Every call in a process
-    compiles for real or takes it from that cache; nothing is launched and no GPU is needed.
+    The result is therefore the program that runs on the GPU, and Triton's on-disk cache keeps it. The kernel is
+    compiled, or read from that cache; nothing is launched and no GPU is needed.
     """
-    before = getattr(driver, "_active", None)  # reading `driver.active` would look for a GPU
+    before = getattr(driver, "_active", None)  # `driver.active` itself would search for a GPU
     driver.set_active(_Driver(arch))
     try:
         arguments = {name: _example(value) for name, value in src.arguments}
@@ -194,13 +201,13 @@ def compile_source(src: Source, arch: int) -> CompiledKernel:
 
 
 def build_launcher(compiled: CompiledKernel) -> bool:
-    """Build the C function that launches a kernel, where this version of Triton has one for each signature.
+    """Build the C function that launches a kernel, if this version of Triton compiles one per signature.
 
-    Triton 3.6 does so (gcc, a quarter of a second) when a kernel is launched first; later versions have one for all.
-    Needs the CUDA driver's library, not a GPU.
+    Triton 3.6 compiles it at the first launch of a kernel (gcc, a quarter of a second); later versions use one function
+    for all kernels. Needs the CUDA driver library, but no GPU.
 
     Returns:
-        whether there was something to build.
+        Whether a launcher was built.
     """
     nvidia = importlib.import_module("triton.backends.nvidia.driver")
     if not hasattr(nvidia, "make_launcher"):
@@ -210,10 +217,10 @@ def build_launcher(compiled: CompiledKernel) -> bool:
 
 
 def measure_source(src: Source, arch: int) -> Resources:
-    """Compile a kernel and read back what it uses, or why it does not compile."""
+    """Compile a kernel and return what it uses; a compile error is returned in `Resources.error`."""
     try:
         compiled = compile_source(src, arch)
-    except Exception as error:  # whatever a compiler raises, or the code that it traces
+    except Exception as error:  # the compiler and the traced code may raise anything
         return Resources(error=" ".join(str(error).split())[-300:])
     registers, spills = _registers_and_spills(compiled.asm["cubin"])
     cores = next((short for name, short in _TENSOR_CORES.items() if name in compiled.asm["ptx"]), "")
@@ -221,7 +228,10 @@ def measure_source(src: Source, arch: int) -> Resources:
 
 
 def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
-    """(registers per thread, bytes of stack if an instruction touches it: ptxas reserves some that it never uses)."""
+    """Return (registers per thread, spilled bytes per thread).
+
+    ptxas may reserve a stack that no instruction uses. The stack counts as spilled only if one accesses it (STL, LDL).
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,9 +1,11 @@
-"""Triton kernels of `attention`, forward: pooled keys, and the attention itself.
+"""Triton kernels of the `attention` forward pass: pooled keys, and the attention itself.
 
-A program owns a tile of the queries of one window and one head. Windows, shift and padding are arithmetic on the place
-of a slot: nothing is partitioned, rolled or masked in memory. Relative position is one small product with the tables
-per query tile, skewed by a gather to one term per row and column of keys, and spread over the keys by a product with
-a one-hot matrix.
+One program computes a tile of queries of one window and one head, with a running softmax over tiles of keys. Windows,
+shift and padding are index arithmetic: no tensor is partitioned, rolled or masked in memory.
+
+Relative position takes one small matrix product of each query tile with the tables. A gather reorders its columns, from
+one per table entry to one per row (or column) of keys, and a product with a one-hot matrix broadcasts these terms over
+the keys and adds them to the fp32 logits, on the tensor cores.
 """
 
 from __future__ import annotations
@@ -42,7 +44,13 @@ from vitpose_kernels.windows import Windows
 
 
 class Softmax(NamedTuple):
-    """A running softmax: largest logit [m], sum of the exponentials [m], and the values times them, [m, D] as parts."""
+    """State of a running softmax over the keys, for a tile of m queries.
+
+    Attributes:
+        top: [m], the largest logit so far.
+        total: [m], the sum of exp(logit - top).
+        acc: [m, D] as parts, the sum of exp(logit - top) * value.
+    """
 
     top: tl.tensor
     total: tl.tensor
@@ -51,9 +59,9 @@ class Softmax(NamedTuple):
 
 @triton.jit
 def attend(state, logits, v):
-    """The `Softmax` after these keys too."""
+    """Update a `Softmax` with a tile of keys: their logits [m, n] and their values v."""
     top = tl.maximum(state.top, tl.max(logits, 1))
-    p = tl.exp2((logits - top[:, None]) * LOG2_E)  # the difference first: it is exact where it matters
+    p = tl.exp2((logits - top[:, None]) * LOG2_E)  # subtract first: exact for the logits near the top
     shrink = tl.exp2((state.top - top) * LOG2_E)
     total = state.total * shrink + tl.sum(p, 1)
     return Softmax(top, total, add_rows(p.to(v[0].dtype), v, times(state.acc, shrink[:, None])))
@@ -68,7 +76,11 @@ def attention_forward_kernel(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M queries; rel_*_ptr and pooled_ptr: None without relative position or pooled keys."""
+    """Attention of a tile of BLOCK_M queries, for one window, head and sample.
+
+    rel_h_ptr and rel_w_ptr are None without relative position, pooled_ptr is None without pooled keys. FULL: every slot
+    of every tile holds a token, so that keys need no mask.
+    """
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
     qkv = qkv_of(qkv_ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d)
@@ -107,7 +119,7 @@ def pool_kernel(
     stride_b, stride_n, stride_3, stride_h, stride_d,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Mean key and mean value of every unshifted window: one program each."""
+    """Mean key or mean value of one unshifted window, for one head of one sample."""
     grid = Grid(rows, columns, windows_y, windows_x, 0, 0)
     pid = tl.program_id(0)
     head = pid % num_heads
@@ -128,7 +140,7 @@ def pool_kernel(
 
 
 def shape_arguments(qkv: Tensor, windows: Windows, scale: float) -> dict:
-    """Arguments that forward and backward kernels share."""
+    """Return the arguments that the forward and backward kernels share."""
     _, _, _, heads, width = qkv.shape
     h, w = windows.window
     return dict(
@@ -150,7 +162,7 @@ def shape_arguments(qkv: Tensor, windows: Windows, scale: float) -> dict:
 
 
 def extra_arguments(rel_h: Tensor | None, rel_w: Tensor | None, pooled: Tensor | None) -> dict:
-    """Arguments of relative position and pooled keys."""
+    """Return the arguments for relative position and pooled keys."""
     count = 0 if pooled is None else pooled.shape[1]
     strides = (0, 0, 0, 0, 0) if pooled is None else pooled.stride()
     return dict(
@@ -164,7 +176,7 @@ def extra_arguments(rel_h: Tensor | None, rel_w: Tensor | None, pooled: Tensor |
 
 
 def pool(qkv: Tensor, windows: Windows) -> tuple[Tensor, Launch]:
-    """Mean keys and values of the unshifted windows, [B, M, 2, H, D], and the launch that fills them."""
+    """Return the mean keys and values of the unshifted windows, [B, M, 2, H, D], and the launch that fills them."""
     b, _, _, heads, width = qkv.shape
     count = windows.windows[0] * windows.windows[1]
     pooled = qkv.new_empty((b, count, 2, heads, width))
@@ -181,7 +193,7 @@ def pool(qkv: Tensor, windows: Windows) -> tuple[Tensor, Launch]:
 
 
 def is_full(windows: Windows, block: int) -> bool:
-    """Whether every slot of every tile holds a token."""
+    """Whether every slot of every tile of `block` slots holds a token, so that the kernels can omit a mask."""
     return windows.padded == windows.grid and windows.window[0] * windows.window[1] % block == 0
 
 
@@ -195,7 +207,7 @@ def forward(
     pooled: Tensor | None,
     arch: int,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """((out [B, N, C], log-sum-exp of the logits [B, H, N] float32), launches)."""
+    """Return ((out [B, N, C], log-sum-exp of the logits [B, H, N] float32), launches)."""
     b, n, _, heads, width = qkv.shape
     length = windows.window[0] * windows.window[1]
     count = windows.windows[0] * windows.windows[1]
@@ -226,7 +238,10 @@ def forward(
 
 
 def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> tuple[int, int, int, int]:
-    """(queries, keys, warps, stages) of a program for windows of `length` tokens; spill-free for 16-bit types."""
+    """Choose (queries, keys, warps, stages) of a program for windows of `length` tokens.
+
+    No tile for a 16-bit dtype spills registers.
+    """
     chip = usual_chip(arch)
     if element_size == 4:
         queries = 32 if relative or chip.tensor_cores == "mma" else 64

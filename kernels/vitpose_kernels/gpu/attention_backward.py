@@ -1,4 +1,4 @@
-"""Launches of the backward pass of `attention`: what is computed, in which order, with which tiles."""
+"""Launches of the `attention` backward pass: which kernels run, in which order, and with which tiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from vitpose_kernels.windows import Windows
 
 
 class Gradients(NamedTuple):
-    """What the backward kernels fill; what nobody asked for is None. The partial sums still have to be added up."""
+    """Outputs of the backward kernels; None for gradients that are not wanted.
+
+    All but `qkv` are partial sums along the first dimension, to be added up by `summed`.
+    """
 
     qkv: Tensor
     rel_h: Tensor | None  # [programs, 2h - 1, D] float32
@@ -23,6 +26,7 @@ class Gradients(NamedTuple):
     pooled: Tensor | None  # [shares, B, G, 2, H, D] float32
 
     def summed(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of (qkv, rel_h, rel_w, pooled)."""
         rel_h, rel_w, pooled = (None if x is None else x.sum(0) for x in (self.rel_h, self.rel_w, self.pooled))
         return self.qkv, rel_h, rel_w, pooled
 
@@ -42,7 +46,14 @@ def backward(
     want_pooled: bool,
     arch: int,
 ) -> tuple[Gradients, list[Launch]]:
-    """(gradients, launches that fill them). grad and out [B, N, C] contiguous."""
+    """Return the gradients and the launches that fill them, in order.
+
+    Args:
+        grad, out: [B, N, C], contiguous: the gradient of the output, and the output.
+        with_pool: the pooled keys are the means of the windows; they are recomputed here.
+        want_tables: whether to compute the gradients of rel_h and rel_w.
+        want_pooled: whether to compute the gradient of `pooled`.
+    """
     b, n, _, heads, width = qkv.shape
     (h, w), (windows_y, windows_x) = windows.window, windows.windows
     launches = []
@@ -61,7 +72,7 @@ def backward(
         pooling = num_pooled > 0 and (with_pool or want_pooled)
         block_g = extra["BLOCK_G"]
         programs = b * heads * cdiv(num_pooled, block_g) if pooling else b * heads
-        num_shares = max(1, min(cdiv(264, max(programs, 1)), cdiv(n, 256)))  # two programs per multiprocessor
+        num_shares = max(1, min(cdiv(264, max(programs, 1)), cdiv(n, 256)))  # 264: two for each of 132 SMs
         if pooling:
             d_pooled = qkv.new_empty((num_shares, b, num_pooled, 2, heads, width), dtype=torch.float32)
         arguments = shape | extra
@@ -80,7 +91,7 @@ def backward(
                 pooled_backward,
                 (programs * num_shares,),
                 of_kernel(pooled_backward, arguments),
-                num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # where two spill, three do not
+                num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # 2 spill there, 3 do not
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
                 bytes=num_bytes(grad, out, delta)
                 + (num_bytes(qkv) // 3 + num_bytes(lse, pooled, d_pooled) if pooling else 0),
@@ -108,10 +119,10 @@ def backward(
     read = num_bytes(qkv, grad, lse, delta, rel_h, rel_w)
     key_bytes = num_bytes(d_pooled if with_pool else None) + num_bytes(qkv) * 2 // 3
     query_bytes = num_bytes(pooled, d_rel_h, d_rel_w) + num_bytes(qkv) // 3
-    # (kernel, its products with the keys of a window and with the pooled keys, bytes)
+    # (kernel, matrix products with the keys of a window, matrix products with the pooled keys, bytes)
     if both:
         work = [(window_backward, 5, 3, read + key_bytes + query_bytes)]
-    else:  # logits and their gradients are computed twice
+    else:  # both kernels compute the logits and their gradients
         work = [(key_backward, 4, 0, read + key_bytes), (query_backward, 3, 3, read + query_bytes)]
     for kernel, products, pooled_products, moved in work:
         launches.append(
@@ -129,12 +140,15 @@ def backward(
 
 
 def of_kernel(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that are parameters of a kernel."""
+    """Return those `arguments` that are parameters of `kernel`."""
     return {name: arguments[name] for name in kernel.arg_names}
 
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:
-    """Whether one program takes a whole window, as keys and as queries at once, without spilling registers."""
+    """Whether one program can hold a whole window, as keys and as queries at once, without spilling registers.
+
+    The accepted exceptions are in `aot.KNOWN_SPILLS`.
+    """
     if element_size == 4 or (relative and (arch == 120 or (usual_chip(arch).tensor_cores == "mma" and width > 64))):
         return length <= 32
     return length <= 64
@@ -143,7 +157,11 @@ def fits_one_tile(length: int, width: int, element_size: int, relative: bool, ar
 def backward_tile(
     length: int, width: int, element_size: int, relative: bool, both: bool, arch: int
 ) -> tuple[int, int, int, int]:
-    """(own slots, other slots, warps, stages) of a program for windows of `length` tokens; spill-free in 16 bits."""
+    """Choose (own slots, other slots, warps, stages) of a program for windows of `length` tokens.
+
+    A program computes the gradients of its own slots and loops over tiles of the other slots; with `both` it holds all
+    slots of a window. No tile for a 16-bit dtype spills registers, except for `aot.KNOWN_SPILLS`.
+    """
     if both:
         return block_size(length), block_size(length), 8 if relative and length > 32 else 4, 1
     if element_size == 4:

@@ -1,4 +1,4 @@
-"""Steps that the kernels of the backward pass of `attention` share; what both passes share is in `attention_steps`."""
+"""Functions that the `attention` backward kernels share; `attention_steps` has those shared with the forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ from vitpose_kernels.gpu.attention_steps import (
 
 
 class Queries(NamedTuple):
-    """A tile of queries: q and the gradient of the output as parts, and the log-sum-exp of their logits [m]."""
+    """A tile of m queries.
+
+    Attributes:
+        q: the queries, [m, D] as parts.
+        grad: the gradient of the output, [m, D] as parts.
+        lse: [m], the log-sum-exp of their logits.
+    """
 
     q: tl.tensor
     grad: tl.tensor
@@ -37,23 +43,23 @@ class Queries(NamedTuple):
 
 @triton.jit
 def dense_rows_of(ptr, place, count, PARTS: tl.constexpr, num_heads, D: tl.constexpr):
-    """`Rows` of a head of a sample in a contiguous tensor [B, count, PARTS, H, D]."""
+    """Return the `Rows` of a head of a sample in a contiguous [B, count, PARTS, H, D]: row PARTS * item + part."""
     stride = num_heads * D
     return Rows(ptr + (place.sample * count * PARTS * stride + place.head * D), stride, 1)
 
 
 @triton.jit
 def load_queries(q_rows, grad_rows, lse_ptr, query, D: tl.constexpr):
-    """`Queries` of the slots `query`; lse_ptr: a number for every token of the head."""
+    """Load the `Queries` of the slots `query`; lse_ptr points to one number per token of the head."""
     q = load_rows(q_rows, query.token, query.valid, D)
     grad = load_rows(grad_rows, query.token, query.valid, D)
-    lse = tl.load(lse_ptr + query.token, query.valid, float("inf"))  # a place without a token gets no probability
+    lse = tl.load(lse_ptr + query.token, query.valid, float("inf"))  # exp(logit - inf) = 0: no probability for padding
     return Queries(q, grad, lse)
 
 
 @triton.jit
 def row_sums(a, b):
-    """Sum over the head width of a * b, rows [n, D]: [n]."""
+    """Sum a * b over the head width: rows [n, D] -> [n] float32."""
     out = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
     for i in tl.static_range(1, len(a)):
         out += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), 1)
@@ -62,10 +68,10 @@ def row_sums(a, b):
 
 @triton.jit
 def shares(logits, queries, v, delta):
-    """(probabilities, gradients of the logits) [queries, keys] in the dtype of the values.
+    """Recompute (softmax probabilities, gradients of the logits), both [queries, keys] in the dtype of the values.
 
-    delta: [queries], the sum of the output times its gradient. None where all keys of the queries are here: then it
-    comes without the rounding of the stored output.
+    delta: [queries], the sum of the output times its gradient. None if the tile holds all keys of the queries: delta is
+    then computed from the probabilities, without the rounding error of the stored output.
     """
     p = tl.exp2((logits - queries.lse[:, None]) * LOG2_E)
     dp = products(queries.grad, v)
@@ -78,7 +84,7 @@ def shares(logits, queries, v, delta):
 def add_pooled_keys(
     dq, queries, delta, k_rows, v_rows, num_pooled, scale, D: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
-    """dq and what the pooled keys add to it, before it is scaled."""
+    """Add the contribution of the pooled keys to dq, before dq is multiplied by `scale`."""
     for start in tl.range(0, num_pooled, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)
         known = g < num_pooled
@@ -91,20 +97,27 @@ def add_pooled_keys(
 
 @triton.jit
 def zero_position(QUERIES: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
+    """Return a `Position` of fp32 zeros, the accumulator of `add_position`."""
     by_row = tl.zeros([QUERIES, power_of_two(WINDOW_H)], tl.float32)
     return Position(by_row, tl.zeros([QUERIES, power_of_two(WINDOW_W)], tl.float32))
 
 
 @triton.jit
 def add_position(sums, ds, key):
-    """Sums of the gradients of the logits by row and column of the keys, and those of these keys."""
+    """Add the gradients of the logits of a tile of keys to their sums per key row and per key column.
+
+    The sums over keys are products with one-hot matrices, so that they run on the tensor cores.
+    """
     by_row = dot(ds, one_hot(key.row, sums.by_row.shape[1], ds.dtype), sums.by_row)
     return Position(by_row, dot(ds, one_hot(key.column, sums.by_column.shape[1], ds.dtype), sums.by_column))
 
 
 @triton.jit
 def by_table_entry(sums, place, SIZE: tl.constexpr, dtype: tl.constexpr):
-    """Sums [m, keys] over the keys of a row (column) -> gradients [m, entries] of the products with the table."""
+    """Reorder sums [m, keys] per key row (or column) into gradients [m, entries] of the products q . table.
+
+    The inverse of the gather in `position_terms`: the entry of a query and a key is place - key + SIZE - 1.
+    """
     key = place[:, None] + SIZE - 1 - tl.arange(0, power_of_two(2 * SIZE - 1))[None, :]
     known = (key >= 0) & (key < SIZE)
     return tl.where(known, tl.gather(sums, tl.where(known, key, 0), 1), 0.0).to(dtype)
@@ -112,7 +125,7 @@ def by_table_entry(sums, place, SIZE: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def store_table(ptr, by_entry, q, SIZE: tl.constexpr, D: tl.constexpr):
-    """What a program's queries give to a position table, at its place in [programs, 2 SIZE - 1, D]."""
+    """Store the partial gradient of a position table, from the queries of this program: [programs, 2 SIZE - 1, D]."""
     entry = tl.arange(0, power_of_two(2 * SIZE - 1))
     d_table = add_rows(tl.trans(by_entry), q, zero_rows(power_of_two(2 * SIZE - 1), D))
     own = ptr + tl.program_id(0).to(tl.int64) * ((2 * SIZE - 1) * D)
@@ -124,9 +137,10 @@ def position_backward(
     dq, sums, q, query, rel_h_ptr, rel_w_ptr, d_rel_h_ptr, d_rel_w_ptr,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """dq and what relative position adds to it; the gradients of the tables are stored where they are wanted.
+    """Add the contribution of relative position to dq, and store the partial gradients of the tables.
 
     sums: `Position` of the gradients of the logits, summed over the keys of each row and of each column.
+    d_rel_h_ptr, d_rel_w_ptr: None if the gradients of the tables are not wanted.
     """
     by_row = by_table_entry(sums.by_row, query.row, WINDOW_H, q[0].dtype)
     by_column = by_table_entry(sums.by_column, query.column, WINDOW_W, q[0].dtype)
@@ -143,7 +157,10 @@ def add_pooled_shares(
     dk, dv, key, grid, place, d_pooled_ptr, num_heads, num_shares, stride_share,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv, and each token's share of the gradients of the mean key and value of its unshifted window."""
+    """Add to dk and dv the gradients that arrive through the mean key and mean value of each token's window.
+
+    The means are those of the unshifted windows; a token receives the gradient divided by the tokens in its window.
+    """
     home = (key.y // WINDOW_H) * grid.windows_x + key.x // WINDOW_W
     count = tokens_in_window(home, grid, WINDOW_H, WINDOW_W)
     d_mean = dense_rows_of(d_pooled_ptr, place, grid.windows_y * grid.windows_x, 2, num_heads, D)
@@ -153,6 +170,7 @@ def add_pooled_shares(
 
 @triton.jit
 def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_share, D: tl.constexpr):
+    """Add row `index` of the gradient of the means, divided by `count`; it is stored as `num_shares` partial sums."""
     for _ in tl.range(0, num_shares):
         parts = sum_of(parts, divided(load_rows(d_mean, index, valid, D), count))
         d_mean = Rows(d_mean.ptr + stride_share, d_mean.stride, d_mean.stride_d)
@@ -161,6 +179,7 @@ def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_sh
 
 @triton.jit
 def sum_of(a, b):
+    """Add rows in parts."""
     if len(a) > 1:
         return (a[0] + b[0], a[1] + b[1])
     else:

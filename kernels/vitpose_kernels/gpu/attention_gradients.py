@@ -1,11 +1,13 @@
-"""Triton kernels of `attention`, backward: gradients from qkv, the output and the log-sum-exp, nothing of size L².
+"""Triton kernels of the `attention` backward pass.
 
-Every gradient has one owner, so nothing is added atomically and reruns are equal bit for bit:
-  * the keys of a tile are owned by the program that loops over the queries of their window (`key_backward`), and the
-    other way round (`query_backward`); where a window fits one tile, one program does both (`window_backward`);
-  * pooled keys are owned by a program that loops over (a share of) all tokens (`pooled_backward`); it goes first,
-    because the gradient of a mean is handed back to the tokens of its window;
-  * each program leaves its own sum for the position tables; those are added up at the end.
+The softmax is recomputed from qkv and the log-sum-exp, tile by tile: nothing of size L x L is stored in memory.
+
+Every gradient is written by one program, so there are no atomics and reruns are equal bit for bit:
+  * `key_backward` owns a tile of keys and loops over the queries of their window, `query_backward` owns a tile of
+    queries and loops over the keys. If a window fits in one tile, one program of `window_backward` does both.
+  * `pooled_backward` owns a block of pooled keys and loops over all tokens, or over one share of them. It runs first,
+    because the other kernels read delta and add the gradient of a window's mean to the tokens of that window.
+  * Each program stores its own partial sum for the position tables; PyTorch adds them up at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def window_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """All slots of a window, as keys (dk, dv) and as queries (dq, tables)."""
+    """Gradients of all slots of a window, as keys (dk, dv) and as queries (dq, position tables)."""
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, 1)
     tokens = rows * columns
@@ -109,7 +111,7 @@ def key_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M slots of a window as keys: dk and dv, from BLOCK_N queries at a time."""
+    """dk and dv of a tile of BLOCK_M keys of a window, looping over its queries BLOCK_N at a time."""
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
     tokens = rows * columns
@@ -153,7 +155,7 @@ def query_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M slots of a window as queries: dq and the tables, from BLOCK_N keys at a time."""
+    """dq and table gradients of a tile of BLOCK_M queries of a window, looping over its keys BLOCK_N at a time."""
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
     tokens = rows * columns
@@ -199,7 +201,11 @@ def pooled_backward(
     stride_b, stride_n, stride_h, stride_d, stride_pb, stride_pg, stride_p2, stride_ph, stride_pd, stride_share,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum of out * its gradient for every token, and what a share of the tokens gives to the pooled keys."""
+    """delta of a share of the tokens, and the partial gradients of BLOCK_G pooled keys from these tokens.
+
+    delta is the sum over the head width of out times its gradient; the programs of the first block of pooled keys store
+    it. pooled_ptr is None if only delta is needed.
+    """
     blocks = tl.cdiv(num_pooled, BLOCK_G) if pooled_ptr is not None else 1
     place = place_of_program(blocks, num_heads, num_shares)
     share = place.tile

@@ -1,11 +1,13 @@
-"""Values that the Triton kernels of `attention` pass around, and the steps that forward and backward share.
+"""Types and functions that the forward and backward kernels of `attention` share.
 
-Rows of a head travel as a tuple of parts: one part where the head width is a power of two or below 16, otherwise two,
-so that a width of 80 is kept as 64 + 16 columns and does not cost what 128 costs. A step that returns parts writes both
-cases out: a tuple that grows in a loop works in Triton's interpreter and fails in its compiler.
+Rows of a head are kept as a tuple of parts: one part if the head width is a power of two or below 16, otherwise two.
+A tile of width 80 thus has 64 + 16 columns instead of the 128 that a single power of two would need. Functions that
+return parts spell out both cases, because a tuple that grows in a loop works in Triton's interpreter but not in its
+compiler.
 
-The values are built in the first lines of a kernel from the scalars that it is launched with (see `gpu/__init__.py`).
-Constants stay parameters, because a constant in a tuple that is assigned to a name becomes a tensor.
+Kernels build the types below in their first lines from the scalars that they are launched with (see
+`gpu/__init__.py`). Constants stay parameters, because a constant in a tuple that is assigned to a name becomes a
+tensor.
 """
 
 from __future__ import annotations
@@ -15,12 +17,18 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-HIDDEN = tl.constexpr(-1e30)  # logit of a key that is not seen; finite, so that a tile of hidden keys makes no NaN
+HIDDEN = tl.constexpr(-1e30)  # logit of a masked key; finite, because a tile of -inf only would give NaN
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Grid(NamedTuple):
-    """How the map is cut: rows and columns of tokens, of windows, and the shift of the windows in tokens."""
+    """How the map of tokens is cut into windows.
+
+    Attributes:
+        rows, columns: size of the map in tokens.
+        windows_y, windows_x: number of windows down and across the map.
+        shift_y, shift_x: shift of the windows in tokens.
+    """
 
     rows: tl.tensor
     columns: tl.tensor
@@ -31,7 +39,7 @@ class Grid(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What a program works on: a tile of the slots of one window, for one head of one sample (int64)."""
+    """What a program works on: a tile of the slots of one window, for one head of one sample (`sample` is int64)."""
 
     sample: tl.tensor
     window: tl.tensor
@@ -40,13 +48,15 @@ class Place(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """A tile of the slots [n] of a window.
+    """A tile of n slots of a window. A slot is a position in the window; it holds a token or padding.
 
     Attributes:
-        token: number of the token in the map; y and x: its row and column there.
+        token: index of the token in the map.
+        y, x: row and column of the token in the map.
         valid: whether the slot holds a token, not padding.
-        region: tokens of equal regions were neighbors before the shift.
-        row, column: of the slot in its window.
+        region: a shifted window may hold tokens from opposite edges of the map, in different regions; a query sees the
+            keys of its own region only.
+        row, column: position of the slot in its window.
     """
 
     token: tl.tensor
@@ -59,7 +69,7 @@ class Slots(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Where the rows of one head lie in memory: row i starts at ptr + i * stride, its columns are stride_d apart."""
+    """Addresses of the rows of one head: row i starts at ptr + i * stride, its columns are stride_d elements apart."""
 
     ptr: tl.tensor
     stride: tl.tensor
@@ -75,7 +85,7 @@ class QKV(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Something for every query of a tile, [m, keys] each: per row of keys, and per column of keys."""
+    """A value for every query of a tile and every row of keys, and one for every column of keys: [m, keys] each."""
 
     by_row: tl.tensor
     by_column: tl.tensor
@@ -83,7 +93,7 @@ class Position(NamedTuple):
 
 @triton.constexpr_function
 def part_width(width, part):
-    """Columns of part 0 or 1 of a head, a power of two from 16 on, or 0: 64 is kept as (64, 0), 80 as (64, 16)."""
+    """Columns of part 0 or 1 of a head: a power of two of at least 16, or 0. 64 is (64, 0), 80 is (64, 16)."""
     first = max(16, 1 << (width.bit_length() - 1))
     rest = max(0, width - first)
     return first if part == 0 else max(16, 1 << (rest - 1).bit_length()) if rest else 0
@@ -91,18 +101,23 @@ def part_width(width, part):
 
 @triton.constexpr_function
 def power_of_two(size):
-    """The smallest power of two from 16 on that holds `size`."""
+    """Smallest power of two that is at least `size` and at least 16."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 @triton.jit
 def dot(a, b, acc):
+    """acc + a @ b with an fp32 accumulator; float32 operands keep their precision (three TF32 products)."""
     return tl.dot(a, b, acc, input_precision="tf32x3")
 
 
 @triton.jit
 def place_of_program(windows, num_heads, tiles):
-    """The tiles of a window are neighbors, then come the heads, the windows and the samples."""
+    """Return the `Place` of this program.
+
+    Consecutive programs take the tiles of one window and head, which read the same keys, from L2. Then follow the
+    heads, the windows and the samples.
+    """
     program = tl.program_id(0)
     sample = (program // (tiles * num_heads * windows)).to(tl.int64)
     return Place(sample, (program // (tiles * num_heads)) % windows, (program // tiles) % num_heads, program % tiles)
@@ -110,20 +125,20 @@ def place_of_program(windows, num_heads, tiles):
 
 @triton.jit
 def rows_of(ptr, place, stride_b, stride_n, stride_h, stride_d):
-    """`Rows` of a head of a sample."""
+    """Return the `Rows` of a head of a sample."""
     return Rows(ptr + place.sample * stride_b + place.head * stride_h, stride_n, stride_d)
 
 
 @triton.jit
 def qkv_of(ptr, place, stride_b, stride_n, stride_3, stride_h, stride_d):
-    """`QKV` of a head of a sample."""
+    """Return the `QKV` of a head of a sample."""
     q = rows_of(ptr, place, stride_b, stride_n, stride_h, stride_d)
     return QKV(q, Rows(q.ptr + stride_3, stride_n, stride_d), Rows(q.ptr + 2 * stride_3, stride_n, stride_d))
 
 
 @triton.jit
 def slots_of(slot, window, grid, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
-    """`Slots` number `slot` [n] of a window."""
+    """Return the `Slots` with the indices `slot` [n] of a window."""
     row = slot // WINDOW_W
     column = slot % WINDOW_W
     y = (window // grid.windows_x) * WINDOW_H + row + grid.shift_y
@@ -139,15 +154,15 @@ def slots_of(slot, window, grid, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr)
 
 @triton.jit
 def tokens_in_window(window, grid, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
-    """Tokens in an unshifted window: those at the right and lower edge of the map may hold fewer."""
+    """Number of tokens in an unshifted window; windows at the right and lower edge of the map may hold fewer."""
     high = tl.minimum(grid.rows - (window // grid.windows_x) * WINDOW_H, WINDOW_H)
     wide = tl.minimum(grid.columns - (window % grid.windows_x) * WINDOW_W, WINDOW_W)
-    return tl.maximum(high * wide, 1).to(tl.float32)  # a slot without a token may ask for a window off the map
+    return tl.maximum(high * wide, 1).to(tl.float32)  # padding slots may ask for a window off the map
 
 
 @triton.jit
 def load_rows(rows, index, valid, D: tl.constexpr):
-    """Rows `index` [n] of D columns, zeros where not valid."""
+    """Load the rows `index` [n] of D columns as parts, with zeros where not valid."""
     first = _load_part(rows, index, valid, D, 0, part_width(D, 0))
     if part_width(D, 1) > 0:
         return (first, _load_part(rows, index, valid, D, part_width(D, 0), part_width(D, 1)))
@@ -166,7 +181,7 @@ def _load_part(rows, index, valid, D: tl.constexpr, START: tl.constexpr, WIDTH: 
 
 @triton.jit
 def store_rows(rows, index, parts, valid, D: tl.constexpr):
-    """The inverse of `load_rows`."""
+    """Store parts to the rows `index` [n], where valid: the inverse of `load_rows`."""
     for i in tl.static_range(len(parts)):
         d = i * part_width(D, 0) + tl.arange(0, parts[i].shape[1])
         place = rows.ptr + (index * rows.stride)[:, None] + d[None, :] * rows.stride_d
@@ -175,6 +190,7 @@ def store_rows(rows, index, parts, valid, D: tl.constexpr):
 
 @triton.jit
 def zero_rows(ROWS: tl.constexpr, D: tl.constexpr):
+    """Return an fp32 accumulator [ROWS, D] of zeros, as parts."""
     first = tl.zeros([ROWS, part_width(D, 0)], tl.float32)
     if part_width(D, 1) > 0:
         return (first, tl.zeros([ROWS, part_width(D, 1)], tl.float32))
@@ -184,7 +200,7 @@ def zero_rows(ROWS: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def rows_as(parts, dtype: tl.constexpr):
-    """Rows in another dtype."""
+    """Convert rows to another dtype."""
     if len(parts) > 1:
         return (parts[0].to(dtype), parts[1].to(dtype))
     else:
@@ -193,7 +209,7 @@ def rows_as(parts, dtype: tl.constexpr):
 
 @triton.jit
 def times(parts, factor):
-    """Rows [n, D] times one factor [n] each, or times a number."""
+    """Multiply rows [n, D] by `factor`: a number, or [n, 1] with one factor per row."""
     if len(parts) > 1:
         return (parts[0] * factor, parts[1] * factor)
     else:
@@ -202,7 +218,7 @@ def times(parts, factor):
 
 @triton.jit
 def divided(parts, count):
-    """Rows [n, D] divided by one number [n] each."""
+    """Divide rows [n, D] by one number [n] per row."""
     if len(parts) > 1:
         return (parts[0] / count[:, None], parts[1] / count[:, None])
     else:
@@ -211,7 +227,7 @@ def divided(parts, count):
 
 @triton.jit
 def products(a, b):
-    """Rows a [m, D] with rows b [n, D]: [m, n]."""
+    """Dot products of the rows a [m, D] with the rows b [n, D]: [m, n] float32."""
     out = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
     for i in tl.static_range(len(a)):
         out = dot(a[i], tl.trans(b[i]), out)
@@ -220,7 +236,7 @@ def products(a, b):
 
 @triton.jit
 def add_rows(p, b, acc):
-    """acc + p [m, n] times rows b [n, D]."""
+    """acc + p @ b for p [m, n] and rows b [n, D]."""
     first = dot(p, b[0], acc[0])
     if len(b) > 1:
         return (first, dot(p, b[1], acc[1]))
@@ -230,17 +246,21 @@ def add_rows(p, b, acc):
 
 @triton.jit
 def load_table(ptr, SIZE: tl.constexpr, D: tl.constexpr, dtype: tl.constexpr):
-    """A table [2 SIZE - 1, D] of relative position, with rows of zeros up to a power of two."""
+    """Load a table [2 SIZE - 1, D] of relative position, padded with rows of zeros to a power of two."""
     entry = tl.arange(0, power_of_two(2 * SIZE - 1))
     return rows_as(load_rows(Rows(ptr, D, 1), entry, entry < 2 * SIZE - 1, D), dtype)
 
 
 @triton.jit
 def _position_terms(q, table_ptr, place, SIZE: tl.constexpr, D: tl.constexpr):
-    """[m, keys]: q . table[place - key + SIZE - 1] for every row (or column) of keys; place [m] is that of q."""
+    """Terms q . table[place - key + SIZE - 1] for every row (or column) `key` of the window: [m, keys].
+
+    place: [m], the row (or column) of each query. The product with the whole table is computed once on the tensor
+    cores; a gather then picks the entry for every key.
+    """
     by_offset = products(q, load_table(table_ptr, SIZE, D, q[0].dtype))
     offset = place[:, None] - tl.arange(0, power_of_two(SIZE))[None, :] + SIZE - 1
-    offset = tl.where((offset >= 0) & (offset < by_offset.shape[1]), offset, 0)  # such keys are not in the window
+    offset = tl.where((offset >= 0) & (offset < by_offset.shape[1]), offset, 0)  # padding, not in the window
     return tl.gather(by_offset, offset, 1).to(q[0].dtype)
 
 
@@ -248,20 +268,24 @@ def _position_terms(q, table_ptr, place, SIZE: tl.constexpr, D: tl.constexpr):
 def position_terms(
     q, query, rel_h_ptr, rel_w_ptr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
-    """What relative position adds to the logits: a `Position`."""
+    """Return the terms that relative position adds to the logits, as a `Position`."""
     by_row = _position_terms(q, rel_h_ptr, query.row, WINDOW_H, D)
     return Position(by_row, _position_terms(q, rel_w_ptr, query.column, WINDOW_W, D))
 
 
 @triton.jit
 def one_hot(place, KEYS: tl.constexpr, dtype: tl.constexpr):
-    """[n, KEYS]: 1 at the row (or column) of each key."""
+    """Matrix [n, KEYS] with a 1 at the row (or column) of each key."""
     return (place[:, None] == tl.arange(0, KEYS)[None, :]).to(tl.float32).to(dtype)
 
 
 @triton.jit
 def window_logits(q, k, position, query, key, scale, SHIFTED: tl.constexpr, FULL: tl.constexpr):
-    """Logits of the keys of a window; position: their `Position` terms or None."""
+    """Logits [queries, keys] in fp32 for the keys of a window.
+
+    position: the `Position` terms of the queries, or None. They are broadcast over the keys by products with one-hot
+    matrices, which the tensor cores add to the accumulator of the logits. SHIFTED and not FULL mask keys.
+    """
     logits = products(q, k) * scale
     if position is not None:
         rows = one_hot(key.row, position.by_row.shape[1], position.by_row.dtype)
@@ -277,5 +301,5 @@ def window_logits(q, k, position, query, key, scale, SHIFTED: tl.constexpr, FULL
 
 @triton.jit
 def pooled_logits(q, k, known, scale):
-    """Logits of pooled keys, which every query sees."""
+    """Logits [queries, pooled keys] in fp32; every query sees all pooled keys."""
     return tl.where(known[None, :], products(q, k) * scale, HIDDEN)

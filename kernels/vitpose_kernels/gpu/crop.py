@@ -1,7 +1,7 @@
-"""Triton kernel of `crop`: a program cuts a strip of one crop out of its image, and writes its mirror image too.
+"""Triton kernel of `crop`: one program samples a strip of one crop and, if asked to, also writes its mirror image.
 
-Coordinates are fixed-point int64: 1/1024 px for "exact-cv4" (as in OpenCV), 2^-32 px for "float". What depends on a
-column or on a row alone is float64, one value per column and row; what is left per pixel is an integer addition.
+Source coordinates are fixed-point int64 in units of 1/1024 px for "exact-cv4" (as in OpenCV) and 2^-32 px for "float".
+The float64 arithmetic is done once per column and once per row of a tile; each pixel only adds the two integers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from vitpose_kernels.launch import Launch, block_size, cdiv
 from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
-_PIXELS = 512  # of a tile: four per thread, 48 loads in flight
-_TILES = 4  # per program, below each other: they share the inversion of the matrix
+_PIXELS = 512  # of a tile: four per thread, which keep 48 loads in flight
+_TILES = 4  # per program, stacked vertically: the matrix is inverted once for all of them
 
 MEAN = tl.constexpr(IMAGENET_MEAN)
 STD = tl.constexpr(IMAGENET_STD)
@@ -25,13 +25,16 @@ STD = tl.constexpr(IMAGENET_STD)
 
 @triton.jit
 def _product(a, b):
-    """a * b, rounded: no compiler fuses this with the sum that follows; the last bit decides OpenCV's rounding."""
+    """a * b, rounded on its own.
+
+    The compiler must not fuse it with a following addition, because the last bit decides how OpenCV rounds.
+    """
     return tl.math.fma(a, b, 0.0)
 
 
 @triton.jit
 def _inverse(matrix_ptr):
-    """(a, b, c, d, e, f) of the inverse of an affine matrix, with OpenCV's order of operations."""
+    """Return the inverse (a, b, c, d, e, f) of an affine matrix, computed in OpenCV's order of operations."""
     m00 = tl.load(matrix_ptr)
     m01 = tl.load(matrix_ptr + 1)
     m02 = tl.load(matrix_ptr + 2)
@@ -50,13 +53,16 @@ def _inverse(matrix_ptr):
 
 @triton.jit
 def _rint(x):
-    """Nearest integer, ties to even, as int64; exact below 2^51, a step of float64 beyond it."""
+    """Round to the nearest integer, ties to even: int64. Exact below 2^51, beyond it within one step of float64."""
     return (x + 6755399441055744.0 - 6755399441055744.0).to(tl.int64)
 
 
 @triton.jit
 def _taps(a, b, c, column, row, size, EXACT: tl.constexpr):
-    """The two neighbours along an axis, each a place inside 0..size - 1 and a weight, 0 where it lies outside."""
+    """Return the two neighbors of the source coordinate a * column + b * row + c along one axis.
+
+    Each neighbor is an index inside 0..size - 1 and a bilinear weight, which is 0 if the neighbor lies outside.
+    """
     STEPS: tl.constexpr = 1024.0 if EXACT else 4294967296.0
     source = _rint(_product(a, column) * STEPS) + _rint((_product(b, row) + c) * STEPS)
     if EXACT:
@@ -74,10 +80,12 @@ def _taps(a, b, c, column, row, size, EXACT: tl.constexpr):
 
 @triton.jit
 def _inside(place, weight, size):
+    """Return (place, weight) if the place is inside 0..size - 1, else (0, 0): zero padding without an invalid load."""
     inside = (place >= 0) & (place < size)
     return tl.where(inside, place, 0), tl.where(inside, weight, 0)
 
 
+# Not specialized on the size of an image: frames of any size share one compiled kernel.
 @triton.jit(do_not_specialize=["num_images", "height", "width", "stride_row"])
 def crop_kernel(
     image_ptr, table_ptr, index_ptr, matrices_ptr, flip_ptr, out_ptr,
@@ -85,11 +93,18 @@ def crop_kernel(
     UPRIGHT: tl.constexpr, EXACT: tl.constexpr, TWIN: tl.constexpr,
     TILES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """A strip of one crop: TILES tiles of BLOCK_ROWS x BLOCK_COLUMNS pixels, stacked vertically.
+
+    table_ptr: None for one image; for several the table of `_image_arguments`, in which index_ptr selects a row per
+    crop. flip_ptr: None, or whether each crop is mirrored. UPRIGHT: no crop is rotated. EXACT: OpenCV's arithmetic.
+    TWIN: write the mirror image of crop p to crop num_crops + p too.
+    """
     across = tl.cdiv(num_columns, BLOCK_COLUMNS)
     strips = across * tl.cdiv(num_rows, TILES * BLOCK_ROWS)
     crop = (tl.program_id(0) // strips).to(tl.int64)
     strip = tl.program_id(0) % strips
     if table_ptr is not None:
+        # An index out of range reads the nearest image, never memory that is not an image.
         image = tl.minimum(tl.maximum(tl.load(index_ptr + crop), 0), num_images - 1)
         image_ptr += tl.load(table_ptr + 6 * image)
         height = tl.load(table_ptr + 6 * image + 1)
@@ -99,7 +114,7 @@ def crop_kernel(
         stride_channel = tl.load(table_ptr + 6 * image + 5)
 
     a, b, c, d, e, f = _inverse(matrices_ptr + 6 * crop)
-    broken = ((c + f) * 0.0).to(tl.float32)  # NaN where the matrix is not finite, else 0
+    broken = ((c + f) * 0.0).to(tl.float32)  # NaN if the matrix is not finite, else 0
     out_column = (strip % across) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     twin_column = num_columns - 1 - out_column
     column = out_column
@@ -110,7 +125,7 @@ def crop_kernel(
     for tile in tl.range(TILES):
         out_row = ((strip // across) * TILES + tile) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
         row = out_row.to(tl.float64)
-        if UPRIGHT:  # x depends on the column alone and y on the row
+        if UPRIGHT:  # x depends only on the column and y only on the row
             zero = tl.zeros((1, 1), tl.float64)
             x0, wx0, x1, wx1 = _taps(a, b, c, column, zero, width, EXACT)
             y0, wy0, y1, wy1 = _taps(d, e, f, zero, row, height, EXACT)
@@ -128,7 +143,7 @@ def crop_kernel(
             value += tl.load(pixels_ptr + (line0 + place1)).to(wx0.dtype) * (wy0 * wx1)
             value += tl.load(pixels_ptr + (line1 + place0)).to(wx0.dtype) * (wy1 * wx0)
             value += tl.load(pixels_ptr + (line1 + place1)).to(wx0.dtype) * (wy1 * wx1)
-            if EXACT:  # weights sum to 1024 here, to 2^15 in OpenCV: the same rounding
+            if EXACT:  # weights sum to 1024 here and to 2^15 in OpenCV: both round alike
                 level = ((value + 512) >> 10).to(tl.float32)
                 value = tl.math.div_rn(tl.math.div_rn(level, 255.0) - MEAN[channel], STD[channel])
             else:
@@ -141,11 +156,12 @@ def crop_kernel(
                 tl.store(twin_ptr + twin_column, value, on_crop)
 
 
-def _where(images: Sequence[Tensor]) -> dict:
-    """The arguments that say where the images lie: one as it is, several by a table in bytes from the first.
+def _image_arguments(images: Sequence[Tensor]) -> dict:
+    """Return the arguments that describe where the images are in memory.
 
-    While tracing tensors have no address, and a table of addresses would not keep the images alive in a graph: there
-    they are packed into one buffer.
+    One image is passed as a pointer with its strides. Several are passed as a table of (offset in bytes from the first
+    image, height, width, strides of row, column and channel). While tracing, tensors have no address, and a table of
+    addresses would not keep the images alive in a graph: they are then copied into one buffer.
     """
     first = images[0]
     if len(images) == 1:
@@ -178,12 +194,12 @@ def forward(
     dtype: torch.dtype,
     twin: bool,
 ) -> tuple[Tensor, list[Launch]]:
-    """(crops [P, 3, H, W], or [2 P, 3, H, W] with their twins, launches)."""
+    """Return (crops, launches): crops [P, 3, H, W], or [2 P, 3, H, W] with the mirror images in the second half."""
     p, (rows, columns) = matrices.shape[0], size
     out = matrices.new_empty((2 * p if twin else p, 3, rows, columns), dtype=dtype)
     block_columns = block_size(columns, 16, 64)
     block_rows = _PIXELS // block_columns
-    arguments = _where(images) | dict(
+    arguments = _image_arguments(images) | dict(
         index_ptr=image_index.contiguous(),
         matrices_ptr=matrices.contiguous(),
         flip_ptr=None if flip is None else flip.contiguous().view(torch.uint8),

@@ -1,7 +1,8 @@
-"""Triton kernel of `deconv`: a program computes one phase of a block of tokens, all four phases in one launch.
+"""Triton kernel of `deconv`: a program computes one of the four phases for a block of tokens; one launch does them all.
 
-A phase is a 2x2 convolution, here a matrix product whose K axis runs over channels and, within them, the four taps.
-With a predictor a program holds all channels of its tokens, so that they end in the heatmaps and are never stored.
+A phase is a 2x2 convolution, computed as a matrix product whose K axis runs over blocks of channels and, within a
+block, over the four taps. With a predictor a program holds all channels of its tokens, so that the heatmaps are
+computed in its epilogue and the features are never stored.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
-_FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
+_FEW_PROGRAMS = 64  # fewer leave half of a large GPU idle: use smaller tiles (a batch of 1 or 2)
 
 
 @triton.jit
@@ -23,8 +24,12 @@ def deconv_kernel(
     stride_xb, stride_xn, num_tokens, h, w, in_channels, out_channels, num_keypoints,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_KEYPOINTS: tl.constexpr,
 ):  # fmt: skip
-    # The phases of one block of tokens are neighbours: they read the same tokens, and the two phases of a row fill
-    # each other's gaps in the heatmaps, while both are still in L2.
+    """One phase (py, px) of BLOCK_M tokens and BLOCK_N channels.
+
+    BLOCK_KEYPOINTS: 0 without a predictor, 1 to loop over single keypoints, else the keypoints per `tl.dot`.
+    """
+    # Consecutive programs compute the phases of one block of tokens: they read the same tokens from L2, and the two
+    # phases of a row, which write alternating pixels of the heatmaps, complete each other's cache lines in L2.
     blocks_n = tl.cdiv(out_channels, BLOCK_N)
     n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     phase = tl.program_id(0) // blocks_n % 4
@@ -57,13 +62,14 @@ def deconv_kernel(
         acc = tl.dot(neighbours, weight, acc, input_precision="tf32x3")
 
     bias = tl.load(bias_ptr + n, n < out_channels, 0.0).to(tl.float32)
-    # A NaN stays one, as in torch's ReLU. Rounded as if stored: the predictor sees what the unfused one would.
+    # NaN propagates, as in torch's ReLU. Rounded to the output dtype, so that the predictor sees what it would if the
+    # features had been stored.
     features = tl.maximum(acc + bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL).to(out_ptr.dtype.element_ty)
     pixel = (2 * y + py) * (2 * w) + 2 * x + px
     if BLOCK_KEYPOINTS == 0:
         out_tile = out_ptr + (b * (4 * h * w) + pixel)[:, None] * out_channels + n[None, :]
         tl.store(out_tile, features, valid[:, None] & (n < out_channels)[None, :])
-    elif BLOCK_KEYPOINTS == 1:  # float32: a second product in tf32x3 does not fit the registers
+    elif BLOCK_KEYPOINTS == 1:  # float32: a second tf32x3 product would spill registers
         for keypoint in tl.range(0, num_keypoints):
             weight = tl.load(predictor_ptr + keypoint * out_channels + n, n < out_channels, 0.0)
             heat = tl.sum(features * weight[None, :], 1) + tl.load(predictor_bias_ptr + keypoint)
@@ -78,15 +84,18 @@ def deconv_kernel(
                 0.0,
             )
             heat = tl.dot(features, weight) + tl.load(predictor_bias_ptr + keypoint, known, 0.0).to(tl.float32)[None, :]
-            # Transposed: neighbouring threads write neighbouring pixels of one map (of which this phase has every
-            # second one).
+            # Transposed, so that consecutive threads write consecutive pixels of one map. (This phase has every second
+            # pixel.)
             maps = out_ptr + (b[None, :] * num_keypoints + keypoint[:, None]) * (4 * h * w)
             heat = tl.trans(heat.to(out_ptr.dtype.element_ty))
             tl.store(maps + pixel[None, :], heat, known[:, None] & valid[None, :])
 
 
 def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and output channels; no shipped shape spills."""
+    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and `channels` output channels.
+
+    No shape of a released model spills registers.
+    """
     full = block_size(channels, high=256)
     if dtype == torch.float32:
         return (32, full, 32, 8, 3) if predictor else (64, min(full, 128), 32, 8, 3)
@@ -107,7 +116,7 @@ def forward(
     predictor_bias: Tensor | None,
     arch: int,
 ) -> tuple[Tensor, list[Launch]]:
-    """(out, launches): tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor."""
+    """Return (out, launches); out is tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor."""
     (h, w), (b, n, in_channels), out_channels = grid, x.shape, weight.shape[-1]
     x = x if x.stride(-1) == 1 else x.contiguous()
     keypoints = 0 if predictor_weight is None else predictor_weight.shape[0]

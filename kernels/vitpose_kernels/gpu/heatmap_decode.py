@@ -1,4 +1,4 @@
-"""Triton kernel of `heatmap_decode`: a program finds one maximum and refines it from the pixels beside it."""
+"""Triton kernel of `heatmap_decode`: one program finds the maximum of one map and refines it from nearby pixels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitpose_kernels.gaussian import EPSILON, gaussian_taps
 from vitpose_kernels.gpu.heatmap_target import pixel_offset, stride_arguments
 from vitpose_kernels.launch import Launch, block_size, num_bytes
 
-_PIXELS = 1024  # of a map, per step of the search for the maximum
+_PIXELS = 1024  # pixels of a map per step of the search for the maximum
 _EPSILON = tl.constexpr(EPSILON)
 
 
 class Maps(NamedTuple):
-    """One map [h, w] and, or None, the one of the mirrored image that belongs to it."""
+    """The map [h, w] of one keypoint and the matching map of the mirrored image (flipped_ptr None: without one)."""
 
     ptr: tl.tensor
     flipped_ptr: tl.tensor
@@ -33,7 +33,10 @@ class Maps(NamedTuple):
 
 @triton.jit
 def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
-    """Pixels (y, x), which stand at `offset`, averaged with those of the mirrored map; 0 where not `inside`."""
+    """Load the pixels (y, x) at `offset`, averaged with the mirrored map if there is one; 0 where not `inside`.
+
+    SHIFT: the mirrored map is aligned by moving it one pixel to the right.
+    """
     value = tl.load(maps.ptr + offset, inside, 0.0).to(tl.float32)
     if maps.flipped_ptr is not None:
         mirrored = maps.w - 1 - (tl.maximum(x - 1, 0) if SHIFT else x)
@@ -44,7 +47,7 @@ def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
 
 @triton.jit
 def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
-    """The same by coordinates, those outside of the map moved to its border."""
+    """Load the pixels (y, x) like `_load`, with coordinates outside of the map clamped to its border."""
     y = tl.minimum(tl.maximum(y, 0), maps.h - 1)
     x = tl.minimum(tl.maximum(x, 0), maps.w - 1)
     return _load(maps, y.to(tl.int64) * maps.stride_y + x.to(tl.int64) * maps.stride_x, y, x, inside, SHIFT)
@@ -52,7 +55,7 @@ def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
 
 @triton.jit
 def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """(maximum, first pixel that has it, whether there is a NaN) of one map."""
+    """Return (maximum, first pixel that has it, whether any pixel is NaN) of one map."""
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     where = lane
@@ -61,7 +64,7 @@ def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
         inside = pixel < maps.h * maps.w
         offset = pixel_offset(pixel, maps.w, maps.stride_y, maps.stride_x, DENSE)
         value = _load(maps, offset, pixel // maps.w, pixel % maps.w, inside, SHIFT)
-        better = inside & ((value > best) | (value != value))  # a NaN stays: nothing is greater
+        better = inside & ((value > best) | (value != value))  # a NaN stays: no comparison with it is true
         best = tl.where(better, value, best)
         where = tl.where(better, pixel, where)
     maximum = tl.max(best, 0)
@@ -71,7 +74,7 @@ def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def _reflect101(index, size):
-    """Index outside [0, size) mirrored about the edge pixels, as often as needed."""
+    """Mirror an index outside [0, size) about the edge pixels (OpenCV's reflect-101), as often as needed."""
     period = tl.maximum(2 * (size - 1), 1)
     index = tl.abs(index) % period
     return tl.minimum(index, period - index)
@@ -79,12 +82,12 @@ def _reflect101(index, size):
 
 @triton.jit
 def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr):
-    """First and second derivatives (dx, dy, dxx, dyy, dxy) of log(clip(blur)) at (y, x).
+    """Return the derivatives (dx, dy, dxx, dyy, dxy) of log(clip(blur)) at (y, x), from a stencil of seven pixels.
 
-    Every pixel is blurred by the same sums in the same order, so that a flat map gives exact zeros; differences to the
-    centre come first, because those of nearly equal numbers are exact.
+    All seven pixels are blurred by the same sums in the same order, so that a flat map gives exact zeros. The center is
+    subtracted first, because differences of nearly equal numbers are exact.
     """
-    place = tl.arange(0, 8)  # the centre, then right, left, below, above, lower right, upper left, and an idle lane
+    place = tl.arange(0, 8)  # the center, then right, left, below, above, lower right, upper left, and an idle lane
     step_x = tl.where((place == 1) | (place == 5), 1, tl.where((place == 2) | (place == 6), -1, 0))
     step_y = tl.where((place == 3) | (place == 5), 1, tl.where((place == 4) | (place == 6), -1, 0))
     x = tl.minimum(tl.maximum(x + step_x, 0), maps.w - 1)  # the border of the log map is replicated
@@ -93,13 +96,13 @@ def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK
     inside = (place < 7)[:, None] & (tap < len(TAPS))[None, :]
     column = _reflect101(x[:, None] + (tap - len(TAPS) // 2)[None, :], maps.w)
     weight = tl.zeros([TAPS_BLOCK], tl.float32)
-    strip = tl.zeros([8, TAPS_BLOCK], tl.float32)  # blurred down the columns
+    strip = tl.zeros([8, TAPS_BLOCK], tl.float32)  # blurred vertically
     for i in tl.static_range(len(TAPS)):
         row = _reflect101(y + (i - len(TAPS) // 2), maps.h)
         strip += TAPS[i] * _load_near(maps, row[:, None], column, inside, SHIFT)
         weight = tl.where(tap == i, TAPS[i], weight)
     blurred = tl.sum(strip * weight[None, :], 1)
-    log = tl.log(tl.where(blurred < 0.001, 0.001, tl.where(blurred > 50.0, 50.0, blurred)))  # a NaN stays one
+    log = tl.log(tl.where(blurred < 0.001, 0.001, tl.where(blurred > 50.0, 50.0, blurred)))  # keeps NaN
     even, odd = tl.split(tl.reshape(log, [2, 2, 2]))
     first, second = tl.split(even)  # [0, 4], [2, 6]
     third, fourth = tl.split(odd)  # [1, 5], [3, idle]
@@ -114,14 +117,14 @@ def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK
 
 @triton.jit
 def _difference_of_products(a, b, c, d):
-    """a b - c d to the last bit or two, however much cancels (Kahan)."""
+    """a b - c d, accurate to the last bit or two even under cancellation (Kahan's algorithm)."""
     product = c * d
     return tl.fma(a, b, -product) + tl.fma(-c, d, product)
 
 
 @triton.jit
 def _quarter(maps, y, x, step_y, step_x, SHIFT: tl.constexpr):
-    """A quarter, with the sign of the difference between the pixels one step on and one step back."""
+    """Return 0.25, -0.25 or 0: a quarter pixel towards the higher of the pixels one step ahead and one step back."""
     inside = x >= 0
     on = _load_near(maps, y + step_y, x + step_x, inside, SHIFT)
     back = _load_near(maps, y - step_y, x - step_x, inside, SHIFT)
@@ -135,6 +138,10 @@ def heatmap_decode_kernel(
     CODEC: tl.constexpr, FLIP: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr,
     DENSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Keypoint, score and (unless covariances_ptr is None) covariance of one map.
+
+    centers_ptr and scales_ptr are None for coordinates in heatmap pixels, else those of each crop in the image.
+    """
     SHIFT: tl.constexpr = CODEC == "msra"
     b = (tl.program_id(0) // num_keypoints).to(tl.int64)
     k = (tl.program_id(0) % num_keypoints).to(tl.int64)
@@ -168,7 +175,7 @@ def heatmap_decode_kernel(
             point_x -= tl.where(determinant == 0, 0.0, _difference_of_products(dyy, dx, dxy, dy) / determinant)
             point_y -= tl.where(determinant == 0, 0.0, _difference_of_products(dxx, dy, dxy, dx) / determinant)
         if covariances_ptr is not None:
-            concave = (determinant > 0) & (dxx < 0)  # not so where no value is positive: the clipped map is flat
+            concave = (determinant > 0) & (dxx < 0)  # false if no value is positive: the clipped map is flat
             inverse = tl.where(concave & (broken == 0), -1.0 / determinant, float("nan"))
             covariances_ptr += 4 * one_map
             tl.store(covariances_ptr, dyy * inverse * pixels_x * pixels_x)
@@ -199,9 +206,10 @@ def forward(
     scales: Tensor | None,
     covariance: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
-    """((keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty), launches).
+    """Return ((keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty), launches).
 
-    Taps and permutation go in as compile-time constants: no copy to the device, in a captured graph or out of one.
+    The taps of the blur and the flip permutation are compile-time constants, so nothing is copied to the device, which
+    also keeps the launch capturable in a CUDA graph.
     """
     b, k, h, w = heatmaps.shape
     points = heatmaps.new_empty((b, k, 2), dtype=torch.float32)
@@ -226,6 +234,6 @@ def forward(
         BLOCK=block_size(h * w, 128, _PIXELS),
     )
     arguments |= stride_arguments(heatmaps if flipped is None else flipped, "f")
-    arguments |= stride_arguments(heatmaps, "h")  # the last word on DENSE
+    arguments |= stride_arguments(heatmaps, "h")  # after the flipped maps: DENSE describes these
     size = num_bytes(heatmaps, flipped, centers, scales, points, scores, covariances)
     return (points, scores, covariances), [Launch(heatmap_decode_kernel, (b * k,), arguments, bytes=size)]

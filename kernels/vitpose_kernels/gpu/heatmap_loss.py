@@ -1,4 +1,4 @@
-"""Triton kernels of `heatmap_loss`: a program compares a piece of one map with its target, rendered in registers."""
+"""Triton kernels of `heatmap_loss`: one program compares a piece of one map with its target, rendered in registers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from vitpose_kernels.gpu.heatmap_target import Keypoints, pixel_offset, render, stride_arguments, target_arguments
 from vitpose_kernels.launch import Launch, cdiv, num_bytes
 
-_PIXELS = 1024  # of a map, per program
+_PIXELS = 1024  # pixels of a map per program
 
 
 class Maps(NamedTuple):
-    """Where heatmaps [B, K, h, w] lie."""
+    """Address and strides of heatmaps [B, K, h, w]."""
 
     ptr: tl.tensor
     stride_b: tl.tensor
@@ -30,7 +30,7 @@ def _compare(
     maps, mask_ptr, keypoints, one_map, pixel, count, h,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr,
 ):  # fmt: skip
-    """(P - G, w^2 mask / count) at the pixels of one map."""
+    """Return (P - G, w^2 mask / count) at pixels of one map: heatmap P, target G, keypoint weight w."""
     b = (one_map // keypoints.num_keypoints).to(tl.int64)
     k = (one_map % keypoints.num_keypoints).to(tl.int64)
     target, weight = render(keypoints, b, k, pixel, h, W, UDP, RADIUS)
@@ -49,6 +49,7 @@ def heatmap_loss_kernel(
     stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Partial sum of the loss over BLOCK pixels of one map."""
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
@@ -65,6 +66,7 @@ def heatmap_loss_backward_kernel(
     stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of BLOCK pixels of one map; the target is rendered again, not read."""
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
@@ -84,7 +86,7 @@ def _plan(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[int, dict]:
-    """(programs, arguments) that the two kernels share."""
+    """Return (number of programs, arguments), which the forward and backward kernels share."""
     b, k, h, w = heatmaps.shape
     arguments = target_arguments(keypoints, visible, (h, w), image_size, udp, sigma)
     arguments |= stride_arguments(heatmaps, "h")
@@ -98,7 +100,7 @@ def _plan(
 
 
 def _num_warps(heatmaps: Tensor) -> int:
-    """So many that a thread reads 16 bytes of the heatmaps."""
+    """Number of warps of a program, chosen so that every thread reads 16 bytes of the heatmaps."""
     return _PIXELS * heatmaps.element_size() // (16 * 32)
 
 
@@ -111,7 +113,7 @@ def forward(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, list[Launch]]:
-    """(float32 parts of the loss, one per program, to be summed; launches)."""
+    """Return (partial sums of the loss, float32, one per program; launches)."""
     programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
     partials = heatmaps.new_empty(programs, dtype=torch.float32)
     size = num_bytes(heatmaps, keypoints, visible, mask, partials)
@@ -129,7 +131,7 @@ def backward(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, list[Launch]]:
-    """(gradient of heatmaps, launches); grad: float32 scalar."""
+    """Return (gradient of the heatmaps, launches); grad is a float32 scalar."""
     programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
     d_heatmaps = torch.empty(heatmaps.shape, dtype=heatmaps.dtype, device=heatmaps.device)
     arguments |= dict(grad_ptr=grad, d_heatmaps_ptr=d_heatmaps)

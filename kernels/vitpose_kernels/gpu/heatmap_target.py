@@ -1,4 +1,4 @@
-"""Triton kernel of `heatmap_target`: a program renders a piece of one keypoint's map, its people merged on the way."""
+"""Triton kernel of `heatmap_target`: one program renders a piece of one keypoint's map, the maximum over all people."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from vitpose_kernels.launch import Launch, cdiv, num_bytes
 
-_PIXELS = 1024  # of a map, per program
+_PIXELS = 1024  # pixels of a map per program
 
 
 class Keypoints(NamedTuple):
-    """The keypoints [B, P, K, 2] and visibility [B, P, K] of all samples, and how they come onto the heatmaps.
+    """The keypoints [B, P, K, 2] and visibility [B, P, K] of a batch, and their mapping to heatmap pixels.
 
     Attributes:
-        stride_x, stride_y: pixels of the image per pixel of a heatmap.
+        stride_x, stride_y: crop pixels per heatmap pixel.
         factor: -log2(e) / (2 sigma^2).
     """
 
@@ -42,7 +42,7 @@ class Keypoint(NamedTuple):
 
 @triton.jit
 def load_keypoint(keypoints, index, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
-    """`Keypoint` number `index`; its weight is 0 where nothing of it would be drawn."""
+    """Load the `Keypoint` at `index`; its weight is 0 if it is not finite or its Gaussian misses the map."""
     x = tl.load(keypoints.ptr + 2 * index)
     y = tl.load(keypoints.ptr + 2 * index + 1)
     weight = tl.load(keypoints.visible_ptr + index)
@@ -62,12 +62,13 @@ def load_keypoint(keypoints, index, h, w, UDP: tl.constexpr, RADIUS: tl.constexp
 
 @triton.jit
 def _truncate(x):
+    """Round towards zero, as a C cast does."""
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))
 
 
 @triton.jit
 def gaussian(px, py, keypoint, factor, RADIUS: tl.constexpr):
-    """Value at pixels (px, py) of the Gaussian of one `Keypoint`; factor = -log2(e) / (2 sigma^2)."""
+    """Value of the Gaussian of a `Keypoint` at the pixels (px, py); factor = -log2(e) / (2 sigma^2)."""
     inside = (tl.abs(px - keypoint.near_x) <= RADIUS) & (tl.abs(py - keypoint.near_y) <= RADIUS)
     drawn = tl.where(keypoint.weight > 0.5, 1.0, 0.0)
     dx = px - keypoint.x
@@ -77,7 +78,7 @@ def gaussian(px, py, keypoint, factor, RADIUS: tl.constexpr):
 
 @triton.jit
 def render(keypoints, b, k, pixel, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
-    """(target at `pixel` [n], weight) of keypoint k of sample b: the maximum over its people."""
+    """Return (target at the pixels [n], weight) of keypoint k in sample b, both the maximum over all people."""
     row = pixel // w
     px = (pixel - row * w).to(tl.float32)
     py = row.to(tl.float32)
@@ -93,8 +94,8 @@ def render(keypoints, b, k, pixel, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr
 
 @triton.jit
 def pixel_offset(pixel, w, stride_y, stride_x, DENSE: tl.constexpr):
-    """Offset of pixel number `pixel` of a map; DENSE: its rows follow each other without a gap."""
-    if DENSE:  # in one step, so that the loads come out wide for any w
+    """Offset of the pixel with index `pixel` in a map; DENSE: there is no gap between its rows."""
+    if DENSE:  # no division by w, so that the compiler vectorizes the loads for any w
         return pixel.to(tl.int64) * stride_x
     return (pixel // w).to(tl.int64) * stride_y + (pixel % w).to(tl.int64) * stride_x
 
@@ -105,6 +106,7 @@ def heatmap_target_kernel(
     num_people, num_keypoints, stride_x, stride_y, factor, h,
     W: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK pixels of the map of one keypoint; the first program of a map stores its weight."""
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = (tl.program_id(0) // pieces).to(tl.int64)
     piece = tl.program_id(0) % pieces
@@ -120,7 +122,7 @@ def heatmap_target_kernel(
 def target_arguments(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> dict:
-    """The arguments of `render` that describe the keypoints: [B, K, 2] or [B, P, K, 2], contiguous float32."""
+    """Return the arguments of `render`; keypoints [B, K, 2] or [B, P, K, 2] become contiguous float32."""
     (h, w), (rows, columns) = size, image_size
     stride_x, stride_y = columns / w, rows / h
     if udp:
@@ -134,14 +136,14 @@ def target_arguments(
         stride_y=float(stride_y),
         factor=-1.4426950408889634 / (2 * sigma**2),
         h=h,
-        W=w,  # a constant, because every pixel is divided by it
+        W=w,  # a compile-time constant, because every pixel index is divided by it
         UDP=udp,
         RADIUS=int(3 * sigma),
     )
 
 
 def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
-    """The arguments that say where a kernel finds the pixels of heatmaps [B, K, h, w]: stride_<letter>b, ..., DENSE."""
+    """Return the strides of heatmaps [B, K, h, w] as stride_<letter>b, ..., and DENSE (see `pixel_offset`)."""
     strides = {f"stride_{letter}{axis}": stride for axis, stride in zip("bkyx", heatmaps.stride(), strict=True)}
     return strides | dict(DENSE=heatmaps.stride(2) == heatmaps.shape[3] * heatmaps.stride(3))
 
@@ -149,7 +151,7 @@ def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
 def forward(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """((heatmaps [B, K, h, w], weights [B, K]), launches)."""
+    """Return ((heatmaps [B, K, h, w], weights [B, K]), launches)."""
     b, k = keypoints.shape[0], keypoints.shape[-2]
     heatmaps = keypoints.new_empty((b, k, *size))
     weights = keypoints.new_empty((b, k))

@@ -1,7 +1,7 @@
-"""Triton kernels of `layer_norm`: a row stays in registers, forward one warp per row where it fits.
+"""Triton kernels of `layer_norm`: every row is read once and stays in registers.
 
-Backward: a fixed number of programs walk over the rows, so that the gradients of weight and bias take one partial sum
-per program and no atomics.
+Forward: a program is one warp for rows of up to 4 KiB. Backward: a bounded number of programs loop over the rows, so
+that the gradients of weight and bias need one partial sum per program and no atomics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
-_WARPS = 2048  # of the backward grid: about what the chips hold at once
+_WARPS = 2048  # of the whole backward grid: about as many as are resident on a GPU at once
 
 
 @triton.jit
@@ -22,10 +22,11 @@ def layer_norm_kernel(
     num_rows, stride_xr, stride_rr, eps,
     C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """BLOCK_R rows. residual_ptr is None without a residual, y_ptr is None if only mean and rstd are wanted."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
     in_row = (column < C)[None, :]
-    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row  # one row per program: none too many
+    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row  # one row per program: all exist
     out = row[:, None] * C + column[None, :]
     s = tl.load(x_ptr + row[:, None] * stride_xr + column[None, :], valid, other=0.0).to(tl.float32)
     if residual_ptr is not None:
@@ -33,7 +34,7 @@ def layer_norm_kernel(
         rounded = s.to(s_ptr.dtype.element_ty)
         tl.store(s_ptr + out, rounded, valid)
         s = rounded.to(tl.float32)
-    # A mean far from zero is rounded coarsely: what it missed is the mean of the centred values.
+    # The rounding error of a mean far from zero matters. The mean of the centered values is that error: correct for it.
     coarse = tl.math.div_rn(tl.sum(s, 1), C * 1.0)
     centred = tl.where(in_row, s - coarse[:, None], 0.0)
     missed = tl.math.div_rn(tl.sum(centred, 1), C * 1.0)
@@ -55,6 +56,10 @@ def layer_norm_backward_kernel(
     NEED_INPUT: tl.constexpr, NEED_PARAMETERS: tl.constexpr,
     C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of s for every num_programs-th block of BLOCK_R rows, and their partial sums for weight and bias.
+
+    grad_s_ptr: None, or the gradient that reaches s directly (through the residual stream), added to the result.
+    """
     column = tl.arange(0, BLOCK_C)
     weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_C,), tl.float32)
@@ -88,9 +93,9 @@ def layer_norm_backward_kernel(
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((s, empty without a residual, y, mean, rstd), launches) of x [R, C] whose channels lie side by side.
+    """Return ((s, y, mean, rstd), launches) for x and residual [R, C] with contiguous channels.
 
-    Without weight and bias y is empty: only the statistics are wanted.
+    s is empty without a residual. y is empty without weight and bias: only the statistics are computed.
     """
     rows, c = x.shape
     y = x.new_empty(0 if weight is None else x.shape)
@@ -116,12 +121,13 @@ def forward(
         BLOCK_C=block_c,
     )
     moved = num_bytes(x, residual, weight, bias, s, y, mean, rstd)
-    warps = max(1, block_c * x.element_size() // 4096)  # a lane holds 128 bytes of a row at most
+    warps = max(1, block_c * x.element_size() // 4096)  # at most 128 bytes of a row per thread
     launch = Launch(layer_norm_kernel, (cdiv(rows, block_r),), arguments, num_warps=warps, bytes=moved)
     return (s, y, mean, rstd), [launch]
 
 
-def _side_by_side(x: Tensor) -> Tensor:
+def _contiguous_channels(x: Tensor) -> Tensor:
+    """Return `x` [R, C], copied only if its channels are not contiguous."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -135,10 +141,13 @@ def backward(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """((gradient of s, partial sums [2, programs, C] of those of weight and bias), launches); empty if not needed."""
+    """Return ((gradient of s, partial gradients of weight and bias [2, programs, C]), launches).
+
+    A gradient that is not needed is empty.
+    """
     rows, c = s.shape
-    grad_y = _side_by_side(grad_y)
-    grad_s = None if grad_s is None else _side_by_side(grad_s)
+    grad_y = _contiguous_channels(grad_y)
+    grad_s = None if grad_s is None else _contiguous_channels(grad_s)
     block_c = block_size(c)
     num_warps = min(max(1, block_c // 256), 8)
     block_r = max(1, 512 * num_warps // block_c)

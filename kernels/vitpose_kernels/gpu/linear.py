@@ -1,11 +1,13 @@
-"""Triton kernels of `linear`, and what the products of other ops share with it: tile order, GELU, epilogue, tiles.
+"""Triton kernels of `linear`, with the tile order, GELU, epilogue and choice of tiles that `split_ffn` shares.
 
-Two kernels with one epilogue. `linear_kernel` loads through pointers, on every chip; its rows may come in samples, and
-some rows of its weight from one of several experts: what `split_ffn` needs. `linear_descriptor_kernel` is a persistent
-loop over tiles that loads through tensor descriptors, on Hopper and Blackwell.
+Two kernels have the same epilogue. `linear_kernel` loads through pointers and runs on every GPU; its rows may be
+grouped into samples, and some rows of its weight may come from one of several experts, as `split_ffn` needs.
+`linear_descriptor_kernel` is a persistent kernel that loads through tensor descriptors (TMA), on Hopper and
+data-center Blackwell.
 
-A tile has BLOCK_M + TAIL rows, two products that share their tile of the weight. 128 + 64 = 192 rows are the tokens of
-a 256 x 192 image, so that a tile can be one sample, and fill 132 multiprocessors better than a power of two does.
+A tile has BLOCK_M + TAIL rows, computed as two products that share one tile of the weight. 128 + 64 = 192 rows are the
+tokens of a 256 x 192 image, so that a tile can be one sample; such tiles also fill 132 multiprocessors better than
+tiles of a power of two.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 @triton.jit
 def normal_cdf(x):
-    """(a, q, e) of fp32 x: a = min(|x|, 16), q = P(Z > a) of a standard normal Z, e = exp(-a^2 / 2).
+    """Upper tail of the standard normal distribution at |x|, for fp32 x.
 
-    q = e t (c1 + c2 t + ... + c5 t^4), t = 1 / (1 + p a): Hastings' form (Abramowitz and Stegun 7.1.26) fitted anew so
-    that q max(a, 1) is within 9.1e-8 everywhere. In fp32 that is as good as erf and half the instructions.
+    Returns (a, q, e): a = min(|x|, 16), q = P(Z > a) for a standard normal Z, e = exp(-a^2 / 2).
+
+    q = e t (c1 + c2 t + ... + c5 t^4), t = 1 / (1 + p a): Hastings' form (Abramowitz and Stegun 7.1.26), refitted so
+    that q max(a, 1) is within 9.1e-8 everywhere. In fp32 this is as accurate as erf, with half the instructions.
     """
     a = tl.minimum(tl.abs(x), 16.0, propagate_nan=tl.PropagateNan.ALL)
     t = 1.0 / (1.0 + 0.33298835 * a)
@@ -38,14 +42,14 @@ def normal_cdf(x):
 
 @triton.jit
 def gelu(x):
-    """Exact (erf) GELU of fp32 values, x P(Z < x): within 1.3e-7 + half a rounding step of the true value."""
+    """Exact (erf) GELU of fp32 values, x P(Z < x), within 1.3e-7 + half a rounding step of the true value."""
     a, q, _ = normal_cdf(x)
     return tl.maximum(x, 0.0) - a * q
 
 
 @triton.jit
 def gelu_and_slope(x):
-    """(gelu(x), its derivative P(Z < x) + x exp(-x^2 / 2) / sqrt(2 pi), within 3e-7 of the true one)."""
+    """Return gelu(x) and its derivative P(Z < x) + x exp(-x^2 / 2) / sqrt(2 pi), within 3e-7 of the true one."""
     a, q, e = normal_cdf(x)
     below = q - a * (e * 0.39894228)
     return tl.maximum(x, 0.0) - a * q, tl.where(x > 0, 1.0 - below, below)
@@ -53,7 +57,11 @@ def gelu_and_slope(x):
 
 @triton.jit
 def tile_order(pid, blocks_m, blocks_n, GROUP: tl.constexpr):
-    """(block of rows, block of columns): GROUP blocks of rows side by side, so that both operands stay in L2."""
+    """Return (block of rows, block of columns) of a tile.
+
+    Consecutive tiles run down GROUP blocks of rows before they move on to the next block of columns, so that the
+    operands that they share stay in L2.
+    """
     group = pid // (GROUP * blocks_n)
     height = tl.minimum(blocks_m - group * GROUP, GROUP)
     inside = pid % (GROUP * blocks_n)
@@ -62,7 +70,7 @@ def tile_order(pid, blocks_m, blocks_n, GROUP: tl.constexpr):
 
 @triton.jit
 def load(block, inside, EVEN: tl.constexpr):
-    """Load a tile of pointers with zeros where it is not `inside`; EVEN: it is inside everywhere."""
+    """Load a tile of pointers, with zeros where not `inside`. EVEN: all of it is inside, so that no mask is needed."""
     if EVEN:
         return tl.load(block)
     else:
@@ -70,13 +78,13 @@ def load(block, inside, EVEN: tl.constexpr):
 
 
 class Epilogue(NamedTuple):
-    """What follows a product before its one write; a pointer is None where there is nothing to do.
+    """Operands of the epilogue of a product; a step whose pointer is None is skipped.
 
     Attributes:
-        mean_ptr, rstd_ptr, weight_sums_ptr: of the folded LayerNorm, all or none.
-        residual_ptr, stride_residual: rows added at the end.
-        before_ptr: where to write what the GELU is applied to.
-        out_ptr: where to write the result.
+        mean_ptr, rstd_ptr, weight_sums_ptr: statistics of the folded LayerNorm, all or none.
+        residual_ptr, stride_residual: rows to add at the end.
+        before_ptr: where to store the input of the GELU.
+        out_ptr: where to store the result.
     """
 
     mean_ptr: tl.tensor
@@ -90,7 +98,7 @@ class Epilogue(NamedTuple):
 
 @triton.jit
 def finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU: tl.constexpr):
-    """Epilogue of a product's rows `row + r` (valid: r < left): folded LayerNorm, bias, GELU, residual, store."""
+    """Epilogue for the rows `row + r` (valid: r < left) of a product: folded LayerNorm, bias, GELU, residual, store."""
     keep = (r < left)[:, None] & (column < num_columns)[None, :]
     if epilogue.mean_ptr is not None:
         mean = tl.load(epilogue.mean_ptr + row + r, r < left, 0.0)
@@ -118,6 +126,11 @@ def linear_kernel(
     GELU: tl.constexpr, EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """A tile of BLOCK_M + TAIL rows of one sample and BLOCK_N columns, loaded through pointers.
+
+    task_ptr: None, or the task of every sample; the last `part` columns are then computed with the expert of that task.
+    ALIGNMENT: bytes to which every row of the weights is aligned.
+    """
     blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
     block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_columns, BLOCK_N), 8)
     sample = block_m // blocks
@@ -125,19 +138,19 @@ def linear_kernel(
     row = sample.to(tl.int64) * num_tokens + first
     left = num_tokens - first
     column = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Rows and columns beyond the end read the last ones: no mask in the loop, and nothing of them is stored.
+    # Rows and columns beyond the end are clamped to the last one: the loop needs no mask, and the epilogue drops them.
     n = tl.minimum(column, num_columns - 1)
     w_row = weight_ptr + n.to(tl.int64) * stride_weight
     expert = 0
     poison = 0.0
     if task_ptr is not None:
-        # Every column takes its row of the weight from the shared part or from the expert of this sample.
+        # Every column reads its row of the weight from the shared part or from the expert of this sample.
         task = tl.load(task_ptr + sample)
         known = (task >= 0) & (task < num_tasks)
-        expert = tl.where(known, task, 0) * part - (num_columns - part)  # its row for column 0, were there one
+        expert = tl.where(known, task, 0) * part - (num_columns - part)  # its row for column 0, if it had one
         poison = tl.where(known, 0.0, float("nan"))
         w_row = tl.where(n < num_columns - part, w_row, expert_weight_ptr + (expert + n) * num_inputs)
-        # The choice between two pointers hides their alignment from the compiler, which would load element by element.
+        # Selecting between two pointers hides their alignment from the compiler, which would load single elements.
         w_row = tl.multiple_of(w_row, ALIGNMENT)
 
     k = tl.arange(0, BLOCK_K)
@@ -160,14 +173,14 @@ def linear_kernel(
         x_block += BLOCK_K
         x_tail_block += BLOCK_K
 
-    # Loaded after the loop: before it, these would be registers that the accumulators need.
+    # Loaded after the loop: before it, the values would occupy registers that the accumulators need.
     bias = tl.zeros([BLOCK_N], tl.float32)
     if bias_ptr is not None:
         bias += tl.load(bias_ptr + column, column < num_columns - part, 0.0).to(tl.float32)
     if task_ptr is not None:
         mine = (column >= num_columns - part) & (column < num_columns)
         bias += tl.load(expert_bias_ptr + expert + column, mine, 0.0).to(tl.float32)
-        bias += tl.where(mine, poison, 0.0)  # an unknown task has read the first expert: NaN, not a wrong number
+        bias += tl.where(mine, poison, 0.0)  # an unknown task has used expert 0: NaN, not a wrong number
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU)
     if TAIL:
@@ -180,10 +193,11 @@ def linear_descriptor_kernel(
     before_ptr, out_ptr, num_rows, num_columns, num_inputs, num_programs, stride_residual,
     GELU: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Every num_programs-th tile of BLOCK_M + TAIL rows and BLOCK_N columns, loaded through tensor descriptors."""
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     blocks_m = tl.cdiv(num_rows, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_columns, BLOCK_N)
-    # One loop over all products of this program's tiles: the epilogue of a tile runs while the next one is loaded.
+    # Flattened with the loop over K, so that software pipelining loads the next tile during the epilogue of this one.
     for tile in tl.range(tl.program_id(0), blocks_m * blocks_n, num_programs, flatten=True):
         block_m, block_n = tile_order(tile, blocks_m, blocks_n, 8)
         first = block_m * (BLOCK_M + TAIL)
@@ -207,7 +221,7 @@ def linear_descriptor_kernel(
 
 
 class Tiles(NamedTuple):
-    """Shape of a program's tile and how it is run."""
+    """Shape of the tile of a program, its warps and its pipeline stages."""
 
     BLOCK_M: int
     TAIL: int
@@ -218,17 +232,19 @@ class Tiles(NamedTuple):
 
     @property
     def shape(self) -> dict[str, int]:
+        """The compile-time arguments of a kernel."""
         return dict(BLOCK_M=self.BLOCK_M, TAIL=self.TAIL, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
 
 
 def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arch: int, processors: int) -> Tiles:
-    """The fastest tiles by arithmetic for `sections` products of rows x columns, none of which share a tile.
+    """Choose tiles by a cost model for `sections` products of rows x columns; a tile belongs to one section.
 
-    A multiprocessor works through its share of tiles; a tile costs its products, and what it loads from L2: an element
-    takes the time of about 64 products. So large tiles win until a last wave of few makes them lose. Not measured.
+    The time is the number of waves of tiles over the multiprocessors, times the cost of a tile: its multiply-adds, plus
+    its loads from L2, where one element costs as much as about 64 multiply-adds. Large tiles therefore win, unless they
+    leave few tiles for the last wave. The model is not fitted to measurements.
     """
     shapes = [(128, 64, 128), (128, 0, 128), (128, 0, 64), (64, 0, 64)]  # BLOCK_M, TAIL, BLOCK_N
-    if dtype == torch.float32:  # three products for one, and the rests of both operands in registers
+    if dtype == torch.float32:  # tf32x3: three products for one, and the remainders of both operands in registers
         shapes = shapes[2:]
 
     def cost(shape: tuple[int, int, int]) -> int:
@@ -240,31 +256,32 @@ def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arc
     if dtype == torch.float32:
         return Tiles(m, tail, n, 32, num_warps, 3)
     chip = usual_chip(arch)
-    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # four spill there
+    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # 4 spill there
     return Tiles(m, tail, n, 64 if chip.has_large_shared_memory else 32, num_warps, stages)
 
 
 def has_address(x: Tensor) -> bool:
-    """Whether `x` is a tensor in memory (or on the meta device), not one that is only traced."""
+    """Whether `x` is a tensor in memory or on the meta device, rather than a tensor that is being traced."""
     return type(x) in (Tensor, torch.nn.Parameter)
 
 
 def address(x: Tensor) -> int:
-    """Where `x` starts; of a tensor that is only traced: in its storage, which starts at a multiple of 16 bytes."""
+    """Address of `x`; while tracing, its offset in bytes in its storage, which is aligned to 16 bytes."""
     return x.data_ptr() if has_address(x) else int(x.storage_offset()) * x.element_size()
 
 
 def alignment(*tensors: Tensor) -> int:
-    """16 if the rows of all `tensors` (contiguous) start at multiples of 16 bytes, else the bytes of an element."""
+    """Return 16 if the rows of all `tensors` (contiguous) are aligned to 16 bytes, else the size of an element."""
     size = tensors[0].element_size()
     return 16 if all((address(t) | t.shape[-1] * size) % 16 == 0 for t in tensors) else size
 
 
 def takes_descriptors(x: Tensor, weight: Tensor, arch: int) -> bool:
-    """Whether the product of x [M, C] and weight [F, C] goes through tensor descriptors.
+    """Whether the product of x [M, C] and weight [F, C] is loaded through tensor descriptors.
 
-    They exist on Hopper and Blackwell, for rows that start at multiples of 16 bytes, and hold an address: a tensor that
-    is only traced has none (nor does PyTorch record descriptors then), so compiled models take the pointers.
+    This requires Hopper or data-center Blackwell, a 16-bit dtype, and rows aligned to 16 bytes. A descriptor contains
+    the address of its tensor, which does not exist while tracing (nor does PyTorch record descriptors), so compiled
+    models load through pointers.
     """
     if not usual_chip(arch).has_descriptors or x.element_size() != 2 or not x.numel() or not weight.numel():
         return False
@@ -281,9 +298,9 @@ def forward(
     arch: int,
     before: Tensor | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """(out [M, F], launches) for x [M, C], weight [F, C], residual [M, F], whose rows are contiguous.
+    """Return (out [M, F], launches) for x [M, C], weight [F, C] and residual [M, F] with contiguous rows.
 
-    before: [M, F] to write what the GELU is applied to.
+    before: [M, F], filled with the input of the GELU; None if it is not wanted.
     """
     (m, c), f = x.shape, weight.shape[0]
     out = x.new_empty((m, f), dtype=x.dtype if residual is None else residual.dtype)

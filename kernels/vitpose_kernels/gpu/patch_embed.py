@@ -1,7 +1,7 @@
-"""Triton kernel of `patch_embed`: one matrix product whose left operand is gathered from the images.
+"""Triton kernel of `patch_embed`: one matrix product whose left operand is gathered from the images (implicit GEMM).
 
-A row of a patch begins at column 16 i - 2 (stride 16) or 8 i - 4 (stride 8): aligned to 4 or 8 bytes in 16 bit, so the
-pixels of contiguous images travel in copies of that size. Channels-last images are read one pixel value at a time.
+A row of a patch begins at column 16 i - 2 (stride 16) or 8 i - 4 (stride 8), which is aligned to 4 or 8 bytes in 16-bit
+dtypes, so contiguous images are loaded in copies of that size. Channels-last images are loaded value by value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from vitpose_kernels.chips import usual_chip
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
-_FEW_PROGRAMS = 64  # fewer leave half of a big chip idle: smaller tiles then (a batch of 1 or 2)
+_FEW_PROGRAMS = 64  # fewer leave half of a large GPU idle: use smaller tiles (a batch of 1 or 2)
 
 
 @triton.jit
@@ -24,7 +24,8 @@ def patch_embed_kernel(
     STRIDE: tl.constexpr, PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    # The channel blocks of one block of tokens are neighbours: they gather the same pixels from L2.
+    """A tile of BLOCK_M tokens and BLOCK_N channels."""
+    # Consecutive programs compute the channel blocks of one block of tokens: they gather the same pixels from L2.
     blocks_n = tl.cdiv(channels, BLOCK_N)
     n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = (tl.program_id(0) // blocks_n).to(tl.int64) * BLOCK_M
@@ -48,7 +49,7 @@ def patch_embed_kernel(
     for first in range(0, 768, BLOCK_K):
         channel = ((first + k) // 256).to(tl.int64)
         py = (first + k) % 256 // 16
-        y = (top[:, None] + py[None, :]).to(tl.uint32)  # above the image: very large
+        y = (top[:, None] + py[None, :]).to(tl.uint32)  # rows above the image wrap around to large numbers
         offset = channel * stride_ic + py.to(tl.int64) * stride_iy + px.to(tl.int64) * stride_ix
         pixels = tl.load(corner + offset[None, :], in_columns & (y < height), 0.0)
         weight = tl.load(w_tile + first, (n < channels)[None, :], 0.0)
@@ -63,8 +64,9 @@ def patch_embed_kernel(
 
 
 def tiles(rows: int, channels: int, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K is whole rows of 16 pixels. None of the
-    shipped shapes spills.
+    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K is a multiple of 16 pixels.
+
+    No shape of a released model spills registers.
     """
     if dtype == torch.float32:
         return 64, block_size(channels, high=128), 32, 8, 3
@@ -84,7 +86,7 @@ def forward(
     padding: int,
     arch: int,
 ) -> tuple[Tensor, list[Launch]]:
-    """(tokens [B, N, C], launches) for a grid of N = rows * columns tokens."""
+    """Return (tokens [B, N, C], launches) for a grid of N = rows * columns tokens."""
     b, channels = images.shape[0], weight.shape[0]
     tokens = grid[0] * grid[1]
     out = weight.new_empty((b, tokens, channels))

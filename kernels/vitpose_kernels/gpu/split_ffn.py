@@ -1,8 +1,10 @@
-"""Triton kernels of `split_ffn`. Forward: two products of `linear`, the second with the expert of each sample.
+"""Triton kernels of `split_ffn`, the feed-forward network with a shared part and one expert per task.
 
-Backward: `before_gradient_kernel` goes back through fc2 and the GELU (its rows of the weight, too, are shared or one
-expert's), `expert_gradient_kernel` sums one expert's weight gradient over the samples of its task. What is left are
-plain products, left to PyTorch.
+Forward: two products of `linear`; the second uses the expert of each sample.
+
+Backward: `before_gradient_kernel` propagates the gradient through fc2 and the GELU; like the forward pass, it reads
+shared rows of the weight and rows of one expert. `expert_gradient_kernel` sums the weight gradient of each expert over
+the samples of its task. The remaining gradients are plain matrix products, left to PyTorch.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 @triton.jit
 def finish_before_gradient(acc, r, row, left, first_column, num_hidden, before_ptr, d_before_ptr, hidden_ptr):
-    """Multiply rows `row + r` (valid: r < left) of a product by the slope of the GELU, and store; its value too."""
+    """Epilogue for rows `row + r` (valid: r < left): multiply by the derivative of the GELU, store; store the GELU too.
+
+    hidden_ptr: None if the value of the GELU is not wanted.
+    """
     BLOCK_M: tl.constexpr = acc.shape[0]
     HALF: tl.constexpr = acc.shape[1] // 2
-    # Half of the columns at a time: the GELU of a whole tile does not fit into the registers.
+    # Half of the columns at a time: the GELU of a whole tile would spill registers.
     left_half, right_half = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, HALF]), (0, 2, 1)))
     for half in tl.static_range(2):
         column = first_column + half * HALF + tl.arange(0, HALF)
@@ -55,6 +60,7 @@ def before_gradient_kernel(
     EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of the input of the GELU: a tile of BLOCK_M + TAIL rows of one sample and BLOCK_N hidden channels."""
     blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
     block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_hidden, BLOCK_N), 8)
     sample = block_m // blocks
@@ -86,7 +92,7 @@ def before_gradient_kernel(
             acc_tail = tl.dot(g_tail, w, acc_tail, input_precision="tf32x3")
         g_block += BLOCK_K
         g_tail_block += BLOCK_K
-    poison = tl.where(known, 0.0, float("nan"))  # an unknown task has read the first expert: NaN, not a wrong number
+    poison = tl.where(known, 0.0, float("nan"))  # an unknown task has used expert 0: NaN, not a wrong number
     finish_before_gradient(
         acc + poison, r, row, left, block_n * BLOCK_N, num_hidden, before_ptr, d_before_ptr, hidden_ptr
     )
@@ -101,6 +107,10 @@ def expert_gradient_kernel(
     grad_ptr, hidden_ptr, order_ptr, starts_ptr, d_weight_ptr, num_tokens, num_channels, num_hidden, part,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Weight gradient of one expert: a tile of BLOCK_M + TAIL output channels and BLOCK_N hidden channels.
+
+    order_ptr: the samples sorted by task; the samples of task t are at starts[t] to starts[t + 1].
+    """
     blocks_m = tl.cdiv(part, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_hidden, BLOCK_N)
     task = tl.program_id(0) // (blocks_m * blocks_n)
@@ -113,7 +123,7 @@ def expert_gradient_kernel(
     grad_ptr += num_channels - part
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_tail = tl.zeros([TAIL if TAIL else 1, BLOCK_N], tl.float32)
-    # One loop over all tokens of the task: `order` lists the samples by task, those of this one from `begin` to `end`.
+    # One loop over all tokens of all samples of the task, so that loads are pipelined across samples.
     steps = tl.cdiv(num_tokens, BLOCK_K)
     begin = tl.load(starts_ptr + task).to(tl.int32)
     end = tl.load(starts_ptr + task + 1).to(tl.int32)
@@ -156,7 +166,7 @@ def forward(
     save: bool,
     arch: int,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """((out [B, N, C], fc1 output before the GELU [B, N, F] or nothing), launches); contiguous tensors."""
+    """Return ((out [B, N, C], input of the GELU [B, N, F], empty unless `save`), launches); tensors are contiguous."""
     (b, n, c), (t, p, f) = x.shape, expert_weight.shape
     before = x.new_empty((b, n, f) if save else 0)
     rows = x.view(b * n, c)
@@ -213,7 +223,10 @@ def backward(
     wanted: Sequence[bool],
     arch: int,
 ) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], list[Launch]]:
-    """((gradient of `before`, GELU of `before`, gradient of the experts' weights), launches), each if it is wanted."""
+    """Return ((gradient of `before`, GELU of `before`, gradient of the expert weights), launches).
+
+    wanted: whether to compute each of the three; None is returned for the others.
+    """
     (b, n, c), (t, p, f) = grad.shape, expert_weight.shape
     processors = multiprocessors(grad, arch)
     launches = []
@@ -276,7 +289,7 @@ def backward(
                 (t * cdiv(p, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N),),
                 arguments,
                 tiles.num_warps,
-                2 * tiles.num_stages - 1,  # what `order` points to is loaded half of the stages later
+                2 * tiles.num_stages - 1,  # rows are loaded half of the stages after their index in `order`
                 flops=2 * b * n * p * f,
                 bytes=num_bytes(grad) * p // c + num_bytes(hidden, d_expert),
             )
