@@ -1,4 +1,7 @@
-"""The kernels run on the GPU where there is one, else in Triton's interpreter (which is silently wrong in bfloat16)."""
+"""Fixtures for tests of the Triton kernels.
+
+The kernels run on a GPU if one is present, otherwise in Triton's interpreter, which is silently wrong in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,23 @@ DTYPES = [
 
 @pytest.fixture(params=DTYPES)
 def dtype(request) -> torch.dtype:
-    """Every dtype that the kernels take here."""
+    """Each dtype that the kernels support on this machine."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """Where the kernels run: "cuda", or "cpu" in the interpreter."""
+    """Device on which the kernels run: "cuda", or "cpu" in the interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")
 def check_error_rule():
-    """check(ours, plain, truth, factor): the error of a kernel is at most `factor` times that of the same-precision
-    PyTorch ops, both against float64, in the mean square, and at most twice that at the worst element (which is one
-    draw); a quarter of a rounding step, or a whole one at a single element, is free.
+    """Return check(ours, plain, truth, factor), which compares the error of a kernel with the error of PyTorch ops.
+
+    Both errors are taken against the float64 result `truth`; `plain` has the precision of the kernel. The root mean
+    square error of the kernel may be `factor` times that of the plain ops, plus a quarter of a rounding step. The
+    largest error, a single sample of the noise, may be twice as many times that of the plain ops, plus a whole step.
     """
 
     def check(ours, plain, truth, factor=2.0):
@@ -52,6 +57,6 @@ def check_error_rule():
 
 @pytest.fixture
 def poisoned():
-    """Memory that a kernel is given to write into holds NaN (integers: a large number): what it leaves out shows."""
+    """Fill new empty tensors with NaN (integers with 77), so that elements that a kernel does not write show."""
     with smoke.poisoned():
         yield

@@ -1,4 +1,4 @@
-"""The Triton kernels of attention against the reference in float64: values, gradients, laws, and memory."""
+"""The Triton kernels of attention against the float64 reference: values, gradients, invariants, and memory safety."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitpose_kernels.windows import Windows
 
 CASES = {
     "whole map": dict(grid=(4, 3)),
-    "whole map of several tiles": dict(grid=(12, 11)),  # 132 tokens: three tiles, the last one short
+    "whole map of several tiles": dict(grid=(12, 11)),  # 132 tokens: three tiles, the last one partial
     "windows": dict(grid=(4, 6), window=(2, 3)),
     "windows that do not divide": dict(grid=(5, 7), window=(2, 3)),
     "shift over padding": dict(grid=(5, 7), window=(3, 4), shift=(1, 2)),
@@ -23,12 +23,12 @@ CASES = {
     "shift, pool, position, padding": dict(grid=(5, 7), window=(3, 4), shift=(1, 2), pool=True, rel=True),
     "everything, several tiles": dict(grid=(9, 10), window=(9, 8), shift=(4, 3), pool=True, rel=True),
     "one token per window": dict(grid=(3, 3), window=(1, 1), rel=True),
-    "pooled keys handed in": dict(grid=(4, 5), window=(2, 2), shift=(1, 1), given=3),
+    "explicit pooled keys": dict(grid=(4, 5), window=(2, 2), shift=(1, 1), given=3),
 }
 
 
 def make(case, dtype=torch.float32, batch=2, heads=2, width=16, seed=0):
-    """(qkv, rel_h, rel_w, pooled), options; the tensors a case does not use are None."""
+    """Return ([qkv, rel_h, rel_w, pooled], options) of a case; tensors that the case does not use are None."""
     g = torch.Generator().manual_seed(seed)
     case = dict(case)
     case.setdefault("window", case["grid"])
@@ -37,14 +37,14 @@ def make(case, dtype=torch.float32, batch=2, heads=2, width=16, seed=0):
         return torch.randn(*shape, generator=g).to(dtype)
 
     qkv = draw(batch, case["grid"][0] * case["grid"][1], 3, heads, width)
-    # Tables of the size that training gives: a probability from the log-sum-exp is off by a rounding step of the logit.
+    # Tables as small as trained ones: the error of a probability recomputed from the log-sum-exp grows with the logit.
     tables = [draw(2 * s - 1, width) * 0.25 for s in case["window"]] if case.pop("rel", False) else [None, None]
     given = case.pop("given", 0)
     return [qkv, *tables, draw(batch, given, 2, heads, width) if given else None], case
 
 
 def attend(tensors, options, impl):
-    """impl "autograd": PyTorch's own gradients of the plain ops, what the error rule compares with."""
+    """Run attention. impl "autograd" runs the plain ops with gradients by autograd, the baseline of the error rule."""
     qkv, rel_h, rel_w, pooled = tensors
     if impl == "autograd":
         windows = Windows(options["grid"], options["window"], options.get("shift", (0, 0)))
@@ -54,11 +54,11 @@ def attend(tensors, options, impl):
 
 
 def run(tensors, options, impl, device="cpu", dtype=None, weight=None):
-    """(out, gradients of the tensors that are there)."""
+    """Return (out, gradients of all tensors that are not None)."""
     tensors = [None if t is None else t.to(device, dtype).detach().requires_grad_() for t in tensors]
     out = attend(tensors, options, impl)
     wanted = [t for t in tensors if t is not None]
-    unused = impl == "autograd" and not out.numel()  # plain ops of an empty batch never meet the tables
+    unused = impl == "autograd" and not out.numel()  # with an empty batch the plain ops do not use the tables
     grads = torch.autograd.grad(out, wanted, weight.to(out), allow_unused=unused)
     return out, [torch.zeros_like(t) if g is None else g for g, t in zip(grads, wanted)]
 
@@ -74,7 +74,7 @@ def compare(tensors, options, device, check):
     def agree(mine, other, right, factor):
         if right.numel() >= 256 and right.any():
             check(mine, other, right, factor)
-        else:  # few numbers: the error of the plain ops is luck, or 0 where a query sees one key
+        else:  # too few numbers: the error of the plain ops is chance, or 0 if a query sees one key
             atol = 32 * step * max(1.0, right.abs().max().item() if right.numel() else 0.0)
             torch.testing.assert_close(mine.cpu().double(), right, rtol=0, atol=atol)
 
@@ -119,30 +119,30 @@ def test_any_shape(device, check_error_rule, grid, window, shift, pool, rel, bat
 
 
 def test_extreme_logits(device, dtype):
-    """Logits of 1e4: the largest is taken off before anything is raised to a power."""
+    """Logits of 1e4 do not overflow, because the largest logit is subtracted before the exponential."""
     tensors, options = make(CASES["shift, pool, position, padding"], torch.float32)
     tensors[0][:, :, :2] *= 50
     tensors = [None if t is None else t.to(dtype) for t in tensors]
     out, grads = run(tensors, options, "triton", device=device, weight=torch.ones(2, 35, 32))
     assert out.isfinite().all() and all(g.isfinite().all() for g in grads)
-    if dtype == torch.float32:  # half precision cannot hold the inputs well enough to compare
+    if dtype == torch.float32:  # 16-bit inputs are too coarse to compare
         truth, _ = run(tensors, options, "reference", dtype=torch.float64, weight=out)
-        step = torch.finfo(dtype).eps * 1e4  # of a logit: it moves a probability by as much
+        step = torch.finfo(dtype).eps * 1e4  # of a logit; the relative error of a probability is as large
         torch.testing.assert_close(out.cpu().double(), truth, rtol=0, atol=4 * step)
 
 
 def test_permuting_windows_permutes_outputs(device):
     tensors, options = make(CASES["windows"])
-    swapped = torch.cat([tensors[0][:, 12:], tensors[0][:, :12]], 1)  # the lower row of windows first
+    swapped = torch.cat([tensors[0][:, 12:], tensors[0][:, :12]], 1)  # swap the two rows of windows
     out = attend([tensors[0].to(device), None, None, None], options, "triton")
     other = attend([swapped.to(device), None, None, None], options, "triton")
     assert torch.equal(other, torch.cat([out[:, 12:], out[:, :12]], 1))
 
 
-def test_shift_zero_is_no_shift_each_window_alone(device):
+def test_without_shift_each_window_is_independent(device):
     qkv = make(CASES["windows"])[0][0].to(device)
     out = F.attention(qkv, (4, 6), (2, 3), shift=(0, 0), impl="triton").reshape(2, 4, 6, 32)
-    corner = qkv.reshape(2, 4, 6, 3, 2, 16)[:, 2:, 3:].reshape(2, 6, 3, 2, 16)  # the last window as a map of its own
+    corner = qkv.reshape(2, 4, 6, 3, 2, 16)[:, 2:, 3:].reshape(2, 6, 3, 2, 16)  # the last window as a separate map
     alone = F.attention(corner, (2, 3), impl="triton").reshape(2, 2, 3, 32)
     torch.testing.assert_close(out[:, 2:, 3:], alone, rtol=1e-6, atol=1e-6)
 
@@ -158,7 +158,7 @@ def test_one_window_is_full_attention_as_torch_computes_it(device, check_error_r
     check_error_rule(attend([tensors[0].to(device), None, None, None], options, "triton"), plain, truth)
 
 
-def test_handing_in_the_pooled_keys_is_pool(device):
+def test_explicit_pooled_keys_equal_pool(device):
     qkv = make(CASES["windows"])[0][0].to(device)
     windows = qkv.reshape(2, 2, 2, 2, 3, 3, 2, 16).transpose(2, 3).reshape(2, 4, 6, 3, 2, 16)
     a = F.attention(qkv, (4, 6), (2, 3), (1, 1), pool=True, impl="triton")
@@ -177,30 +177,30 @@ def test_a_nan_token_touches_only_its_window(device, poisoned):
     assert torch.equal(dirty[~dirty.isnan()], clean[~dirty.isnan()])
 
 
-@pytest.mark.parametrize("case", ["windows that do not divide", "everything, several tiles", "pooled keys handed in"])
+@pytest.mark.parametrize("case", ["windows that do not divide", "everything, several tiles", "explicit pooled keys"])
 def test_nothing_outside_is_read_or_written(case, device, poisoned):
-    """qkv, tables and pooled keys lie in buffers full of NaN; results are written into NaN and compared bit for bit."""
+    """Inputs that are views into buffers of NaN, and outputs that start as NaN, give the same bits."""
     tensors, options = make(CASES[case], width=24)
     weight = torch.randn(2, options["grid"][0] * options["grid"][1], 48, generator=torch.Generator().manual_seed(1))
     expected = run(tensors, options, "triton", device=device, weight=weight)
 
-    def bury(x):
+    def surround_with_nan(x):
         if x is None:
             return None
         inner = tuple(slice(1, 1 + s) for s in x.shape)
-        sand = torch.full([s + 2 for s in x.shape], float("nan"), device=device)
-        sand[inner] = x.to(device)
-        return sand[inner].requires_grad_()
+        buffer = torch.full([s + 2 for s in x.shape], float("nan"), device=device)
+        buffer[inner] = x.to(device)
+        return buffer[inner].requires_grad_()
 
-    buried = [bury(t) for t in tensors]
-    out = attend(buried, options, "triton")
-    grads = torch.autograd.grad(out, [t for t in buried if t is not None], weight.to(device))
+    views = [surround_with_nan(t) for t in tensors]
+    out = attend(views, options, "triton")
+    grads = torch.autograd.grad(out, [t for t in views if t is not None], weight.to(device))
     for a, b in zip((out, *grads), (expected[0], *expected[1])):
         assert a.isfinite().all() and torch.equal(a, b)
 
 
-def test_gradients_nobody_asks_for_are_not_computed(device, monkeypatch):
-    """A frozen table costs nothing: the backward op is told so and returns nothing for it."""
+def test_unneeded_gradients_are_not_computed(device, monkeypatch):
+    """The backward op is told that a table is frozen and returns no gradient for it."""
     from vitpose_kernels.gpu import attention_backward as gpu
 
     seen = []
@@ -219,7 +219,7 @@ def test_gradients_nobody_asks_for_are_not_computed(device, monkeypatch):
 
 @pytest.mark.parametrize(("window", "kernels"), [((8, 8), ["window"]), ((16, 12), ["key", "query"])])
 def test_backward_launches_declare_their_work(window, kernels):
-    """5 products of queries and keys, 7 where logits are computed twice; every operand and result moved once."""
+    """5 products of queries and keys, or 7 if two kernels compute the logits; operands and results are moved once."""
     from vitpose_kernels.gpu import attention_backward as gpu
 
     b, n, heads, width, keys = 2, 32 * 24, 3, 64, window[0] * window[1]
@@ -237,7 +237,7 @@ def test_backward_launches_declare_their_work(window, kernels):
     products = 5 if len(main) == 1 else 7
     assert sum(launch.flops for launch in main) == products * 2 * b * n * heads * width * keys
     size = sum(t.numel() * t.element_size() for t in (qkv, out, lse, *tables))
-    deltas = 0 if len(main) == 1 else lse.numel() * 4  # the sum of out times its gradient, stored once, read by both
+    deltas = 0 if len(main) == 1 else lse.numel() * 4  # sum of out times its gradient: stored once, read by both
     written = sum(t.numel() * t.element_size() for t in (grads.qkv, grads.rel_h, grads.rel_w))
     assert sum(launch.bytes for launch in main) == len(main) * (size + deltas) + written
 
@@ -252,7 +252,7 @@ def test_reruns_are_equal_bit_for_bit(device):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("case", ["whole map", "shift, pool, position, padding", "pooled keys handed in"])
+@pytest.mark.parametrize("case", ["whole map", "shift, pool, position, padding", "explicit pooled keys"])
 def test_opcheck_and_one_graph(case):
     (qkv, rel_h, rel_w, pooled), o = make(CASES[case])
     tensors = [None if t is None else t.cuda().requires_grad_() for t in (qkv, rel_h, rel_w, pooled)]
@@ -300,10 +300,10 @@ def test_refuses_before_any_launch(qkv, message, device, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_expanded_qkv_is_addressed_as_it_is(device):
+def test_expanded_qkv_is_read_through_its_strides(device):
     qkv = torch.randn(1, 1, 3, 1, 8, generator=torch.Generator().manual_seed(0)).to(device).expand(2, 4, -1, -1, -1)
     out = F.attention(qkv, (2, 2), impl="triton")
-    torch.testing.assert_close(out, qkv[:, :, 2, 0], rtol=1e-5, atol=1e-6)  # equal tokens: the mean of equal values
+    torch.testing.assert_close(out, qkv[:, :, 2, 0], rtol=1e-5, atol=1e-6)  # equal tokens: the output is their value
 
 
 def test_strides_that_cannot_be_addressed_are_refused():

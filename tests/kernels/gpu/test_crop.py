@@ -1,4 +1,4 @@
-"""The Triton kernel of crop against the reference: bit for bit where OpenCV is the specification, float64 elsewhere."""
+"""The Triton kernel of crop: bit for bit equal to the reference for "exact-cv4", close to float64 for "float"."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def picture(height, width, seed=0):
-    """Smooth enough that a small error of a coordinate is a small error of a value."""
+    """Random uint8 image [height, width, 3], so smooth that a small error of a coordinate changes values little."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 6, 8, generator=g)
     return (torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0] * 255).byte().permute(1, 2, 0)
 
 
 def boxes_around(p, seed=0, height=60, width=80):
-    """(boxes, rotations, flips): inside, across the edges and beyond them; round numbers hit ties of the rounding."""
+    """Return (boxes, rotations, flips): boxes inside, across and beyond the edges; integer ones hit rounding ties."""
     g = torch.Generator().manual_seed(seed)
     corner = torch.rand(p, 2, generator=g, dtype=torch.float64) * torch.tensor([width + 30.0, height + 30.0]) - 30
     extent = torch.rand(p, 2, generator=g, dtype=torch.float64) * 90 + 3
@@ -31,7 +31,7 @@ def boxes_around(p, seed=0, height=60, width=80):
 
 
 def layouts(image):
-    """The same picture stored in other ways."""
+    """Views of the same image with other strides: a slice of a frame, of an RGBA image, and a planar image."""
     height, width, _ = image.shape
     frame = torch.full((height + 4, width + 6, 3), 255, dtype=torch.uint8, device=image.device)
     frame[2:-2, 3:-3] = image
@@ -42,7 +42,7 @@ def layouts(image):
 
 @settings(max_examples=20)
 @given(
-    size=st.sampled_from([(32, 24), (9, 70), (41, 16), (2, 2)]),  # several strips, several column tiles, ragged tails
+    size=st.sampled_from([(32, 24), (9, 70), (41, 16), (2, 2)]),  # several strips, several column tiles, partial tiles
     p=st.integers(1, 3),
     num_images=st.integers(1, 3),
     codec=st.sampled_from(["udp", "msra"]),
@@ -61,7 +61,7 @@ def test_exact_cv4_is_the_reference_bit_for_bit(device, size, p, num_images, cod
 
 
 def bilinear(image, boxes, size, rotation, flip):
-    """Bilinear samples with zeros outside, all of it in float64."""
+    """Normalized crops by bilinear sampling with zero padding, entirely in float64."""
     inverse = _inverse(warp_matrix(*box_to_center_scale(boxes, size), rotation, size))
     rows, columns = (torch.arange(n, dtype=torch.float64) for n in size)
     padded = torch.nn.functional.pad(image.permute(2, 0, 1).double(), (2, 2, 2, 2))
@@ -90,7 +90,10 @@ def test_float_is_bilinear_in_float64(device, check_error_rule, size, turned, se
 
 
 def test_exact_cv4_rounds_ties_to_even(device):
-    """Columns 1/2048 px apart: every second one lies between two steps of 1/1024, where 1/32 px hang on the choice."""
+    """Columns 1/2048 px apart: every second one lies halfway between two steps of 1/1024 px.
+
+    How such a tie is rounded decides the coordinate in 1/32 px.
+    """
     image = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1).expand(4, 2, 3)
     matrices = torch.tensor([[[2048.0, 0, -30], [0, 1, 0]]], dtype=torch.float64)  # first column at 15/1024 px
     arguments = (torch.zeros(1, dtype=torch.int64), matrices, [4, 16], None, True, True, torch.float32, False)
@@ -109,10 +112,10 @@ def test_other_dtypes_are_the_rounded_crop(device, dtype, sampling):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_coordinates_are_good_to_a_ten_thousandth_pixel_far_out(device, axis):
-    """A ramp of one level per pixel in an image of 8000: the level read is the coordinate."""
+    """On a ramp of one level per pixel, 8000 pixels long, the sampled level is the coordinate."""
     ramp = (torch.arange(8000) % 256).byte()
     image = ramp[:, None, None].expand(8000, 40, 3) if axis == 0 else ramp[None, :, None].expand(40, 8000, 3)
-    x, y = (20.0, 7810.3) if axis == 0 else (7810.3, 20.0)  # level 0 lies at 7680 and 7936, out of the crop
+    x, y = (20.0, 7810.3) if axis == 0 else (7810.3, 20.0)  # the ramp wraps at 7680 and 7936, outside of the crop
     box, size = torch.tensor([[x - 8.17, y - 8.17, 16.34, 16.34]], dtype=torch.float64), (24, 24)
     (a, b, c), (d, e, f) = _inverse(warp_matrix(*box_to_center_scale(box, size), None, size))[0]
     place = torch.arange(24.0).double()
@@ -123,7 +126,7 @@ def test_coordinates_are_good_to_a_ten_thousandth_pixel_far_out(device, axis):
 
 
 @pytest.mark.parametrize("sampling", ["float", "exact-cv4"])
-def test_laws(device, poisoned, sampling):
+def test_invariants(device, poisoned, sampling):
     image, (boxes, rotation, flip) = picture(60, 80).to(device), boxes_around(4, seed=3)
 
     def crop(boxes, **options):
@@ -131,13 +134,13 @@ def test_laws(device, poisoned, sampling):
 
     plain, turned = crop(boxes), crop(boxes, rotation=rotation)
     assert plain.isfinite().all()
-    assert torch.equal(crop(boxes, rotation=torch.zeros(4)), plain), "a rotation by 0 is no rotation"
+    assert torch.equal(crop(boxes, rotation=torch.zeros(4)), plain), "a rotation by 0 equals no rotation"
     order = torch.tensor([2, 0, 3, 1])
     assert torch.equal(crop(boxes[order], rotation=rotation[order]), turned[order.to(device)]), "boxes permute crops"
     mirrored = torch.where(flip.to(device)[:, None, None, None], turned.flip(-1), turned)
     assert torch.equal(crop(boxes, rotation=rotation, flip=flip), mirrored), "flip reverses the columns of its crops"
     twins = crop(boxes, rotation=rotation, flip=flip, twin=True)
-    assert torch.equal(twins[:4], mirrored), "the first half is what there is without twins"
+    assert torch.equal(twins[:4], mirrored), "the first half equals the crops without twins"
     assert torch.equal(twins[4:], crop(boxes, rotation=rotation, flip=~flip)), "the second half is the flipped crops"
 
 
@@ -158,11 +161,11 @@ def test_nothing_beside_an_image_shows_however_it_is_stored(device, sampling):
         assert not other.is_contiguous() and torch.equal(F.crop(other, boxes, **options), expected)
     index = torch.arange(3)
     many = F.crop([*layouts(image)], boxes, image_index=index, **options)
-    assert torch.equal(many, expected), "neighbours in a batch do not show either"
+    assert torch.equal(many, expected), "other images of a batch do not show either"
 
 
 class Traced(torch.Tensor):
-    """Stands for tensors without an address, as they are while tracing."""
+    """A tensor subclass, treated like the tensors without an address that occur while tracing."""
 
 
 def test_packed_images_give_the_same_crops(device):
@@ -174,7 +177,7 @@ def test_packed_images_give_the_same_crops(device):
 
 
 def test_an_image_index_out_of_range_reads_the_nearest_image(device):
-    """What the public function refuses where it may look, and cannot see on CUDA."""
+    """The public function rejects such an index only if it may read the values, which it does not do on CUDA."""
     images = [picture(20, 30, i).to(device) for i in range(2)]
     boxes = torch.tensor([[2.0, 3, 10, 12]] * 2)
     matrices = warp_matrix(*box_to_center_scale(boxes, (16, 12)), None, (16, 12)).to(device)

@@ -1,4 +1,4 @@
-"""The Triton kernel of deconv against the reference in float64: values, laws, and memory."""
+"""The Triton kernel of deconv against the float64 reference: values, invariants, and memory safety."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALVES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torc
 
 
 def make(dtype, batch=2, grid=(3, 2), ci=16, co=16, k=None, seed=0):
-    """The inputs of deconv by name, on the CPU."""
+    """Return random inputs of deconv by name, on the CPU."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -29,6 +29,8 @@ def make(dtype, batch=2, grid=(3, 2), ci=16, co=16, k=None, seed=0):
 
 
 def moved(inputs, *to):
+    """Return the inputs with every tensor moved or converted."""
+
     def move(value):
         return value.to(*to) if isinstance(value, torch.Tensor) else value
 
@@ -48,10 +50,10 @@ def compare(inputs, device, check):
 @given(
     dtype=st.sampled_from([torch.float32, *HALVES]),
     batch=st.integers(0, 3),
-    grid=st.sampled_from([(1, 1), (1, 5), (3, 1), (5, 3), (4, 7), (9, 8)]),  # the last one is more than one tile
-    ci=st.sampled_from([1, 16, 20, 70]),  # 20 and 70: the last block of channels is not full
+    grid=st.sampled_from([(1, 1), (1, 5), (3, 1), (5, 3), (4, 7), (9, 8)]),  # the last one has more than one tile
+    ci=st.sampled_from([1, 16, 20, 70]),  # 20 and 70: the last block of channels is partial
     co=st.sampled_from([1, 16, 24, 65]),
-    k=st.sampled_from([None, 1, 17, 33]),  # 33: two blocks of keypoints in 16 bit
+    k=st.sampled_from([None, 1, 17, 33]),  # 33: two blocks of keypoints in 16-bit dtypes
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_equals_the_reference(device, check_error_rule, dtype, batch, grid, ci, co, k, seed):
@@ -69,7 +71,7 @@ def test_tiles_of_a_big_batch(k, dtype, device, check_error_rule, monkeypatch):
     compare(make(dtype, batch=3, grid=(7, 9), ci=40, co=24, k=k), device, check_error_rule)
 
 
-def test_one_pixel_map_meets_one_tap_of_each_phase(dtype, device, check_error_rule):
+def test_a_map_of_one_pixel_uses_one_tap_per_phase(dtype, device, check_error_rule):
     inputs = make(dtype, grid=(1, 1))
 
     def taps(to):
@@ -117,7 +119,7 @@ def test_writes_nothing_beside_its_output(k, dtype, device):
 
 
 def test_reads_maps_as_tokens(dtype, device):
-    """[B, C, h, w] features seen as tokens: the channels are not contiguous."""
+    """Features [B, C, h, w] viewed as tokens, whose channels are not contiguous."""
     inputs = moved(make(dtype), device)
     maps = inputs["x"].transpose(1, 2).contiguous()
     ours = F.deconv(**inputs | {"x": maps.transpose(1, 2)}, impl="triton")
@@ -134,7 +136,7 @@ def test_batch_permutes(k, dtype, device):
 @pytest.mark.parametrize("k", [None, 5])
 def test_a_nan_reaches_its_16_pixels_and_no_other(k, dtype, device):
     inputs = moved(make(dtype, batch=3, grid=(4, 4), k=k), device)
-    inputs["x"][1, 5, 3] = float("nan")  # row 1, column 1: rows and columns 1 to 4 of the doubled grid
+    inputs["x"][1, 5, 3] = float("nan")  # row 1, column 1: affects rows and columns 1 to 4 of the doubled grid
     broken = F.deconv(**inputs, impl="triton").isnan()
     broken = broken.all(1)[1] if k else broken.all(-1)[1].unflatten(0, (8, 8))
     expected = torch.zeros(8, 8, dtype=torch.bool, device=device)

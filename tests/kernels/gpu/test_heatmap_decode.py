@@ -1,4 +1,4 @@
-"""The Triton kernel of heatmap_decode against the reference, in float64 where numbers are rounded."""
+"""The Triton kernel of heatmap_decode: msra and argmax equal the reference bit for bit, udp is close to float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODECS = ("udp", "msra", "argmax")
 
 
 def bumps(batch, keypoints, size, seed, width=(1.5, 3.0), noise=0.02):
-    """One round Gaussian bump in each map, off the grid, over a little noise."""
+    """Maps [batch, keypoints, *size] with one circular Gaussian each, at a sub-pixel center, plus a little noise."""
     g = torch.Generator().manual_seed(seed)
     y, x = (torch.arange(float(n)) for n in size)
     cy, cx, wide, high = torch.rand(4, batch, keypoints, 1, 1, generator=g)
@@ -27,7 +27,7 @@ def bumps(batch, keypoints, size, seed, width=(1.5, 3.0), noise=0.02):
 
 
 def lay_out(x, layout):
-    """The same numbers with other strides; "slice": with NaN all round."""
+    """Return the same values with other strides; "slice" is a view into a buffer of NaN."""
     if layout == "channels last":
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "slice":
@@ -38,12 +38,13 @@ def lay_out(x, layout):
 
 
 def on(device, **options):
+    """Return the options with tensors moved to a device."""
     return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    size=st.sampled_from([(16, 12), (33, 17), (1, 1), (1, 7), (40, 30)]),  # the last one takes several steps
+    size=st.sampled_from([(16, 12), (33, 17), (1, 1), (1, 7), (40, 30)]),  # the last one takes several search steps
     keypoints=st.integers(1, 3),
     codec=st.sampled_from(["msra", "argmax"]),
     layout=st.sampled_from(["contiguous", "channels last", "slice"]),
@@ -51,7 +52,7 @@ def on(device, **options):
     seed=st.integers(0, 2**16),
 )
 def test_msra_and_argmax_give_the_bits_of_the_reference(device, dtype, size, keypoints, codec, layout, flip, seed):
-    """In 16 bits with many a tie: the first maximum counts."""
+    """16-bit maps have many ties for the maximum; the first one counts."""
     g = torch.Generator().manual_seed(seed)
     maps, other = torch.rand(2, 2, keypoints, *size, generator=g).to(dtype) - 0.25
     options = dict(codec=codec, flip_pairs=[(0, 1)] if keypoints > 1 else None)
@@ -96,13 +97,16 @@ def test_image_coordinates_and_covariances(device, check_error_rule):
 @given(
     h=st.integers(1, 9),
     w=st.integers(1, 9),
-    blur_kernel=st.sampled_from([1, 3, 5, 7, 11, 17]),  # on both sides of 16 taps, and of OpenCV's tables
+    blur_kernel=st.sampled_from([1, 3, 5, 7, 11, 17]),  # below and above 16 taps, with and without OpenCV's tables
     layout=st.sampled_from(["contiguous", "channels last", "slice"]),
     flip=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_udp_on_tiny_maps_is_as_exact_as_float32_logarithms_allow(device, h, w, blur_kernel, layout, flip, seed):
-    """A nearly singular Hessian amplifies their last bits without limit."""
+    """A nearly singular Hessian amplifies the rounding errors of the logarithms without limit.
+
+    The error is therefore bounded by how far noise on the log map moves the keypoint.
+    """
     g = torch.Generator().manual_seed(seed)
     maps, other = torch.rand(2, 2, 2, h, w, generator=g) + 0.01
     merged = merge_flipped(maps, other, [1, 0], shift=False) if flip else maps
@@ -110,7 +114,7 @@ def test_udp_on_tiny_maps_is_as_exact_as_float32_logarithms_allow(device, h, w, 
     x, y = F.heatmap_decode(merged, "argmax")[0].long().view(-1, 2).T
     log = _log_neighborhood(merged.double().view(-1, h, w), x, y, blur_kernel)
     rows, columns = ((at[:, None] + torch.arange(-1, 2)).clamp(0, n - 1) for at, n in ((y, h), (x, w)))
-    noise = 2**-15 * (2 * torch.rand(30, 4, h, w, generator=g) - 1)  # of the whole log map: its border is replicated
+    noise = 2**-15 * (2 * torch.rand(30, 4, h, w, generator=g) - 1)  # for the whole log map, whose border is replicated
     noise = noise[:, torch.arange(4)[:, None, None], rows[:, :, None], columns[:, None, :]]
     spread = torch.stack([_newton(log + n)[0] - _newton(log)[0] for n in noise]).abs().amax(0).view_as(truth)
 
@@ -119,15 +123,15 @@ def test_udp_on_tiny_maps_is_as_exact_as_float32_logarithms_allow(device, h, w, 
     ours, scores = F.heatmap_decode(maps, impl="triton", **options)
     assert ours.isfinite().all() and torch.equal(scores.cpu(), merged.amax((2, 3)))
     well_posed = spread.amax(-1) < 0.5
-    assert ((ours.cpu() - truth).abs() <= spread / 16 + 1e-5)[well_posed].all()  # 2**-15 / 16: a few last bits
+    assert ((ours.cpu() - truth).abs() <= spread / 16 + 1e-5)[well_posed].all()  # 2**-15 / 16: a few rounding steps
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_scores_are_the_first_maximum_wherever_it_stands(device, dtype, codec):
+def test_scores_are_the_first_maximum_at_any_position(device, dtype, codec):
     h, w = 70, 50
     maps = torch.rand(1, 8, h * w, generator=torch.Generator().manual_seed(3)).to(dtype)
     peaks = torch.tensor([0, w - 1, w, 1023, 1024, 2222, h * w - w, h * w - 1])
-    later = (peaks + 1024).clamp(max=h * w - 1)  # an equal maximum in the same lane of a later step
+    later = (peaks + 1024).clamp(max=h * w - 1)  # an equal maximum in the same lane, one step later
     maps[0, torch.arange(8), peaks] = maps[0, torch.arange(8), later] = 2
     points, scores = F.heatmap_decode(maps.view(1, 8, h, w).to(device), codec, impl="triton")
     assert torch.equal(scores.cpu(), torch.full((1, 8), 2.0))
@@ -136,6 +140,7 @@ def test_scores_are_the_first_maximum_wherever_it_stands(device, dtype, codec):
 
 
 def odd_maps():
+    """Edge cases as maps [1, K, 9, 7]."""
     h, w = 9, 7
     flat = torch.full((h, w), 0.25)
     single, spike, both, hole, last = (torch.zeros(h, w) for _ in range(5))
@@ -147,14 +152,14 @@ def odd_maps():
     y, x = torch.arange(float(h))[:, None], torch.arange(float(w))
     border = torch.exp(-(x.square() + (y - 3.3).square()) / 8)
     some = [0 * flat, -flat, -0.0 * flat, flat - math.inf, flat * math.nan, flat, 1000 * flat, 1e-6 * flat]
-    faint = 0.028 * single  # blurred: 0.0011, and less than 0.001 beside it
+    faint = 0.028 * single  # after the blur 0.0011, with less than 0.001 beside it
     return torch.stack([*some, single, faint, spike, both, hole, last, border])[None]
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("boxes", [{}, dict(centers=torch.tensor([[50.0, 60]]), scales=torch.tensor([[30.0, 40]]))])
 def test_odd_maps_as_in_the_reference(device, codec, boxes):
-    """No positive value, NaN, infinities, flat, a single pixel, two maxima, faint, a maximum on the border."""
+    """No positive value, NaN, infinities, flat, a single pixel, two maxima, a faint one, a maximum on the border."""
     expected = F.heatmap_decode(odd_maps(), codec, covariance=True, **boxes)
     ours = F.heatmap_decode(odd_maps().to(device), codec, covariance=True, impl="triton", **on(device, **boxes))
     for a, b in zip(ours, expected, strict=True):
@@ -162,8 +167,8 @@ def test_odd_maps_as_in_the_reference(device, codec, boxes):
     assert boxes or ours[0][0, 5:8].abs().max() == 0  # flat: exactly the first pixel
 
 
-def test_a_singular_hessian_is_no_refinement(device):
-    """Differences of one and two last bits below log(0.5), which the epsilon of the official code just cancels."""
+def test_a_singular_hessian_gives_no_refinement(device):
+    """The epsilon of the official code cancels log differences of pixels one and two rounding steps below 0.5."""
     one = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)).item()
     two = 2 * one - 0.5
     maps = torch.tensor([[two, one, one], [one, 0.5, one], [one, one, two]], device=device)[None, None]
@@ -173,7 +178,7 @@ def test_a_singular_hessian_is_no_refinement(device):
 def test_nan_changes_no_other_bit(device):
     maps = bumps(2, 3, (16, 12), 4)
     dirty, other = maps.clone(), maps.flip(-1)[:, [1, 0, 2]].clone()
-    dirty[0, 2, 0, 0] = other[1, 0, 15, 0] = math.nan  # the second one belongs to keypoint 1
+    dirty[0, 2, 0, 0] = other[1, 0, 15, 0] = math.nan  # channel 0 of the mirrored image is keypoint 1
     options = dict(flip_pairs=[(0, 1)], covariance=True, impl="triton", blur_kernel=3)  # far from the maximum
     clean = F.heatmap_decode(maps.to(device), flipped=maps.flip(-1)[:, [1, 0, 2]].to(device), **options)
     broken = F.heatmap_decode(dirty.to(device), flipped=other.to(device), **options)
@@ -202,7 +207,7 @@ def test_decode_commutes_with_flip(device, codec):
 
 
 @pytest.mark.parametrize("codec", ["udp", "argmax"])
-def test_the_own_mirror_image_adds_nothing(device, codec):
+def test_merging_the_own_mirror_image_changes_nothing(device, codec):
     maps = bumps(1, 5, (16, 12), 7).to(device)
     pairs = [(1, 2), (3, 4)]
     twin = maps.flip(-1)[:, flip_permutation(5, pairs)]
@@ -222,7 +227,7 @@ def test_whole_body_flip(device):
 
 def test_decode_of_the_rendered_target_gives_back_the_keypoint(device):
     g = torch.Generator().manual_seed(9)
-    points = 24 + torch.rand(1, 6, 2, generator=g) * torch.tensor([143.0, 207.0])  # the blur stays on the 64x48 map
+    points = 24 + torch.rand(1, 6, 2, generator=g) * torch.tensor([143.0, 207.0])  # the blur stays inside 64 x 48
     target, _ = F.heatmap_target(points.to(device), torch.ones(1, 6, device=device), impl="triton")
     found, _ = F.heatmap_decode(target, impl="triton")
     cells = points * torch.tensor([47 / 191, 63 / 255])

@@ -1,4 +1,4 @@
-"""The Triton kernels of heatmap_loss against the formula in float64, differentiated by autograd."""
+"""The Triton kernels of heatmap_loss against the formula in float64, with gradients by autograd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitpose_fast import functional as F
 
 
 def draw(size, people, keypoints, seed, batch=2):
-    """heatmaps, keypoints inside and outside of the crop, visible, mask."""
+    """Return random (heatmaps, keypoints inside and outside of the crop, visible, mask)."""
     g = torch.Generator().manual_seed(seed)
     shape = (batch, keypoints) if people is None else (batch, people, keypoints)
     heatmaps = torch.randn(batch, keypoints, *size, generator=g)
@@ -26,7 +26,7 @@ def draw(size, people, keypoints, seed, batch=2):
 
 
 def lay_out(x, layout):
-    """The same numbers with other strides; "slice": with NaN all round."""
+    """Return the same values with other strides; "slice" is a view into a buffer of NaN."""
     if layout == "channels last":
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
@@ -39,6 +39,7 @@ def lay_out(x, layout):
 
 
 def loss_and_gradient(heatmaps, points, visible, **options):
+    """Return the loss and 1000 times the gradient of the heatmaps, from `heatmap_loss`."""
     heatmaps = heatmaps.detach().requires_grad_()
     loss = F.heatmap_loss(heatmaps, points, visible, image_size=(64, 48), **options)
     (1000 * loss).backward()
@@ -46,6 +47,7 @@ def loss_and_gradient(heatmaps, points, visible, **options):
 
 
 def by_autograd(heatmaps, points, visible, codec, mask):
+    """Return the loss and 1000 times the gradient of the heatmaps, from the formula in float64."""
     heatmaps = heatmaps.double().requires_grad_()
     size = (heatmaps.shape[2], heatmaps.shape[3])
     target, weights = F.heatmap_target(points.double(), visible.double(), size, codec, image_size=(64, 48))
@@ -76,11 +78,11 @@ def test_equals_autograd_of_the_formula(
     given = lay_out(heatmaps.to(device), layout)
     loss, d_heatmaps = loss_and_gradient(given, *on_device[:2], codec=codec, mask=on_device[2], impl="triton")
     assert loss.dtype == torch.float32 and d_heatmaps.dtype == dtype
-    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-6, atol=0)  # a sum of squares: nothing cancels
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-6, atol=0)  # a sum of squares has no cancellation
     check_error_rule(d_heatmaps, d_plain, d_expected, factor=3.0)
 
 
-def test_writes_every_gradient_and_reads_no_neighbour(device, poisoned):
+def test_writes_every_gradient_and_reads_nothing_outside(device, poisoned):
     heatmaps, points, visible, mask = draw((33, 17), None, 3, seed=1)
     _, expected = loss_and_gradient(heatmaps, points, visible, mask=mask)
     ours = lay_out(heatmaps.to(device), "slice").requires_grad_()
@@ -92,7 +94,7 @@ def test_writes_every_gradient_and_reads_no_neighbour(device, poisoned):
 
 
 @pytest.mark.parametrize("codec", ["udp", "msra"])
-def test_a_map_equal_to_its_target_costs_nothing(device, codec):
+def test_a_map_equal_to_its_target_has_no_loss(device, codec):
     _, points, visible, _ = (x.to(device) for x in draw((33, 17), 2, 3, seed=2))
     target, _ = F.heatmap_target(points, visible, (33, 17), codec, image_size=(64, 48), impl="triton")
     loss, grad = loss_and_gradient(target, points, visible, codec=codec, impl="triton")
@@ -108,24 +110,24 @@ def test_permuting_keypoints_permutes_the_gradient(device):
     assert torch.equal(d_moved, grad[:, order])
 
 
-def test_the_same_bits_every_time(device):
+def test_reruns_are_equal_bit_for_bit(device):
     heatmaps, points, visible, mask = (x.to(device) for x in draw((40, 30), None, 3, seed=4))
     a, b = (loss_and_gradient(heatmaps, points, visible, mask=mask, impl="triton") for _ in range(2))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_broken_pixel_of_weight_zero_shows_as_in_the_reference(device, bad):
+def test_a_non_finite_pixel_of_weight_zero_propagates_as_in_the_reference(device, bad):
     heatmaps, points, visible, _ = draw((16, 12), None, 2, seed=5)
     visible[0, 1], heatmaps[0, 1, 3, 4] = 0, bad
     plain, d_plain = loss_and_gradient(heatmaps, points, visible)
     ours, d_ours = loss_and_gradient(*(x.to(device) for x in (heatmaps, points, visible)), impl="triton")
     assert plain.isnan() and ours.isnan()
-    assert d_plain.isnan().sum() == 1  # nothing but the gradient of that pixel
+    assert d_plain.isnan().sum() == 1  # only the gradient of that pixel
     torch.testing.assert_close(d_ours.cpu(), d_plain, equal_nan=True)
 
 
-def test_keypoints_in_double_count_in_single(device):
+def test_float64_keypoints_are_rounded_to_float32(device):
     heatmaps, points, visible, _ = (x.to(device) for x in draw((16, 12), None, 2, seed=6))
     ours = F.heatmap_loss(heatmaps, points.double(), visible.double(), impl="triton")
     assert ours.dtype == torch.float32 and torch.equal(ours, F.heatmap_loss(heatmaps, points, visible, impl="triton"))

@@ -1,4 +1,4 @@
-"""The Triton kernel of heatmap_target against the reference in float64."""
+"""The Triton kernel of heatmap_target against the float64 reference."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitpose_fast import functional as F
 
 
 def draw(people, keypoints, seed, batch=2):
+    """Return random keypoints, inside and outside of the crop, and their visibility."""
     g = torch.Generator().manual_seed(seed)
     shape = (batch, keypoints) if people is None else (batch, people, keypoints)
     return torch.rand(*shape, 2, generator=g) * 160 - 40, torch.rand(*shape, generator=g)
@@ -34,11 +35,11 @@ def test_any_shape_equals_the_reference(device, size, people, keypoints, udp, si
     plain, _ = F.heatmap_target(points, visible, **options)
     ours, our_weights = F.heatmap_target(points.to(device), visible.to(device), impl="triton", **options)
     error, theirs = ((x.cpu() - truth).abs().max().item() if truth.numel() else 0.0 for x in (ours, plain))
-    assert error <= 2 * theirs + torch.finfo(torch.float32).eps  # of a peak of 1; a map may hold its faint edge alone
+    assert error <= 2 * theirs + torch.finfo(torch.float32).eps  # relative to the peak of 1, which may be off the map
     torch.testing.assert_close(our_weights.cpu(), weights.float(), rtol=0, atol=0)
 
 
-def test_broken_coordinates_and_visibility(device, poisoned):
+def test_non_finite_coordinates_and_odd_visibility(device, poisoned):
     points = torch.tensor([[[50.0, 50], [50, 50], [50, 50], [math.nan, 50], [50, math.inf], [1e30, 0], [-30, 10]]])
     visible = torch.tensor([[0.0, 0.3, 2.0, 1.0, 1.0, 1.0, 1.0]])
     expected = F.heatmap_target(points, visible)
@@ -47,8 +48,8 @@ def test_broken_coordinates_and_visibility(device, poisoned):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
 
 
-def test_exact_ties_fall_as_in_the_reference(device):
-    """msra: a keypoint exactly between two cells; the rounding must not depend on how a division is approximated."""
+def test_exact_ties_are_rounded_as_in_the_reference(device):
+    """msra keypoints exactly between two pixels: the rounding must not depend on an approximate division."""
     points = torch.stack([torch.arange(0, 192, 2.0), torch.full((96,), 30.0)], -1)[None]
     plain, _ = F.heatmap_target(points, torch.ones(1, 96), codec="msra")
     ours, _ = F.heatmap_target(points.to(device), torch.ones(1, 96, device=device), codec="msra", impl="triton")

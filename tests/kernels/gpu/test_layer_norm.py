@@ -1,4 +1,4 @@
-"""The Triton kernels of layer_norm against the reference in float64."""
+"""The Triton kernels of layer_norm against the float64 reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitpose_kernels.gpu import layer_norm as gpu
 
 
 def draw(*shape, seed=0, offset=0.0, dtype=torch.float32):
-    """x, weight, bias, residual; rows far from zero are where careless statistics cancel."""
+    """Return random [x, weight, bias, residual]; rows offset from zero are where careless statistics cancel."""
     g = torch.Generator().manual_seed(seed)
     c = shape[-1:]
     x, weight, bias, residual = (torch.randn(s, generator=g) for s in (shape, c, c, shape))
@@ -20,10 +20,10 @@ def draw(*shape, seed=0, offset=0.0, dtype=torch.float32):
 
 
 def outputs_and_grads(x, weight, bias, residual, impl):
-    """(s, y) or (y,), then the gradients of every input for random incoming ones.
+    """Return the outputs (s, y) or (y,), and the gradients of all inputs for random incoming gradients.
 
-    Random, because smooth ones add up the rounding error of a row's mean to one draw that no other evens out; rounded
-    to bfloat16, so that they are the same numbers in every dtype.
+    Smooth incoming gradients would make the errors of a row add up to a single sample of the rounding noise; random
+    ones average over many. They are rounded to bfloat16, so that they are the same in every dtype.
     """
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
     out = F.layer_norm(*leaves[:3], residual=leaves[3] if len(leaves) == 4 else None, impl=impl)
@@ -36,7 +36,7 @@ def outputs_and_grads(x, weight, bias, residual, impl):
 @settings(max_examples=40)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float16]),
-    rows=st.sampled_from([(9,), (2, 7), (70,)]),  # 70: programs take several turns
+    rows=st.sampled_from([(9,), (2, 7), (70,)]),  # 70: programs loop over several blocks
     c=st.sampled_from([48, 384, 1030]),
     with_residual=st.booleans(),
     own_dtype=st.booleans(),
@@ -62,7 +62,7 @@ def test_any_shape_equals_the_reference(
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (5,), (1, 7), (3, 1), (2, 5), (33, 3)], ids=str)
 def test_small_shapes(device, shape, with_residual):
-    """Too few elements for an error to be typical: a few rounding steps are allowed to each."""
+    """Too few elements to compare mean errors: each element may be off by a few rounding steps."""
     inputs = draw(*shape)[: 4 if with_residual else 3] + [None] * (not with_residual)
     expected = outputs_and_grads(*(t if t is None else t.double() for t in inputs), impl="reference")
     ours = outputs_and_grads(*(t if t is None else t.to(device) for t in inputs), impl="triton")
@@ -71,20 +71,20 @@ def test_small_shapes(device, shape, with_residual):
 
 
 def test_y_is_the_norm_of_the_s_that_is_returned(device, dtype):
-    """Not of the sum before its rounding: backward knows the rounded one only."""
+    """Not of the unrounded sum, because the backward pass only has the rounded one."""
     x, weight, bias, residual = (t.to(device) for t in draw(5, 40, dtype=dtype))
     s, y = F.layer_norm(x, weight, bias, residual=residual, impl="triton")
     assert torch.equal(s, x + residual) and torch.equal(y, F.layer_norm(s, weight, bias, impl="triton"))
 
 
 def inside(x, fill=float("nan")):
-    """`x` [R, C] in the middle of a larger buffer of `fill`."""
+    """Return a copy of `x` [R, C] as a view into a larger buffer of `fill`."""
     buffer = torch.full((x.shape[0] + 2, x.shape[1] + 6), fill, dtype=x.dtype, device=x.device)
     buffer[1:-1, 3:-3] = x
     return buffer[1:-1, 3:-3]
 
 
-def test_nothing_beside_a_row_shows_however_it_is_stored(device, poisoned):
+def test_strided_rows_give_the_same_bits(device, poisoned):
     x, weight, bias, residual = (t.to(device) for t in draw(7, 40))
     expected, grads = outputs_and_grads(x, weight, bias, residual, "triton")
     assert all(t.isfinite().all() for t in (*expected, *grads))
@@ -119,7 +119,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(device, poisoned,
     assert all(torch.equal(grad, every[i]) for i, grad in zip(wanted, grads, strict=True))
 
 
-def test_a_broken_row_stays_alone(device):
+def test_a_nan_row_affects_no_other_row(device):
     x, weight, bias, _ = (t.to(device) for t in draw(5, 40))
     (y,), (grad, *_) = outputs_and_grads(x, weight, bias, None, "triton")
     x[2, 7] = float("nan")
@@ -130,12 +130,12 @@ def test_a_broken_row_stays_alone(device):
 
 
 def test_extreme_rows_stay_finite(device):
-    """Constant rows (no variance), the largest float16, a mean far from zero, values whose squares just fit."""
+    """Constant rows (no variance), the largest float16, a mean far from zero, values whose squares barely fit."""
     weight, bias = torch.ones(40, device=device), torch.full((40,), 0.5, device=device)
     half = torch.full((2, 40), 65504.0, dtype=torch.float16, device=device)
     half[1, ::2] = -65504.0
     y = F.layer_norm(half, weight, bias, impl="triton")
-    assert torch.equal(y[0], torch.full_like(y[0], 0.5)), "a constant row is the bias"
+    assert torch.equal(y[0], torch.full_like(y[0], 0.5)), "a constant row gives the bias"
     torch.testing.assert_close(y[1].abs(), torch.tensor([0.5, 1.5], device=device).half().repeat(20))
     large = torch.tensor([1e18, -1e18], device=device).repeat(1, 20)
     torch.testing.assert_close(F.layer_norm(large, weight, bias, impl="triton"), large / 1e18 + 0.5)
@@ -174,7 +174,7 @@ def test_opcheck():
 
 
 @pytest.mark.cuda
-def test_many_rows_give_the_same_parameter_gradients_every_time():
+def test_parameter_gradients_of_many_rows_are_deterministic():
     x, weight, bias, residual = (t.cuda() for t in draw(64 * 192, 768, dtype=torch.bfloat16))
     first, again = (outputs_and_grads(x, weight, bias, residual, "triton")[1] for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))

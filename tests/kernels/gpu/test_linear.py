@@ -1,4 +1,4 @@
-"""The Triton kernels of linear against the reference in float64, and the GELU and the tiles that other ops share."""
+"""The Triton kernels of linear against the float64 reference, and the GELU and tiles that they share with other ops."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from vitpose_kernels.gpu import linear as gpu
 from vitpose_kernels.launch import run
 
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
-# BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages: a whole one, and one of 192 rows; small steps, so that there are some
+# A tile without a tail, and one of 128 + 64 rows (BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages). BLOCK_K is small, so
+# that the loop over K takes several steps.
 TILES = [gpu.Tiles(64, 0, 64, 32, 4, 2), gpu.Tiles(128, 64, 64, 32, 8, 2)]
 
 
 def draw(rows, c, f, dtype, seed=0, offset=0.0):
-    """(x, weight, bias, residual, norm): rows with a common offset, the moments of a LayerNorm of them"""
+    """Return random (x, weight, bias, residual, norm): x has a common offset, norm is for a LayerNorm of x."""
     g = torch.Generator().manual_seed(seed)
     x = (torch.randn(*rows, c, generator=g) + offset).to(dtype)
     weight = (torch.randn(f, c, generator=g) / c**0.5).to(dtype)
@@ -33,7 +34,7 @@ def draw(rows, c, f, dtype, seed=0, offset=0.0):
 
 
 def to(value, *args):
-    """Tensors, tuples of them or None, moved or converted."""
+    """Move or convert a tensor or a tuple of tensors; None stays None."""
     if isinstance(value, tuple):
         return tuple(to(v, *args) for v in value)
     return value if value is None else value.to(*args)
@@ -50,6 +51,7 @@ def gelu_kernel(x_ptr, value_ptr, alone_ptr, slope_ptr, n, BLOCK: tl.constexpr):
 
 
 def gelu_and_slope(x):
+    """Return the GELU of x and its derivative from the device functions, in float64 on the CPU."""
     value, alone, slope = (torch.full_like(x, -7.0) for _ in range(3))
     gelu_kernel[(triton.cdiv(len(x), 1024),)](x, value, alone, slope, len(x), 1024)
     assert torch.equal(value.nan_to_num(), alone.nan_to_num())
@@ -66,7 +68,7 @@ def test_gelu_is_exact_to_float32_and_its_slope_is_its_derivative(device):
     assert (slope - derivative).abs().max() < 3e-7
 
 
-def test_gelu_far_out(device):
+def test_gelu_of_large_and_non_finite_values(device):
     value, slope = gelu_and_slope(torch.tensor([-math.inf, -1e30, -100.0, 100.0, 1e30, math.inf, math.nan]).to(device))
     assert value[:6].tolist() == [0, 0, 0, 100, torch.tensor(1e30).item(), math.inf]
     assert slope[:6].tolist() == [0, 0, 0, 1, 1, 1]
@@ -76,7 +78,7 @@ def test_gelu_far_out(device):
 @settings(max_examples=40)
 @given(
     dtype=st.sampled_from([torch.float32, HALF]),
-    shape=st.sampled_from([((1,), 136), ((2, 3), 64), ((70,), 7), ((3, 67), 9), ((3, 67), 72)]),  # 201: a tile of nine
+    shape=st.sampled_from([((1,), 136), ((2, 3), 64), ((70,), 7), ((3, 67), 9), ((3, 67), 72)]),  # 201 rows: 192 + 9
     c=st.sampled_from([3, 8, 40, 64, 136]),
     tiles=st.sampled_from(TILES),
     gelu=st.booleans(),
@@ -115,7 +117,7 @@ def has_descriptors(device):
 )
 def test_descriptors_give_what_pointers_give(device, check_error_rule, shape, c, tail, gelu, folded, seed):
     if not has_descriptors(device):
-        pytest.skip("tensor descriptors need Hopper or Blackwell")
+        pytest.skip("tensor descriptors need Hopper or data-center Blackwell")
     x, weight, bias, residual, norm = draw(shape[:1], c, shape[1], HALF, seed)
     inputs = (bias, gelu, residual, norm if folded else None)
     out = {}
@@ -136,25 +138,25 @@ def test_descriptors_are_for_aligned_rows_in_memory():
     x, weight = torch.zeros(6, 16, dtype=torch.float16), torch.zeros(5, 16, dtype=torch.float16)
     assert gpu.takes_descriptors(x, weight, 90) and gpu.takes_descriptors(x[::2], weight, 100)
     assert not any(gpu.takes_descriptors(x, weight, arch) for arch in (80, 86, 89, 120))
-    assert not gpu.takes_descriptors(x.float(), weight.float(), 90)  # three products for one, split in registers
-    assert not gpu.takes_descriptors(x[:, 1:9], weight[:, :8], 90)  # starts two bytes late
+    assert not gpu.takes_descriptors(x.float(), weight.float(), 90)  # tf32x3 splits the operands in registers
+    assert not gpu.takes_descriptors(x[:, 1:9], weight[:, :8], 90)  # starts at an offset of two bytes
     assert not gpu.takes_descriptors(x[:, :12].contiguous(), weight[:, :12], 90)  # rows of 24 bytes
     assert not gpu.takes_descriptors(x[:0], weight, 90)
-    with FakeTensorMode():  # an address does not exist yet
+    with FakeTensorMode():  # has no address
         assert not gpu.takes_descriptors(torch.zeros(6, 16).half(), torch.zeros(5, 16).half(), 90)
 
 
 def inside(x, fill=math.nan):
-    """`x` [R, C] in the middle of a larger buffer of `fill`."""
+    """Return a copy of `x` [R, C] as a view into a larger buffer of `fill`."""
     buffer = torch.full((x.shape[0] + 2, x.shape[1] + 16), fill, dtype=x.dtype, device=x.device)
     buffer[1:-1, 8:-8] = x
     return buffer[1:-1, 8:-8]
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_nothing_beside_an_operand_is_read_and_nothing_beside_the_output_written(device, poisoned, arch):
+def test_nothing_outside_is_read_or_written(device, poisoned, arch):
     if arch == 90 and not has_descriptors(device):
-        pytest.skip("tensor descriptors need Hopper or Blackwell")
+        pytest.skip("tensor descriptors need Hopper or data-center Blackwell")
     x, weight, bias, residual, norm = (to(v, device) for v in draw((70,), 40, 72, HALF))
     launched = {}
     for name, place in (("alone", lambda v: v), ("inside", inside)):
@@ -169,7 +171,7 @@ def test_nothing_beside_an_operand_is_read_and_nothing_beside_the_output_written
     assert all(torch.equal(a, b) for a, b in zip(*launched.values(), strict=True))
 
 
-def test_rows_and_columns_at_any_distance(device, dtype):
+def test_any_strides(device, dtype):
     x, weight, bias, residual, _ = (to(v, device) for v in draw((6, 5), 40, 72, dtype))
     expected = F.linear(x, weight, bias, residual=residual, impl="triton")
     turned = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (x, residual)]
@@ -186,7 +188,7 @@ def test_empty_inputs(device):
     assert F.linear(x, weight[:0], bias[:0], impl="triton").shape == (2, 3, 0)
 
 
-def test_a_broken_row_stays_alone(device):
+def test_a_nan_row_affects_no_other_row(device):
     x, weight, bias, residual, norm = (to(v, device) for v in draw((9,), 40, 72, torch.float32))
     good = F.linear(x, weight, bias, True, residual, norm, impl="triton")
     x[4, 7] = math.nan
@@ -196,7 +198,7 @@ def test_a_broken_row_stays_alone(device):
 
 
 def test_folded_layer_norm_survives_outliers_as_well_as_plain_ops(device, check_error_rule):
-    """Rows with a mean of eight deviations and two channels of 200: the product is nearly all cancelled by the mean."""
+    """With a mean of 8 standard deviations and two channels of 200, the mean term cancels almost the whole product."""
     g = torch.Generator().manual_seed(0)
     x = (torch.randn(40, 64, generator=g) + 8 + 200.0 * (torch.arange(64) < 2)).to(HALF)
     weight, bias = (torch.randn(48, 64, generator=g) / 8).to(HALF), torch.randn(48, generator=g).to(HALF)
@@ -222,10 +224,10 @@ def test_tiles_fit_into_shared_memory_and_waste_no_row_of_a_192_token_sample(arc
 
 
 def test_tiles_follow_the_last_wave():
-    """768 columns on 132 multiprocessors are 4.4 rounds of 128 x 128 tiles (so 5) or 2.9 of 192 x 128 (so 3)."""
+    """12288 x 768 on 132 multiprocessors: 4.4 waves of 128 x 128 tiles (so 5), or 2.9 of 192 x 128 tiles (so 3)."""
     tiles = gpu.choose_tiles(1, 64 * 192, 768, torch.bfloat16, 90, 132)
     assert (tiles.BLOCK_M, tiles.TAIL, tiles.BLOCK_N) == (128, 64, 128)
-    tiles = gpu.choose_tiles(1, 192, 768, torch.bfloat16, 90, 132)  # one image: as many programs as there can be
+    tiles = gpu.choose_tiles(1, 192, 768, torch.bfloat16, 90, 132)  # one image: small tiles, for more programs
     assert (tiles.BLOCK_M, tiles.TAIL, tiles.BLOCK_N) == (64, 0, 64)
 
 

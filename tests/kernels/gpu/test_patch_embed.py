@@ -1,4 +1,4 @@
-"""The Triton kernel of patch_embed against the reference in float64: values, laws, and memory."""
+"""The Triton kernel of patch_embed against the float64 reference: values, invariants, and memory safety."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALVES = [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torc
 
 
 def make(dtype, batch=2, size=(32, 48), channels=16, stride=16, padding=2, seed=0, device="cpu"):
-    """The inputs of patch_embed by name."""
+    """Return random inputs of patch_embed by name."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -44,7 +44,7 @@ def compare(inputs, device, check):
     dtype=st.sampled_from([torch.float32, *HALVES]),
     batch=st.integers(0, 3),
     size=st.tuples(st.integers(14, 50), st.integers(14, 50)),
-    channels=st.sampled_from([1, 16, 24, 70]),  # 70: more than one block of channels in 16 bit, the last not full
+    channels=st.sampled_from([1, 16, 24, 70]),  # 70: several blocks of channels in 16-bit dtypes, the last one partial
     stride=st.sampled_from([16, 8, 5]),
     padding=st.sampled_from([2, 4, 6]),
     seed=st.integers(0, 2**16),
@@ -56,13 +56,12 @@ def test_any_shape_equals_the_reference(device, check_error_rule, dtype, batch, 
 @pytest.mark.parametrize(("stride", "padding"), [(16, 2), (8, 4)])
 def test_tiles_of_a_big_batch(stride, padding, dtype, device, check_error_rule, monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PROGRAMS", 0)
-    compare(
-        make(dtype, 4, (112, 96), 24, stride, padding), device, check_error_rule
-    )  # several tiles, the last not full
+    inputs = make(dtype, 4, (112, 96), 24, stride, padding)  # several tiles, the last one partial
+    compare(inputs, device, check_error_rule)
 
 
 @pytest.mark.parametrize("pixels", [torch.float32, *HALVES])
-def test_images_are_converted_on_the_way(pixels, dtype, device):
+def test_images_are_converted_to_the_dtype_of_the_weight(pixels, dtype, device):
     inputs = make(dtype, device=device)
     inputs["images"] = inputs["images"].to(pixels)
     ours = F.patch_embed(**inputs, impl="triton")
@@ -90,7 +89,7 @@ def test_equals_the_layers_of_the_model(stride, dtype, device, check_error_rule,
 
 @pytest.mark.parametrize(("stride", "padding"), [(16, 2), (8, 4)])
 def test_images_in_a_poisoned_frame(stride, padding, dtype, device, poisoned):
-    """What the padding covers is never read, nor what lies between the images."""
+    """Neither the pixels that the padding replaces nor those between the images are read."""
     inputs = make(dtype, size=(40, 37), stride=stride, padding=padding, device=device)
     frame = torch.full((4, 5, 60, 60), float("nan"), dtype=dtype, device=device)
     inside = frame[1::2, 1:4, 9:49, 11:48]
@@ -129,7 +128,7 @@ def test_batch_permutes(dtype, device):
 
 
 def test_a_nan_pixel_reaches_the_patches_that_hold_it(dtype, device):
-    inputs = make(dtype, size=(64, 48), stride=8, padding=4, device=device)  # a grid of 8x6
+    inputs = make(dtype, size=(64, 48), stride=8, padding=4, device=device)  # a grid of 8 x 6
     inputs["images"][1, 2, 20, 3] = float("nan")  # rows 8 i - 4 to 8 i + 11: i = 2 and 3; columns: j = 0
     broken = F.patch_embed(**inputs, impl="triton").isnan().all(-1)
     assert broken.nonzero().tolist() == [[1, 12], [1, 18]]

@@ -1,4 +1,4 @@
-"""The Triton kernels of split_ffn against the reference in float64: values, gradients, laws, memory."""
+"""The Triton kernels of split_ffn against the float64 reference: values, gradients, invariants, memory safety."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("x", "fc1_weight", "fc1_bias", "shared_weight", "shared_bias", "expert_
 
 
 def make(dtype=torch.float32, b=3, n=5, c=24, p=8, t=3, f=40, task=None, seed=0):
-    """(the seven floating inputs, task, residual, incoming gradient)"""
+    """Return random (the seven floating-point inputs, task, residual, incoming gradient)."""
     g = torch.Generator().manual_seed(seed)
     shapes = [(b, n, c), (f, c), (f,), (c - p, f), (c - p,), (t, p, f), (t, p)]
     scales = [1, c**-0.5, 0.1, f**-0.5, 0.1, f**-0.5, 0.1]
@@ -28,7 +28,7 @@ def make(dtype=torch.float32, b=3, n=5, c=24, p=8, t=3, f=40, task=None, seed=0)
 
 
 def run_all(floats, task, residual, grad, impl, device="cpu", dtype=None):
-    """[out, the gradients of the inputs, that of the residual]"""
+    """Return [out, gradients of the seven inputs, gradient of the residual]."""
     leaves = [t.to(device, dtype).detach().requires_grad_() for t in (*floats, residual)]
     out = F.split_ffn(*leaves[:7], task.to(device), residual=leaves[7], impl=impl)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out))]
@@ -39,7 +39,7 @@ def run_all(floats, task, residual, grad, impl, device="cpu", dtype=None):
     dtype=st.sampled_from([torch.float32, HALF]),
     b=st.integers(1, 3),
     n=st.sampled_from([1, 5, 70, 200]),  # 200: more than one tile of 192
-    sizes=st.sampled_from([(8, 8), (24, 8), (9, 3), (40, 12), (72, 1), (16, 0)]),  # channels, and the experts' part
+    sizes=st.sampled_from([(8, 8), (24, 8), (9, 3), (40, 12), (72, 1), (16, 0)]),  # channels, and expert channels
     f=st.sampled_from([8, 40, 67]),
     t=st.integers(1, 4),
     tail=st.sampled_from([0, 64]),
@@ -57,7 +57,7 @@ def test_any_shape_equals_the_reference(device, check_error_rule, dtype, b, n, s
     for i, (a, b, c) in enumerate(zip(ours, plain, truth, strict=True)):
         if c.numel() >= 100:
             check_error_rule(a, b, c, 2.0 if i == 0 else 3.0)
-        elif c.numel():  # too few for an error of plain ops that is not luck
+        elif c.numel():  # too few numbers: the error of the plain ops is chance
             bound = 32 * torch.finfo(dtype).eps * c.abs().max().item()
             torch.testing.assert_close(a.double().cpu(), c, rtol=0, atol=bound)
 
@@ -68,7 +68,7 @@ def test_equal_experts_are_the_dense_ffn(device, dtype):
     mixed = run_all(floats, task, residual, grad, "triton", device)
     dense = run_all(floats, torch.zeros_like(task), residual, grad, "triton", device)
     assert all(torch.equal(a, b) for a, b in zip(mixed[:6], dense[:6], strict=True))
-    for ours, whole in zip(mixed[6:8], dense[6:8], strict=True):  # the experts' own: parts of what one of them gets
+    for ours, whole in zip(mixed[6:8], dense[6:8], strict=True):  # expert gradients add up to that of the single expert
         bound = 4 * torch.finfo(dtype).eps * whole.abs().max().item()
         torch.testing.assert_close(ours.sum(0), whole.sum(0), rtol=0, atol=bound)
 
@@ -86,7 +86,7 @@ def test_permuted_samples_give_permuted_outputs(device, dtype):
 def test_a_task_learns_from_its_own_samples_only(device, dtype):
     floats, task, residual, grad = make(dtype, b=4, t=4, task=(2, 0, 2, 1))
     weight, bias = run_all(floats, task, residual, grad, "triton", device)[6:8]
-    assert not weight[3].any() and not bias[3].any()  # exact zeros, not what the memory held
+    assert not weight[3].any() and not bias[3].any()  # exact zeros, not uninitialized memory
     floats[0][[0, 2]] += 1.0
     grad[[0, 2]] = math.nan
     other_weight, other_bias = run_all(floats, task, residual, grad, "triton", device)[6:8]
@@ -107,7 +107,7 @@ def test_residual_is_added(device, dtype):
     torch.testing.assert_close(exact.to(dtype), ours, rtol=0, atol=0)
 
 
-def test_a_broken_sample_stays_alone(device):
+def test_a_nan_affects_no_other_sample(device):
     floats, task, residual, grad = make()
     good = run_all(floats, task, residual, grad, "triton", device)
     floats[0][1, 2, 3] = math.nan
@@ -117,8 +117,8 @@ def test_a_broken_sample_stays_alone(device):
         assert broken[i][1, 2].isnan().all() and torch.equal(broken[i][1, [0, 1, 3, 4]], good[i][1, [0, 1, 3, 4]])
 
 
-def test_an_unknown_task_is_loud_and_reads_nothing_beside_the_experts(device, monkeypatch):
-    """As on CUDA, where the ids are not looked at; the experts stand between experts of infinities."""
+def test_an_unknown_task_gives_nan_and_reads_nothing_outside_the_experts(device, monkeypatch):
+    """As on CUDA, where task ids are not checked. The memory around the expert weights holds infinities."""
     monkeypatch.setattr("vitpose_kernels.split_ffn.may_look_at_values", lambda x: False)
     floats, task, residual, grad = make(b=4, task=(0, 3, -1, 2))
     good = run_all(floats, torch.tensor([0, 0, 0, 2]), residual, grad, "triton", device)
@@ -131,17 +131,17 @@ def test_an_unknown_task_is_loud_and_reads_nothing_beside_the_experts(device, mo
     assert torch.equal(out[[0, 3]], good[0][[0, 3]]) and out[[1, 2], :, 16:].isnan().all()
     assert torch.equal(dx[[0, 3]], good[1][[0, 3]]) and dx[[1, 2]].isnan().all()
     alone = run_all([floats[0][:1], *floats[1:]], task[:1], residual[:1], grad[:1], "triton", device)
-    assert torch.equal(grads[4][0], alone[6][0]) and torch.equal(grads[5][0], alone[7][0])  # samples without an expert
+    assert torch.equal(grads[4][0], alone[6][0]) and torch.equal(grads[5][0], alone[7][0])  # unknown tasks add nothing
 
 
 def beside(x, fill):
-    """`x` contiguous in the middle of a larger buffer of `fill`."""
+    """Return a contiguous copy of `x` in the middle of a larger buffer of `fill`."""
     buffer = torch.full((x.numel() + 256,), fill, dtype=x.dtype, device=x.device)
     buffer[128:-128] = x.flatten()
     return buffer[128:-128].view(x.shape)
 
 
-def test_nothing_beside_an_operand_is_read_and_nothing_beside_an_output_written(device, poisoned):
+def test_nothing_outside_is_read_or_written(device, poisoned):
     floats, task, residual, grad = make(HALF, n=70, c=40, p=12)
     results = []
     for place in (lambda t: t, lambda t: beside(t, math.nan)):
@@ -161,7 +161,7 @@ def test_nothing_beside_an_operand_is_read_and_nothing_beside_an_output_written(
 
 
 def guarded(launches, names, outputs, written):
-    """The launches, writing to copies of `outputs` (appended to `written`) that have a margin of sevens."""
+    """Yield the launches with `outputs` replaced by copies with a margin of sevens, which are appended to `written`."""
     copies = {id(t): beside(t, 7.0) for t in outputs}
     written += copies.values()
     for launch in launches:
@@ -180,7 +180,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(device, poisoned,
     some = [t.to(device).requires_grad_(i in wanted) for i, t in enumerate(floats)]
     F.split_ffn(*some, task.to(device), residual.to(device), impl="triton").backward(grad.to(device))
     for i, t in enumerate(some):
-        if i in wanted:  # hidden is that of PyTorch where nothing goes back through the GELU
+        if i in wanted:  # PyTorch computes the GELU if no gradient passes through it
             torch.testing.assert_close(t.grad, every[i], rtol=1e-5, atol=1e-6)
         else:
             assert t.grad is None
