@@ -159,7 +159,7 @@ def add_pooled_shares(
 ):  # fmt: skip
     """Add to dk and dv the gradients that arrive through the mean key and mean value of each token's window.
 
-    The means are those of the unshifted windows; a token receives the gradient divided by the tokens in its window.
+    Windows are unshifted here. A token receives the gradient of the mean, divided by the tokens in its window.
     """
     home = (key.y // WINDOW_H) * grid.windows_x + key.x // WINDOW_W
     count = tokens_in_window(home, grid, WINDOW_H, WINDOW_W)

@@ -143,7 +143,7 @@ def crop_kernel(
             value += tl.load(pixels_ptr + (line0 + place1)).to(wx0.dtype) * (wy0 * wx1)
             value += tl.load(pixels_ptr + (line1 + place0)).to(wx0.dtype) * (wy1 * wx0)
             value += tl.load(pixels_ptr + (line1 + place1)).to(wx0.dtype) * (wy1 * wx1)
-            if EXACT:  # weights sum to 1024 here and to 2^15 in OpenCV: both round alike
+            if EXACT:  # weights sum to 1024 here and to 2^15 in OpenCV: the rounding is the same
                 level = ((value + 512) >> 10).to(tl.float32)
                 value = tl.math.div_rn(tl.math.div_rn(level, 255.0) - MEAN[channel], STD[channel])
             else:

@@ -35,9 +35,10 @@ def device() -> str:
 def check_error_rule():
     """Return check(ours, plain, truth, factor), which compares the error of a kernel with the error of PyTorch ops.
 
-    Both errors are taken against the float64 result `truth`; `plain` has the precision of the kernel. The root mean
-    square error of the kernel may be `factor` times that of the plain ops, plus a quarter of a rounding step. The
-    largest error, a single sample of the noise, may be twice as many times that of the plain ops, plus a whole step.
+    Both errors are taken against the float64 result `truth`; `plain` is the result of PyTorch ops in the precision of
+    the kernel. The root mean square error of the kernel may be `factor` times the error of the plain ops, plus a
+    quarter of a rounding step. The largest error, which is a single sample of the noise, may be 2 * `factor` times the
+    largest error of the plain ops, plus a whole rounding step.
     """
 
     def check(ours, plain, truth, factor=2.0):

@@ -153,7 +153,7 @@ def test_the_identity_box_is_the_image(device):
 
 
 @pytest.mark.parametrize("sampling", ["float", "exact-cv4"])
-def test_nothing_beside_an_image_shows_however_it_is_stored(device, sampling):
+def test_strided_images_give_the_same_crops(device, sampling):
     image, (boxes, rotation, _) = picture(30, 40).to(device), boxes_around(3, seed=1, height=30, width=40)
     options = dict(size=(24, 18), sampling=sampling, rotation=rotation, impl="triton")
     expected = F.crop(image, boxes, **options)

@@ -109,7 +109,7 @@ def test_strided_tokens_with_poison_between_them(k, dtype, device, poisoned):
 
 
 @pytest.mark.parametrize("k", [None, 5])
-def test_writes_nothing_beside_its_output(k, dtype, device):
+def test_writes_nothing_outside_its_output(k, dtype, device):
     inputs = moved(make(dtype, batch=1, grid=(3, 5), co=20, k=k), device)
     (expected, [launch]) = gpu.forward(*list(inputs.values())[:4], *(inputs["predictor"] or (None, None)), 80)
     guarded = torch.full((expected.numel() + 128,), 77.0, dtype=dtype, device=device)

@@ -112,7 +112,7 @@ def test_any_strides(layout, dtype, device):
     assert torch.equal(ours, F.patch_embed(**inputs | {"images": images.contiguous()}, impl="triton"))
 
 
-def test_writes_nothing_beside_its_output(dtype, device):
+def test_writes_nothing_outside_its_output(dtype, device):
     inputs = make(dtype, batch=1, channels=20, device=device)
     expected, [launch] = gpu.forward(*list(inputs.values())[:4], (2, 3), 16, 2, 80)
     guarded = torch.full((expected.numel() + 128,), 77.0, dtype=dtype, device=device)
