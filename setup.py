@@ -107,6 +107,7 @@ setup(
             "opencv-python-headless==4.11.0.86",
             "pytest",
             "pytest-benchmark",
+            "pytest-xdist",
             "ruff",
             "setuptools>=77",
             "supervision>=0.27",

@@ -57,9 +57,9 @@ def deconv_kernel(
         known = k < in_channels - first
         shift = (dy * w + dx).to(tl.int64) * stride_xn + first
         row = (tap * in_channels + first).to(tl.int64) * out_channels
-        neighbours = tl.load(x_tile + shift, on_map[:, None] & known[None, :], 0.0)
+        neighbors = tl.load(x_tile + shift, on_map[:, None] & known[None, :], 0.0)
         weight = tl.load(w_tile + row, known[:, None] & (n < out_channels)[None, :], 0.0)
-        acc = tl.dot(neighbours, weight, acc, input_precision="tf32x3")
+        acc = tl.dot(neighbors, weight, acc, input_precision="tf32x3")
 
     bias = tl.load(bias_ptr + n, n < out_channels, 0.0).to(tl.float32)
     # NaN propagates, as in torch's ReLU. Rounded to the output dtype, so that the predictor sees what it would if the

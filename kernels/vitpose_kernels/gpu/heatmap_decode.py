@@ -106,12 +106,12 @@ def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK
     even, odd = tl.split(tl.reshape(log, [2, 2, 2]))
     first, second = tl.split(even)  # [0, 4], [2, 6]
     third, fourth = tl.split(odd)  # [1, 5], [3, idle]
-    centre, above = tl.split(first)
+    middle, above = tl.split(first)
     left, upper_left = tl.split(second)
     right, lower_right = tl.split(third)
     below, _ = tl.split(fourth)
-    right, left, below, above = right - centre, left - centre, below - centre, above - centre
-    mixed = (lower_right - centre) - right - below - left - above + (upper_left - centre)
+    right, left, below, above = right - middle, left - middle, below - middle, above - middle
+    mixed = (lower_right - middle) - right - below - left - above + (upper_left - middle)
     return 0.5 * (right - left), 0.5 * (below - above), right + left + _EPSILON, below + above + _EPSILON, 0.5 * mixed
 
 

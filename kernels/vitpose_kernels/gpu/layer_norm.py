@@ -36,16 +36,16 @@ def layer_norm_kernel(
         s = rounded.to(tl.float32)
     # The rounding error of a mean far from zero matters. The mean of the centered values is that error: correct for it.
     coarse = tl.math.div_rn(tl.sum(s, 1), C * 1.0)
-    centred = tl.where(in_row, s - coarse[:, None], 0.0)
-    missed = tl.math.div_rn(tl.sum(centred, 1), C * 1.0)
-    variance = tl.math.div_rn(tl.sum(centred * centred, 1), C * 1.0) - missed * missed
+    centered = tl.where(in_row, s - coarse[:, None], 0.0)
+    missed = tl.math.div_rn(tl.sum(centered, 1), C * 1.0)
+    variance = tl.math.div_rn(tl.sum(centered * centered, 1), C * 1.0) - missed * missed
     rstd = tl.math.div_rn(1.0, tl.math.sqrt_rn(tl.maximum(variance, 0.0) + eps))
     tl.store(mean_ptr + row, coarse + missed, row < num_rows)
     tl.store(rstd_ptr + row, rstd, row < num_rows)
     if y_ptr is not None:
         weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
         bias = tl.load(bias_ptr + column, column < C, other=0.0).to(tl.float32)
-        normed = centred * rstd[:, None] - (missed * rstd)[:, None]
+        normed = centered * rstd[:, None] - (missed * rstd)[:, None]
         tl.store(y_ptr + out, normed * weight[None, :] + bias[None, :], valid)
 
 
