@@ -1,4 +1,7 @@
-"""Autocast for the ops: an op casts its inputs when it is called, and runs with autocast disabled."""
+"""Autocast for the ops: an op first casts its inputs as autocast would, then runs with autocast disabled.
+
+The docstring of each op says which of its inputs are cast.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from torch import Tensor
 
 
 def is_autocast(x: Tensor) -> bool:
-    """Return whether autocast is enabled for the device of `x`; the meta device has no autocast."""
+    """Return whether autocast is enabled for the device of `x`. False on the meta device, which has no autocast."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast all floating tensors to the autocast dtype; return everything unchanged if autocast is off."""
+    """Return (x, *others) with all floating-point tensors, also float64, in the autocast dtype of the device of `x`.
+
+    None and tensors of integers or booleans are returned unchanged. If autocast is off for that device, everything is.
+    """
     if not is_autocast(x):
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -22,10 +28,13 @@ def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, .
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Return a context that disables autocast, so that an op computes in the dtypes of its (cast) inputs."""
+    """Return a context manager that disables autocast for the device of `x`; on the meta device it does nothing.
+
+    Inside it, an op computes in the dtypes of its inputs, which `autocast_inputs` may have cast before.
+    """
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def contiguous_like(x: Tensor, value: Tensor) -> Tensor:
-    """Convert `value` to what an op returns as the gradient of `x`: contiguous and in the dtype of `x`."""
+    """Return `value`, a gradient, in the form in which ops return it: contiguous and in the dtype of `x`."""
     return value.to(x.dtype).contiguous()

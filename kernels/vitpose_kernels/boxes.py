@@ -1,4 +1,4 @@
-"""From person boxes to the affine matrices of their crops: the geometry of `crop`, on tensors of any device.
+"""Geometry of `crop`: from person boxes to the affine matrices that map image pixels to crop pixels.
 
 Source: docs/numerics.md 3.1 to 3.3.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 def box_to_center_scale(
     boxes: Tensor, size: tuple[int, int], padding: float = 1.25, fix_aspect: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Convert boxes to the centers and sizes of their crops (docs/numerics.md 3.1).
+    """Convert boxes to the centers and sizes of the image regions that are cropped (docs/numerics.md 3.1).
 
     Args:
-        boxes: [P, 4] (x, y, width, height) in pixels.
-        size: (H, W) of the crops.
-        padding: factor on the size of a box.
-        fix_aspect: before padding, grow the side that is too short for the aspect ratio of `size`.
+        boxes: [P, 4] (x, y, width, height) in image pixels, P boxes; (x, y) is the top left corner.
+        size: (H, W) of the crops in pixels.
+        padding: factor on width and height of a box.
+        fix_aspect: before padding, lengthen the side that is too short for the aspect ratio W / H, on both ends.
 
     Returns:
-        (centers, sizes), each [P, 2] (x, y) in pixels, float32. The sizes are 200 times the `scale` of the official
-        code, with its float32 rounding.
+        centers [P, 2] (x, y) and sizes [P, 2] (width, height) in image pixels, float32. The sizes are 200 times the
+        `scale` of the official code, with its float32 rounding.
     """
     x, y, w, h = boxes.double().unbind(-1)
     center = torch.stack([x + w * 0.5, y + h * 0.5], -1).float()
@@ -40,15 +40,16 @@ def warp_matrix(
     """Compute the affine matrices that map image pixels to crop pixels.
 
     Args:
-        center, scale: [P, 2], centers and sizes of the crops in image pixels, from `box_to_center_scale`.
-        rotation: [P] in degrees. None means no rotation.
-        size: (H, W) of the crops.
-        codec: "udp" maps the box onto (W - 1, H - 1), rounded to float32 as the official code stores the matrix
-            (docs/numerics.md 3.2). "msra" is the affine map by three points, which uses only the width of the box
-            (docs/numerics.md 3.3).
+        center, scale: [P, 2], centers and sizes of P regions in image pixels, from `box_to_center_scale`.
+        rotation: [P] in degrees about the center. None means no rotation. As in the official code, a positive angle
+            turns the person in the crop clockwise for "udp" and counterclockwise for "msra".
+        size: (H, W) of the crops in pixels.
+        codec: "udp" maps the region to 0..W - 1 and 0..H - 1, in float64 values that are rounded to float32 as the
+            official code does (docs/numerics.md 3.2). "msra" maps the width of the region to W and has the same zoom
+            on both axes, so the height of the region does not count (docs/numerics.md 3.3).
 
     Returns:
-        float64 [P, 2, 3].
+        float64 [P, 2, 3]: matrix @ (x, y, 1) in the image = (x, y) in the crop.
     """
     height, width = size
     angle = torch.zeros_like(center[:, 0]) if rotation is None else rotation
@@ -62,8 +63,8 @@ def warp_matrix(
             torch.stack([sin * sy, cos * sy, sy * (-cx * sin - cy * cos + 0.5 * th)], -1),
         ]
         return torch.stack(rows, 1).float().double()
-    # Three points, in float32 like the official code: the center, the point half a width above it, and the point half a
-    # width to the left of that one. "Above" and "left" are directions in the crop.
+    # The matrix is determined by three points, in float32 as in the official code: the center, the point half a region
+    # width above it, and the point half a region width to the left of that one. "Above" and "left" hold in the crop.
     up = torch.stack([sin * tw * 0.5, -cos * tw * 0.5], -1)
     first = center.float()
     second = (center.double() + up).float()
@@ -76,11 +77,11 @@ def warp_matrix(
 
 
 def _solve_affine(source: Tensor, target: Tensor) -> Tensor:
-    """Solve for the affine matrices [P, 2, 3] that map three points, `source` [P, 3, 2] to `target` [3, 2].
+    """Return the affine matrices [P, 2, 3] that map three points each, `source` [P, 3, 2] to `target` [3, 2].
 
-    This repeats OpenCV's 6x6 elimination operation by operation, because rounding matters: box sizes are often round
-    numbers, so crop pixels fall exactly between two of the 1/32 px steps of "exact-cv4", and the last bit of the matrix
-    decides between them.
+    This repeats OpenCV's 6x6 elimination operation by operation, because rounding matters. Box sizes are often round
+    numbers; then crop pixels fall exactly between two of the 1/32 px steps of the sampling "exact-cv4", and the last
+    bit of the matrix decides between the two.
     """
     p = len(source)
     system = source.new_zeros(p, 6, 7)  # rows: x and y equation of each point; last column: the right-hand side
@@ -106,9 +107,10 @@ def _solve_affine(source: Tensor, target: Tensor) -> Tensor:
 
 
 def check_boxes(boxes: Tensor, op: str = "boxes") -> None:
-    """Raise a ValueError that names the first bad box of [P, 4] (x, y, width, height).
+    """Raise a ValueError that names the first bad box of [P, 4] (x, y, width, height) in pixels.
 
-    A box is bad if it is not finite, if its width or height is 1e-3 px or less, or if a value reaches 1e6 px.
+    A box is bad if a value is not finite, if its width or height is 1e-3 or less (also if negative), or if the absolute
+    value of one of the four numbers is 1e6 or more. `op` is the first word of the message.
     """
     bad = ~((boxes.abs() < 1e6).all(-1) & (boxes[:, 2:] > 1e-3).all(-1))  # NaN compares false
     if bool(bad.any()):

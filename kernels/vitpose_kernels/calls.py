@@ -1,7 +1,8 @@
-"""Calls to compile and check kernels with: every op at the shapes of ViTPose++-S, B, L and H, and at odd ones.
+"""Calls of every op, for compiling and checking the kernels, at the shapes of a given model.
 
-`gpu/aot.py` makes these calls on the meta device and compiles what they would launch. `benchmarks/smoke.py` makes them
-on a GPU and compares the results with those of the references in float64.
+The models are in `sizes.py`: ViTPose++-S, B, L and H, and one with odd sizes. `gpu/aot.py` makes the calls on the meta
+device and compiles the kernels that they would launch. `benchmarks/smoke.py` makes them on a GPU and compares their
+results with those of the references in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from vitpose_kernels.split_ffn import split_ffn
 
 
 class Call(NamedTuple):
-    """One call, `function(*arguments, **options, impl=...)`, of a public op or of an op with its gradients."""
+    """One call of a public op, or of an op with its gradients. Calling the object makes the call.
+
+    Attributes:
+        label: describes the variant, and is unique among the calls of an op at one model.
+        function: the op, or a wrapper of it that also computes gradients.
+        arguments, options: positional and keyword arguments of `function`, without `impl`.
+    """
 
     label: str
     function: Callable[..., Any]
@@ -39,10 +46,10 @@ class Call(NamedTuple):
 
 
 def _with_gradients(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """Wrap an op so that it also returns the gradients of its first arguments, as many as there are `names`.
+    """Wrap an op so that it also returns the gradients of its first `len(names)` arguments. `names` is only counted.
 
-    The wrapper takes the incoming gradient as `grad`. For an op with several outputs it is the gradient of the last
-    output, the only one that is returned.
+    The wrapper takes the arguments of the op and `grad`, the gradient of its output. It returns the output, then the
+    gradients in the order of the arguments. If the op has several outputs, only the last one is used and returned.
     """
 
     def op_and_gradients(*arguments: Any, grad: Tensor, impl: str | None = None, **options: Any) -> tuple[Tensor, ...]:
@@ -56,7 +63,7 @@ def _with_gradients(op: Callable[..., Any], *names: str) -> Callable[..., Any]:
 
 
 def _num_tokens(model: Model) -> tuple[int, ...]:
-    """Return the numbers of tokens: of features at 1/16, and at 1/8 if the model has such variants."""
+    """Return the number of tokens of a crop at 1/16 of its size, and with `model.variants` also at 1/8."""
     tokens = model.grid[0] * model.grid[1]
     return (tokens, 4 * tokens) if model.variants else (tokens,)
 
@@ -64,7 +71,10 @@ def _num_tokens(model: Model) -> tuple[int, ...]:
 def _attention_with_tables(
     qkv: Tensor, rel_h: Tensor, rel_w: Tensor, *arguments: Any, impl: str | None = None
 ) -> Tensor:
-    """`attention` with the tables of relative position as leading arguments, for `_with_gradients`."""
+    """Call `attention` with the tables of relative position as leading arguments, as `_with_gradients` needs them.
+
+    The other arguments are grid, window, shift and pool.
+    """
     grid, window, shift, pool = arguments
     return attention(qkv, grid, window, shift, pool, (rel_h, rel_w), impl=impl)
 
@@ -72,11 +82,11 @@ def _attention_with_tables(
 def _attention(model: Model, draw: Draw) -> Iterator[Call]:
     small = model.grid
     large = (2 * model.grid[0], 2 * model.grid[1])
-    variants = [  # label, grid, window, whether with shift, pooled keys and relative position
+    variants = [  # label, grid, window, whether to add a shift, pooled keys and relative position
         ("whole", small, small, False),
         ("window+shift+pool", large, model.window, True),
     ]
-    if model.variants:  # a map at 1/8 has as many windows of 16x12 as a map at 1/16 has of 8x8
+    if model.variants:  # features at 1/8 have as many windows of 16x12 tokens as features at 1/16 have of 8x8
         variants += [
             ("window", large, model.window, False),
             ("window+shift+pool", large, small, True),
@@ -103,7 +113,7 @@ def _attention(model: Model, draw: Draw) -> Iterator[Call]:
 
 def _linear(model: Model, draw: Draw) -> Iterator[Call]:
     b, c = model.batch, model.width
-    layers = (  # label, outputs, inputs, whether a LayerNorm is folded in, whether a GELU follows
+    layers = (  # label, output channels, input channels, whether a LayerNorm is folded in, whether a GELU follows
         ("qkv", 3 * c, c, True, False),
         ("proj", c, c, False, False),
         ("fc1", 4 * c, c, True, True),
@@ -178,7 +188,7 @@ def _patch_embed(model: Model, draw: Draw) -> Iterator[Call]:
 
 def _deconv(model: Model, draw: Draw) -> Iterator[Call]:
     (h, w), d = model.grid, model.decoder_width
-    layers = (  # label, grid, channels, keypoints of the predictor (0: none)
+    layers = (  # label, grid, input channels, keypoints of the predictor (0 means no predictor)
         ("first", (h, w), model.width, 0),
         ("last", (2 * h, 2 * w), d, model.num_keypoints),
         ("last, whole body", (2 * h, 2 * w), d, model.whole_body),
@@ -284,5 +294,8 @@ OPS = tuple(_CALLS)
 
 
 def calls(op: str, model: Model, draw: Draw) -> Iterator[Call]:
-    """Yield every call of an op at the shapes of a model. The tensors of a call are made when it is yielded."""
+    """Yield every call of `op` (one of `OPS`) at the shapes of a model.
+
+    The tensors of a call are drawn just before it is yielded, or belong to an earlier call too.
+    """
     return _CALLS[op](model, draw)

@@ -1,7 +1,6 @@
-"""The GPUs that this library knows: their resources and peak rates.
+"""The GPU boards that this library knows: their resources and peak rates.
 
-The numbers are from the vendors' data sheets. `reached` was measured by others, with a large matrix product and a large
-copy.
+The numbers are from the vendors' data sheets, except for `Chip.reached`, which are rates that others measured.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ class Chip(NamedTuple):
     """One kind of GPU board.
 
     Attributes:
-        name: part of the name that the driver reports for the device.
+        name: a part of the device name that the driver reports, as `chip_named` looks for it.
         arch: compute capability times ten.
-        multiprocessors: number of streaming multiprocessors; at least this many programs run at the same time.
+        multiprocessors: number of streaming multiprocessors, each of which runs one program or more at a time.
         shared_memory: bytes of shared memory that one program may use.
         tensor_cores: the matrix instruction. "mma" reads its operands from registers, "wgmma" and "tcgen05" from shared
             memory.
         flops: peak FLOP/s of dense matrix products with bfloat16 inputs, without structured sparsity.
         bandwidth: peak bytes/s of the GPU's memory.
-        reached: measured (FLOP/s, bytes/s), or None if not known.
+        reached: (FLOP/s of a large matrix product, bytes/s of a large copy) as measured, or None if not known.
     """
 
     name: str
@@ -37,18 +36,19 @@ class Chip(NamedTuple):
 
     @property
     def has_large_shared_memory(self) -> bool:
-        """Whether a program may use more than 128 KiB of shared memory; a board with less has 99 KiB."""
+        """Whether a program may use more than 128 KiB of shared memory. The others in `CHIPS` have 99 KiB."""
         return self.shared_memory > 128 << 10
 
     @property
     def has_descriptors(self) -> bool:
-        """Whether the kernels load tiles for the tensor cores through tensor descriptors."""
+        """Whether `linear` can load 16-bit tiles through tensor descriptors: the tensor cores read shared memory."""
         return self.tensor_cores != "mma"
 
     def floor(self, flops: float, bytes: float) -> float:
-        """Return the roofline: the least time in seconds for this many FLOPs and bytes.
+        """Return the roofline: the least time in seconds to compute `flops` FLOPs and to move `bytes` bytes.
 
-        The rates are `reached` if it is known, otherwise those of the data sheet.
+        This is the longer of the two times. The rates are `reached` if known, otherwise `flops` and `bandwidth` of the
+        board.
         """
         flops_s, bytes_s = self.reached or (self.flops, self.bandwidth)
         return max(flops / flops_s, bytes / bytes_s)
@@ -75,19 +75,19 @@ ARCHITECTURES = tuple(sorted({chip.arch for chip in CHIPS}))
 
 
 def usual_chip(arch: int) -> Chip:
-    """Return the board to assume for an architecture if no device is present: its first one in `CHIPS`."""
+    """Return the first board in `CHIPS` with this `arch` (one of `ARCHITECTURES`), to assume without a device."""
     return next(chip for chip in CHIPS if chip.arch == arch)
 
 
 def chip_named(device_name: str) -> Chip | None:
-    """Return the board that a device name such as "NVIDIA H100 80GB HBM3" belongs to; None if it is not known."""
+    """Return the first board whose `name` occurs in a device name such as "NVIDIA H100 80GB HBM3", or None."""
     return next((chip for chip in CHIPS if chip.name in device_name), None)
 
 
 def architecture_of(device: torch.device) -> int:
-    """Return the compute capability of a CUDA device times ten, rounded down to one that this library knows.
+    """Return the compute capability of a CUDA device times ten, rounded down to one of `ARCHITECTURES`.
 
-    A device older than all of them counts as the oldest.
+    A device older than all of `ARCHITECTURES` counts as the oldest of them.
     """
     major, minor = torch.cuda.get_device_capability(device)
     return max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0])

@@ -1,4 +1,4 @@
-"""Constants of the official sub-pixel refinement, for `heatmap_decode`: the taps of OpenCV's Gaussian blur, epsilon."""
+"""Constants of the official sub-pixel refinement in `heatmap_decode`: an epsilon, and the taps of a Gaussian blur."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _OPENCV_SMALL_KERNELS = {  # OpenCV uses these instead of its sigma formula
 
 
 def gaussian_taps(size: int) -> list[float]:
-    """Return the `size` taps of OpenCV's GaussianBlur with sigma=0, where the size sets sigma (docs/numerics.md 5.3).
+    """Return the `size` taps (odd) of OpenCV's GaussianBlur with sigma=0. Their sum is 1 (docs/numerics.md 5.3).
 
-    Size 11 means sigma 2.
+    With sigma=0 OpenCV derives the taps from `size`: fixed taps up to size 7, a formula for sigma above. Size 11 means
+    sigma 2.
     """
     if size in _OPENCV_SMALL_KERNELS:
         return list(_OPENCV_SMALL_KERNELS[size])

@@ -1,8 +1,9 @@
-"""Kernel launches as values, and the functions that run or record them.
+"""Kernel launches as values (`Launch`), and the functions that run or record them.
 
-The kernels are in `gpu/`, one file per op. Each file has functions that turn tensors into outputs and `Launch` values.
-The ops run these values, and `gpu/aot.py` compiles the same values ahead of time from meta tensors, so what is checked
-without a GPU is what runs on one. Within `recording`, ops on meta tensors record their launches and run nothing.
+The kernels are in `gpu/`. For each op, a function in `gpu/` takes the input tensors, allocates the outputs, and returns
+them with a list of `Launch` values, which `run` then launches. For meta tensors inside the context manager `recording`,
+`run` records the values instead. `gpu/aot.py` compiles such recorded launches ahead of time, so what is checked without
+a GPU is what runs on one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ Outputs = TypeVar("Outputs")
 
 
 def interpreting() -> bool:
-    """Return whether Triton's interpreter is on in this process; this is decided when triton is imported."""
+    """Return whether Triton's interpreter is on in this process: TRITON_INTERPRET=1 was set when triton was imported.
+
+    False if the Triton kernels cannot run at all. Imports triton.
+    """
     if not HAS_TRITON:
         return False
     import triton
@@ -39,9 +43,10 @@ def interpreting() -> bool:
 
 
 def architecture(x: Tensor) -> int:
-    """Return the compute capability times ten of the device of `x`, as in `architecture_of`.
+    """Return the compute capability times ten, as in `architecture_of`, that kernels for `x` are chosen for.
 
-    For meta tensors that are recorded it is the architecture of the recording, for all other devices 80.
+    For a CUDA tensor it is that of its device. For a meta tensor inside `recording` it is `Recording.arch`. For all
+    other tensors it is 80, the oldest of `ARCHITECTURES`.
     """
     if _recording is not None and x.is_meta:
         return _recording.arch
@@ -49,7 +54,7 @@ def architecture(x: Tensor) -> int:
 
 
 def multiprocessors(x: Tensor, arch: int) -> int:
-    """Return the number of multiprocessors of the CUDA device of `x`; elsewhere that of the usual board of `arch`."""
+    """Return the number of multiprocessors of the CUDA device of `x`; if `x` is not on CUDA, of `usual_chip(arch)`."""
     if x.is_cuda:
         return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
     return usual_chip(arch).multiprocessors
@@ -60,11 +65,11 @@ class Launch(NamedTuple):
 
     Attributes:
         kernel: a `triton.jit` function.
-        grid: number of programs, all on the first axis, which alone has no limit of 65535.
-        arguments: name -> tensor, number or compile-time constant, for every parameter of the kernel.
+        grid: (number of programs,). All programs are on the first axis, because CUDA limits the other two to 65535.
+        arguments: name -> tensor, tensor descriptor, number, None or compile-time constant, for every parameter.
         num_warps, num_stages: launch options of Triton.
-        flops: floating-point operations of the matrix products (2 per multiply-add).
-        bytes: memory traffic in bytes if every operand is moved once.
+        flops: floating-point operations of the matrix products in the kernel (2 per multiply-add).
+        bytes: memory traffic in bytes if every input is read once and every output written once.
     """
 
     kernel: Any
@@ -77,14 +82,21 @@ class Launch(NamedTuple):
 
 
 class Product(NamedTuple):
-    """Cost of a matrix product that PyTorch's library computes, in the units of `Launch`."""
+    """FLOPs and bytes, as in `Launch`, of a matrix product that an op leaves to PyTorch (see `product`)."""
 
     flops: int
     bytes: int
 
 
 class Recording(NamedTuple):
-    """The launches and matrix products of ops, recorded for an architecture `arch` (compute capability times ten)."""
+    """What ops on meta tensors would run on a GPU, filled by the context manager `recording`.
+
+    Attributes:
+        arch: the architecture of that GPU, compute capability times ten.
+        launches: kernel launches in their order.
+        products: costs of the matrix products that ops leave to PyTorch, in their order.
+        flops, bytes: sums over all launches and products.
+    """
 
     arch: int
     launches: list[Launch]
@@ -104,13 +116,16 @@ _recording: Recording | None = None
 
 @contextmanager
 def recording(arch: int) -> Iterator[Recording]:
-    """Record what ops would launch on a GPU, without one. Within the context, ops on meta tensors use Triton kernels.
+    """Record what ops would launch on a GPU, without one. A context manager.
+
+    Inside it, ops on meta tensors choose the Triton kernels by default, and record their launches instead of running
+    them. In a nested `recording`, only the inner one is filled until it ends.
 
     Args:
-        arch: compute capability times ten, one of `chips.ARCHITECTURES`.
+        arch: compute capability times ten of the GPU, one of `chips.ARCHITECTURES`.
 
     Yields:
-        The recording, which fills while the context is open. The tensors in it are on the meta device.
+        The `Recording`, empty at first. The tensors in its launches are on the meta device.
     """
     global _recording
     before, _recording = _recording, Recording(arch, [], [])
@@ -121,14 +136,15 @@ def recording(arch: int) -> Iterator[Recording]:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Return whether launches for `x` are being recorded: `x` is on the meta device within `recording`."""
+    """Return whether kernel launches on `x` are recorded instead of run: `x` is a meta tensor inside `recording`."""
     return _recording is not None and x.is_meta
 
 
 def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
-    """Launch kernels in order, on the device of their tensors, and return `outputs`, which they fill.
+    """Launch kernels in order, each on the device of its tensors, and return `outputs` unchanged.
 
-    A launch with an empty grid is skipped. Launches on meta tensors within `recording` are recorded instead.
+    `outputs` are the tensors that the kernels fill. A launch with zero programs is skipped. Launches on meta tensors
+    inside `recording` are recorded instead of run.
     """
     for launch in launches:
         if launch.grid[0] == 0:
@@ -144,7 +160,7 @@ def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Compute a [..., M, K] @ b [K, N] by PyTorch's library, as part of an op; `recording` records its cost."""
+    """Compute a [..., M, K] @ b [K, N] by PyTorch, as a part of an op. If `a` is recorded, record the cost too."""
     out = a @ b
     if _recording is not None and a.is_meta:
         _recording.products.append(Product(2 * a.numel() * b.shape[-1], num_bytes(a, b, out)))
@@ -152,12 +168,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def num_bytes(*tensors: Tensor | None) -> int:
-    """Return the total size of tensors in bytes."""
+    """Return the total size of tensors in bytes. None counts as 0."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def cdiv(a: int, b: int) -> int:
-    """Return a / b, rounded up."""
+    """Return a / b, rounded up to an integer."""
     return -(-a // b)
 
 

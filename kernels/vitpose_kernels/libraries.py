@@ -11,10 +11,15 @@ LIBRARIES = ("sdpa", "flash_attn", "xformers")
 
 
 def library_attention(qkv: Tensor, scale: float, impl: str) -> Tensor:
-    """Compute attention among all tokens, qkv [B, N, 3, H, D] -> [B, N, C], by one of `LIBRARIES`.
+    """Compute attention among all N tokens of each sample, qkv [B, N, 3, H, D] -> [B, N, H * D].
+
+    Args:
+        qkv: queries, keys and values, as in `attention`.
+        scale: factor on q.k.
+        impl: one of `LIBRARIES`: "sdpa" is PyTorch's scaled_dot_product_attention, the others are packages.
 
     Raises:
-        ValueError: the library is not installed, or does not support the device of `qkv`.
+        ValueError: `impl` is "flash_attn" or "xformers", and the package is not installed or `qkv` is not on CUDA.
     """
     if impl != "sdpa":
         if find_spec(impl) is None:

@@ -1,4 +1,4 @@
-"""Sizes of the models, from which the presets of the library and the shapes of `calls` are derived.
+"""Sizes of the models, for the presets of the library and for the shapes of the calls in `calls.py`.
 
 Source: ViTPose, Table 1 and section 4.1. "tiny" is an addition of this library, for tests and demonstrations.
 """
@@ -15,9 +15,9 @@ class Size(NamedTuple):
         width: channels of a token.
         depth: number of transformer blocks.
         num_heads: attention heads of a block.
-        drop_path: drop path rate of the last block.
-        layer_decay: factor on the learning rate from each layer to the one below it.
-        decoder_width: channels of the deconvolutions.
+        drop_path: drop path rate of the last block. The rate grows linearly from 0 in the first block.
+        layer_decay: factor on the learning rate from each layer to the next one towards the input.
+        decoder_width: output channels of each deconvolution in the classic head.
     """
 
     width: int
@@ -39,18 +39,24 @@ PAPER = tuple(name for name in SIZES if name != "tiny")
 
 
 def part_features(width: int) -> int:
-    """Return the channels of each task's expert in ViTPose++: a quarter of the FFN's output channels."""
+    """Return how many of the `width` output channels of an FFN a task's expert computes in ViTPose++: a quarter."""
     return width // 4
 
 
 class Model(NamedTuple):
-    """The numbers that determine the shapes of a model's calls.
+    """A model, as far as the shapes of its calls in `calls.py` depend on it.
 
     Attributes:
-        grid: (rows, columns) of tokens at 1/16 of the image. Features at 1/8 have twice, heatmaps four times as many
+        width, depth, num_heads, decoder_width: as in `Size`.
+        part_features: output channels of a task's expert.
+        batch: crops in a call.
+        tasks: number of tasks, each with an expert.
+        num_keypoints: keypoints of most calls.
+        whole_body: keypoints of the calls for the largest task.
+        grid: (rows, columns) of tokens at 1/16 of the crop. Features at 1/8 have twice, heatmaps four times as many
             rows and columns.
         window: (rows, columns) of an attention window, in tokens.
-        variants: whether its calls include the variants of Table 7 (features at 1/8), which the paper has for B.
+        variants: whether there are also calls for the variants of Table 7 (features at 1/8), which the paper has for B.
     """
 
     name: str
@@ -72,5 +78,6 @@ MODELS = {  # "S", "B", "L" and "H", whose shapes the kernels are compiled and c
     name.upper(): Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b")
     for name in PAPER
 }
-# No size is a power of two or a multiple of a tile, rows are not aligned to 16 bytes, windows do not divide the grid.
+# For checks: no number of channels, tokens or keypoints is a power of two or a multiple of a tile, 16-bit tokens are not
+# aligned to 16 bytes, and windows do not divide the grid.
 ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, num_keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))

@@ -10,9 +10,16 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """A partition of a grid into windows. All sizes are (rows, columns) in tokens.
+    """A partition of a grid of tokens into windows of equal size.
+
+    The grid is padded at the right and at the bottom to whole windows, rolled by (-shift) and cut. A slot is a position
+    in a window; it holds a token or padding. Tokens, windows and the slots of a window are in row-major order.
 
     Letters in the shapes: B batch, N tokens, M windows, L slots per window, F features.
+
+    Attributes:
+        grid, window: (rows, columns) in tokens.
+        shift: (rows, columns) by which the windows are shifted, 0 <= shift < window.
     """
 
     grid: tuple[int, int]
@@ -21,12 +28,12 @@ class Windows(NamedTuple):
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Number of windows, (rows, columns)."""
+        """Number of windows along each axis, (rows, columns)."""
         return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Size of the grid after padding to whole windows."""
+        """Size of the grid after padding to whole windows, (rows, columns) in tokens."""
         return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
 
     def unshifted(self) -> Windows:
@@ -34,7 +41,7 @@ class Windows(NamedTuple):
         return self._replace(shift=(0, 0))
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut tokens into windows, [B, N, F] -> [B, M, L, F]: pad with zeros, roll, cut."""
+        """Cut tokens into windows, [B, N, F] -> [B, M, L, F]. Padding is zero."""
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], gy, gx, x.shape[-1])
         x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
@@ -44,7 +51,7 @@ class Windows(NamedTuple):
         return x.reshape(x.shape[0], my * mx, h * w, x.shape[-1])
 
     def join(self, x: Tensor) -> Tensor:
-        """Join windows to tokens, [B, M, L, F] -> [B, N, F]: the inverse and the adjoint of `cut`; drops padding."""
+        """Join windows to tokens, [B, M, L, F] -> [B, N, F], without padding. Undoes `cut`, and is its adjoint."""
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], my, mx, h, w, x.shape[-1]).transpose(2, 3)
         x = x.reshape(x.shape[0], py, px, x.shape[-1])
@@ -53,11 +60,15 @@ class Windows(NamedTuple):
         return x[:, :gy, :gx].reshape(x.shape[0], gy * gx, x.shape[-1])
 
     def is_token(self, device: torch.device) -> Tensor:
-        """Return which slots hold a token rather than padding: bool [M, L]."""
+        """Return which slots hold a token rather than padding, bool [M, L]."""
         return self.cut(torch.ones(1, self.grid[0] * self.grid[1], 1, device=device))[0, :, :, 0] > 0
 
     def visible(self, device: torch.device) -> Tensor | None:
-        """Return which query slots attend to which key slots, bool [M, 1, L, L]; None if all in a window do."""
+        """Return which query slots attend to which key slots, bool [M, 1, L (query), L (key)]; None if all do.
+
+        Hidden are padding and, with a shift, keys that share the query's window only because the roll wraps around. No
+        slot is hidden from itself.
+        """
         mask = self.is_token(device)[:, None, :] if self.padded != self.grid else None
         if any(self.shift):
             py, px = self.padded
