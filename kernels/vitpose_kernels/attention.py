@@ -3,21 +3,24 @@
     logits = scale * q.k + q.rel_h[yq - yk + h - 1] + q.rel_w[xq - xk + w - 1]        (q unscaled in the position terms)
     out    = softmax(logits over the keys of the window, then the pooled keys) . values
 
-Letters: B batch, N tokens (row-major over the grid), H heads, D head width, C = H * D, (h, w) window, L = h * w,
-M windows per image, G pooled keys per image.
+The position terms are optional. (yq, xq) and (yk, xk) are row and column of the query and the key in their window.
+
+Letters: B batch, N tokens (row-major over the grid), H attention heads, D head width, C = H * D, (h, w) window,
+L = h * w slots per window, M windows per sample, G pooled keys per sample. A slot is a position in a window; it holds a
+token or padding (see `windows.py`).
 
     qkv     [B, N, 3, H, D] float           pooled [B, G, 2, H, D] float (keys, values)
     rel_h   [2h - 1, D], rel_w [2w - 1, D]  out [B, N, C] in the dtype of qkv
 
 Section 3.3 of the paper leaves some points open. They are settled as follows (docs/numerics.md 10):
   * Padding: a grid that the windows do not divide is first padded at the right and at the bottom. The padded map is
-    rolled, then cut into windows. Padded slots are never keys and never count in a mean.
+    rolled, then cut into windows. Padding is never a key and does not count in a mean.
   * Shift (sy, sx): the map is rolled by (-sy, -sx). Tokens that share a window only because the roll wraps around do
     not attend to each other.
-  * Pool: each window of the unshifted partition adds one key and one value, the means over its tokens. Every query
-    attends to the pooled keys of all windows, without position bias and without mask.
+  * Pool: each window of the unshifted partition adds one key and one value, the means over its tokens, so G = M. Every
+    query attends to the pooled keys of all windows of its sample, without position terms and without a mask.
 
-Forward FLOPs: 4 B N (L + G) C. Bytes: 4 B N C elements (reads qkv, writes out). Memory-bound at 192 tokens.
+Forward FLOPs: 4 B N (L + G) C. Memory traffic: 4 B N C elements (reads qkv, writes out). Memory-bound at 192 tokens.
 """
 
 from __future__ import annotations
@@ -44,19 +47,25 @@ def _split(qkv_windows: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _relative(table: Tensor, size: int) -> Tensor:
-    """Look up every pair of positions in a table of offsets: [2 size - 1, D] -> [size (query), size (key), D]."""
+    """Return table[query - key + size - 1] for all positions of query and key along one axis of a window.
+
+    The table is [2 size - 1, D], the result [size (query), size (key), D].
+    """
     offset = torch.arange(size, device=table.device)
     return table[offset[:, None] - offset[None, :] + size - 1]
 
 
 def _share(windows: Windows, like: Tensor) -> Tensor:
-    """Return the weight of each slot in the mean over its window, [M, L]; padding weighs 0."""
+    """Return each slot's weight in the mean over the tokens of its window, [M, L], dtype of `like`; padding has 0."""
     is_token = windows.is_token(like.device)
     return is_token.to(like.dtype) / is_token.sum(-1, keepdim=True).to(like.dtype)
 
 
 def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | None) -> Tensor | None:
-    """Return the pooled keys and values, [2, B, H, G, D], that every query attends to, or None."""
+    """Return the keys and values [2 (key, value), B, H, G, D] that every query of a sample also attends to.
+
+    They are means over the windows with `pool`, else the given `pooled` [B, G, 2, H, D]. None if there are neither.
+    """
     _, _, _, heads, width = qkv.shape
     if pool:
         flat = windows.unshifted()
@@ -68,7 +77,11 @@ def _pooled_keys(qkv: Tensor, windows: Windows, pool: bool, pooled: Tensor | Non
 def _logit_bias(
     q: Tensor, windows: Windows, rel_h: Tensor | None, rel_w: Tensor | None, num_extra: int
 ) -> Tensor | None:
-    """Return the bias on scale * q.k, broadcastable to [B, M, H, L, L + G]; -inf hides a key. None means no bias."""
+    """Return what is added to scale * q.k: the position terms, and -inf where a query does not see a key.
+
+    Broadcastable to [B, M, H, L (query), L + G (key)], or None if nothing is added. The G = `num_extra` pooled keys are
+    last and get 0.
+    """
     h, w = windows.window
     bias = None
     if rel_h is not None and rel_w is not None:
@@ -84,7 +97,7 @@ def _logit_bias(
 
 
 def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
-    """Append the pooled keys (or values) [B, H, G, D] to those of every window [B, M, H, L, D]."""
+    """Append pooled keys (or values) `extra` [B, H, G, D] to the ones of every window, `own` [B, M, H, L, D]."""
     if extra is None:
         return own
     return torch.cat([own, extra.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], -2)
@@ -99,7 +112,7 @@ def attention_reference(
     scale: float,
     pooled: Tensor | None,
 ) -> Tensor:
-    """Reference implementation in plain PyTorch, which specifies the op. Returns [B, N, C]."""
+    """Reference implementation in plain PyTorch, which specifies the op. Returns [B, N, C] in the dtype of qkv."""
     q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
     extra = _pooled_keys(qkv, windows, pool, pooled)
     extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
@@ -124,7 +137,11 @@ def attention_backward_reference(
     want_tables: bool,
     want_pooled: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Compute the gradients of qkv, rel_h, rel_w and pooled; those not requested are None."""
+    """Compute the gradients of (qkv, rel_h, rel_w, pooled), given the gradient `grad` [B, N, C] of the output.
+
+    The gradients of both tables are None without `want_tables`, that of pooled is None without `want_pooled`. With
+    `pool`, the gradient of qkv includes the one through the pooled keys and values.
+    """
     b, n, _, heads, width = qkv.shape
     h, w = windows.window
     q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
@@ -178,7 +195,7 @@ def attention_backward_reference(
 
 
 def _relative_backward(d_pairs: Tensor, size: int) -> Tensor:
-    """Sum over the pairs of equal offset, [size, size, D] -> [2 size - 1, D]: the adjoint of `_relative`."""
+    """Sum over pairs with the same query - key, [size, size, D] -> [2 size - 1, D]: the adjoint of `_relative`."""
     offset = torch.arange(size, device=d_pairs.device)
     index = (offset[:, None] - offset[None, :] + size - 1).flatten()
     return d_pairs.new_zeros(2 * size - 1, d_pairs.shape[-1]).index_add(0, index, d_pairs.flatten(0, 1))
@@ -197,7 +214,10 @@ def _attention(
     pooled: Tensor | None,
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return out [B, N, C] and the log-sum-exp of the logits [B, H, N] float32 (empty if not `triton`)."""
+    """Return out [B, N, C] and, for the backward pass, the log-sum-exp of each query's logits, [B, H, N] float32.
+
+    The log-sum-exp is natural and includes the pooled keys. Without `triton` it is an empty tensor.
+    """
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     if not triton:
         out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
@@ -225,7 +245,10 @@ def _attention_backward(
     want_pooled: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of qkv, rel_h, rel_w and pooled; those not requested are empty tensors."""
+    """Return the gradients of qkv, rel_h, rel_w and pooled; one that is not wanted is an empty tensor.
+
+    `out` and `lse` (log-sum-exp) are the results of the forward pass; the reference does not use them.
+    """
     windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
     grads: tuple[Tensor | None, ...]
     if triton:
@@ -282,25 +305,28 @@ def attention(
     """Compute multi-head attention over packed qkv. The module docstring has the formula.
 
     Args:
-        qkv: [B, N, 3, H, D], tokens row-major over `grid`, any strides.
+        qkv: [B, N, 3, H, D], queries, keys and values of H attention heads of width D. The N tokens are row-major over
+            `grid`; any strides.
         grid: (rows, columns) of tokens, rows * columns = N.
-        window: (rows, columns) of a window. None means that the whole map is one window.
-        shift: (rows, columns) by which the windows are shifted, 0 <= shift < window.
-        pool: let every query also attend to the mean key and value of every unshifted window.
+        window: (rows, columns) of a window in tokens, at most those of `grid`. Tokens attend only to tokens of their
+            window. None means that the whole map is one window.
+        shift: (rows, columns) in tokens by which the windows are shifted, 0 <= shift < window.
+        pool: let every query also attend to the mean key and the mean value of each window of the unshifted partition.
         rel_pos: tables of decomposed relative position, (rel_h [2h - 1, D], rel_w [2w - 1, D]) for an (h, w) window.
         scale: factor on q.k. Default: D ** -0.5.
-        pooled: [B, G, 2, H, D], precomputed pooled keys and values, in place of `pool=True`.
-        impl: None (chosen by device), "triton" or "reference". Attention over the whole map without shift, pooled keys
-            and relative position also takes "sdpa" (PyTorch), and "flash_attn" or "xformers" if they are installed.
+        pooled: [B, G, 2, H, D], G keys and values (in this order) that every query also attends to, instead of those
+            that `pool=True` computes.
+        impl: None (chosen by device), "triton" or "reference". For attention over the whole map without shift, pooled
+            keys and relative position also "sdpa" (PyTorch), and "flash_attn" or "xformers" if they are installed.
 
     Returns:
-        [B, N, H * D], contiguous, in the dtype of `qkv` (the autocast dtype under autocast); differentiable in qkv,
-        rel_pos and pooled.
+        [B, N, H * D], contiguous, in the dtype of `qkv`; differentiable in qkv, rel_pos and pooled. Autocast casts all
+        inputs.
 
     Raises:
-        ValueError: shapes do not fit each other, a shift is outside its window, both `pool` and `pooled` are given, or
-            `impl` does not support the call. "triton" also refuses a head width above 128, and a sample that spans 2^31
-            elements or more.
+        ValueError: shapes or devices do not fit each other, window or shift is out of range, both `pool` and `pooled`
+            are given, or `impl` does not support the call. The Triton kernels also refuse a head width above 128, and
+            qkv or pooled with strides by which one sample spans 2^31 elements or more.
     """
     op = "attention"
     if not (qkv.dim() == 5 and qkv.shape[2] == 3):

@@ -4,16 +4,20 @@
     p = 0: (m, kernel row 1), (m - 1, row 3);  p = 1: (m, row 2), (m + 1, row 0);  x is zero outside the map
     heatmaps = y predictorᵀ + predictor bias                                                  y is never stored
 
-The op maps tokens to tokens. The last layer of a head passes the predictor (a 1x1 convolution) and gets heatmaps.
+The op maps tokens to tokens. With a predictor (the 1x1 convolution that follows the last such layer of a head) it
+returns heatmaps instead.
 
-Letters: B batch, (h, w) grid of tokens, Ci and Co channels, K keypoints. Four phases (py, px), four taps (ty, tx) each.
+Letters: B batch, (h, w) grid of tokens, Ci input and Co output channels, K keypoints, m position in the input along an
+axis. The phase p (0 or 1) says whether an output row or column is even or odd. A tap t (0 or 1) is one of the two
+inputs of an output along an axis. In two dimensions there are four phases (py, px) with four taps (ty, tx) each.
 
     x [B, h w, Ci]  weight [4 phases, 4 taps, Ci, Co]  bias [Co]  predictor ([K, Co], [K])
     out [B, 4 h w, Co] over the grid (2h, 2w), or heatmaps [B, K, 2h, 2w]
 
-FLOPs: 32 B h w Ci Co (+ 8 B h w Co K with a predictor), a quarter of a 4x4 convolution over the map with zeros between
-the tokens. Compute-bound. Compared with separate deconvolution, BatchNorm and ReLU it saves four passes over y, and
-with the predictor all six (101 MB per pass for batch 64, a 64x48 map and 256 channels in 16 bit). Inference only.
+FLOPs: 32 B h w Ci Co (+ 8 B h w Co K with a predictor). This is a quarter of the FLOPs of a 4x4 convolution over the
+map with zeros between the tokens. Compute-bound. Compared with separate deconvolution, BatchNorm and ReLU the op saves
+four of the passes that read or write y in memory, and with the predictor all six (101 MB per pass for batch 64, a 64x48
+map and 256 channels in 16 bit). Inference only.
 Source: docs/numerics.md 1.3 (classic head).
 """
 
@@ -30,12 +34,12 @@ from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
 from vitpose_kernels.launch import architecture, run
 
-_ROWS = [1, 3, 2, 0]  # kernel row (or column) of (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
-_PLACES = [3, 0, 2, 1]  # the inverse permutation: where each kernel row is in that order
+_ROWS = [1, 3, 2, 0]  # kernel row (or column) of each (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
+_PLACES = [3, 0, 2, 1]  # the inverse: the position of kernel rows 0 to 3 in _ROWS
 
 
 def _regroup(x: Tensor) -> Tensor:
-    """Regroup the axes [(py, ty), (px, tx), ...] to [(py, px), (ty, tx), ...]. The function is its own inverse."""
+    """Reorder the first two axes of [4, 4, ...] from (py, ty), (px, tx) to (py, px), (ty, tx), or back."""
     return x.unflatten(1, (2, 2)).unflatten(0, (2, 2)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
@@ -51,9 +55,9 @@ def pack_deconv(
     """Fold a BatchNorm in evaluation mode into the preceding transposed convolution (kernel 4, stride 2, padding 1).
 
     Args:
-        weight: [Ci, Co, 4, 4] of the convolution, which has no bias.
-        bn_weight, bn_bias, running_mean, running_var: [Co] of the BatchNorm.
-        eps: of the BatchNorm.
+        weight: [Ci, Co, 4, 4], the weight of the convolution as in `torch.nn.ConvTranspose2d`, which has no bias.
+        bn_weight, bn_bias, running_mean, running_var: [Co], parameters and statistics of the BatchNorm.
+        eps: the eps of the BatchNorm.
 
     Returns:
         (weight [4 phases, 4 taps, Ci, Co], bias [Co]) for `deconv`, computed in float64, in the dtype of `weight`.
@@ -113,9 +117,9 @@ def deconv(
 
     Args:
         x: [B, h w, Ci], row-major over the grid; any strides (a copy is made if the channels are not contiguous).
-        weight, bias: [4, 4, Ci, Co] and [Co], from `pack_deconv`.
+        weight, bias: [4, 4, Ci, Co] and [Co], with the BatchNorm folded in, from `pack_deconv`.
         grid: (h, w), rows and columns of tokens.
-        predictor: weight [K, Co] and bias [K] of the 1x1 convolution to heatmaps. Default: return tokens.
+        predictor: (weight [K, Co], bias [K]) of the 1x1 convolution to heatmaps. Default: return tokens.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
@@ -123,8 +127,9 @@ def deconv(
         dtype of `x`. Autocast casts all inputs.
 
     Raises:
-        ValueError: shapes or dtypes do not fit each other, an input requires grad while grad mode is on (this op has no
-            backward pass), or the Triton kernel gets more than 256 channels before a predictor.
+        ValueError: shapes, dtypes or devices do not fit each other, an input requires grad while grad mode is on (this
+            op has no backward pass), `impl` does not support the call, or Co is above 256 with a predictor in the
+            Triton kernel.
     """
     op = "deconv"
     if x.dim() != 3:

@@ -3,16 +3,17 @@
     s = x + residual                                               rounded to the dtype of x; s = x without a residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias         var divides by C; statistics in float32
 
-Letters: R rows (all leading dimensions), C channels.
+Letters: R rows (all leading dimensions, flattened), C channels. rstd = 1 / sqrt(var(s) + eps).
 
-    x, residual, s, y [..., C]   weight, bias [C]   mean, rstd float32 [R]
+    x, residual, s, y [..., C]   weight, bias [C]   mean, rstd float32 [R] (float64 for float64 x)
 
-Memory-bound: the forward pass reads x (and residual) and writes y (and s). The backward pass reads s and the gradients
-of s and y, and writes one gradient, which serves x and residual. It needs s, mean and rstd from the forward pass. The
-gradients of weight and bias are partial sums added in a fixed order, so every run gives the same result.
-Source: docs/numerics.md 1.2 (pre-norm blocks, eps 1e-6).
+Memory-bound: the forward pass reads x (and residual) and writes y (and s). The backward pass reads s, mean and rstd,
+which the forward pass saved, and the gradients of s and y. It writes one gradient of s, which is also that of x and of
+residual. The gradients of weight and bias are partial sums that are added in a fixed order, so every run gives the same
+result. Source: docs/numerics.md 1.2 (pre-norm blocks, eps 1e-6).
 
-`layer_norm_statistics` returns only mean and rstd, for a `linear` with weight and bias folded in. It reads x once.
+`layer_norm_statistics` returns only mean and rstd, for a `linear` into whose weights the weight and bias of the
+LayerNorm are folded. It reads x once.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ MAX_CHANNELS = 8192  # limit of the Triton kernels, which keep a row in register
 def layer_norm_reference(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Reference implementation in plain PyTorch, which specifies the op, for x [R, C].
+    """Reference implementation in plain PyTorch, which specifies the op, for x and residual [R, C].
 
-    Returns (s, y, mean [R], rstd [R]). Without a residual s is empty.
+    Returns (s [R, C], y [R, C], mean [R], rstd [R]). Without a residual s is an empty tensor.
     """
     s = x if residual is None else x + residual
     wide = torch.promote_types(s.dtype, torch.float32)
@@ -51,7 +52,10 @@ def layer_norm_backward_reference(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of s, weight and bias from the gradients of y and s; those not needed are empty."""
+    """Compute the gradients of (s, weight, bias) from `grad_y` and `grad_s` (None means 0), those of both outputs.
+
+    The gradient of s is an empty tensor without `need_input`, the other two are without `need_parameters`.
+    """
     wide = mean.dtype
     gain = weight.to(wide)
     grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
@@ -135,8 +139,8 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Apply LayerNorm over the last dimension. The module docstring has the formula.
 
-    Autocast does not change the dtype: the result has the dtype of `x`, whereas PyTorch's LayerNorm would return
-    float32. Statistics are float32 in any case, and weight and bias may be float32 with a 16-bit `x`.
+    Under autocast the result still has the dtype of `x`, whereas PyTorch's LayerNorm would return float32. Statistics
+    are at least float32, and weight and bias may be float32 with a 16-bit `x`.
 
     Args:
         x: [..., C], any strides; no copy if rows have a constant stride and channels are contiguous.
@@ -146,10 +150,12 @@ def layer_norm(
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        y [..., C], or (s, y) with a residual, in the dtype of `x`; differentiable in all four tensors.
+        y [..., C], or with a residual (s, y), where s [..., C] = x + residual. In the dtype of `x`; differentiable in
+        x, weight, bias and residual.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit each other, or the kernels get more than 8192 channels.
+        ValueError: shapes, dtypes or devices do not fit each other, `impl` does not support the call, or C is above
+            8192 in the Triton kernels.
     """
     op = "layer_norm"
     triton = choose_impl(op, impl, x) == "triton"
@@ -181,7 +187,7 @@ def layer_norm(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Flatten [..., C] to [R, C] with contiguous channels."""
+    """Flatten [..., C] to [R, C] with contiguous channels. Copies only if necessary."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
@@ -199,18 +205,19 @@ def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor,
 
 
 def layer_norm_statistics(x: Tensor, eps: float = 1e-6, impl: str | None = None) -> tuple[Tensor, Tensor]:
-    """Compute the mean and reciprocal standard deviation that `layer_norm` would use, for `linear(norm=...)`.
+    """Compute the mean and the reciprocal standard deviation by which `layer_norm` normalizes, for `linear(norm=...)`.
 
     Args:
-        x: [..., C].
+        x: [..., C], any strides.
         eps: added to the variance.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        mean and 1 / sqrt(var + eps) of every row, [...] each, float32 (float64 for a float64 `x`).
+        mean and 1 / sqrt(var + eps) over the C channels, [...] each, float32 (float64 for a float64 `x`).
 
     Raises:
-        ValueError: x has no channels, has more than 8192 for the kernels, or requires grad while grad mode is on.
+        ValueError: x has no channels or requires grad while grad mode is on (this op has no backward pass), `impl` does
+            not support the call, or C is above 8192 in the Triton kernel.
     """
     op = "layer_norm_statistics"
     triton = choose_impl(op, impl, x) == "triton"

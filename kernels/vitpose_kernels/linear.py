@@ -4,13 +4,14 @@
 
     x [..., C]   weight W [F, C]   bias b [F]   residual, y [..., F]            act: none or exact (erf) GELU
 
-Once its weights are folded in, the LayerNorm only changes the epilogue. With LN(x) = (x - mean) rstd gamma + beta,
+C input and F output channels. LN is a LayerNorm over C or, without `norm`, the identity. The weight gamma [C] and the
+bias beta [C] of the LayerNorm are folded into W and b beforehand. With LN(x) = (x - mean) rstd gamma + beta,
 
     LN(x) Wᵀ + b = rstd (x W'ᵀ - mean s) + b',     W' = W diag(gamma),  s[f] = Σ_c W'[f, c],  b' = W beta + b
 
-so the matrix product takes x without normalization, and the epilogue needs two numbers per row, mean and rstd (`norm`
-is mean, rstd and s, all float32). s must be the sum of W' as it is stored, after rounding. Then the part of the product
-that mean removes cancels up to rounding.
+so the matrix product takes x without normalization, and the epilogue needs mean and rstd of each row of x, and s [F].
+These three float32 tensors are the argument `norm`; `weight` and `bias` are W' and b'. s must be summed from the stored
+W', after rounding to its dtype. Then what mean adds to the product is subtracted again up to rounding.
 
 2 M F C FLOPs for M rows; compute-bound from C = F = 384 on. Accumulation and epilogue are in float32.
 """
@@ -35,7 +36,7 @@ def linear_reference(
     residual: Tensor | None = None,
     norm: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Reference implementation in plain PyTorch, which specifies the op."""
+    """Reference implementation in plain PyTorch, which specifies the op. Returns [..., F]."""
     if norm is None:
         y = nnF.linear(x, weight, bias)
     else:
@@ -76,9 +77,9 @@ def _linear(
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """Flatten [..., C] to [M, C] with contiguous channels and a row stride that gives 32-bit offsets within a tile.
+    """Flatten [..., C] to [M, C] with contiguous channels and a row stride below 2^23. Copies only if necessary.
 
-    Copies only if necessary.
+    With this limit 32-bit offsets suffice in a tile of the kernel.
     """
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 and x.stride(0) < 2**23 else x.contiguous()
@@ -96,20 +97,23 @@ def linear(
     """Compute act(LN(x) weightᵀ + bias) + residual, without gradients. The module docstring has the details.
 
     Args:
-        x: [..., C], rows of any stride.
+        x: [..., C], any strides; no copy if rows have a constant stride and channels are contiguous.
         weight: [F, C] in the dtype of `x`.
         bias: [F] in the dtype of `x`. Default: no bias.
         gelu: apply the exact GELU before the residual is added.
-        residual: [..., F] in the dtype of `x` or in float32; the output takes its dtype.
-        norm: (mean [...], rstd [...], weight_sums [F]) in float32, to normalize the rows of `x`. The weight and bias of
-            this LayerNorm must already be folded into `weight` and `bias`. Default: no LayerNorm.
+        residual: [..., F] in the dtype of `x` or in float32; the output takes its dtype. Default: no residual.
+        norm: (mean [...], rstd [...], weight_sums [F]) in float32 (float64 for a float64 `x`), to normalize the rows of
+            `x`. mean and rstd are those of `layer_norm_statistics`, weight_sums is `weight` summed over C. The weight
+            and bias of this LayerNorm must already be folded into `weight` and `bias`. Default: no LayerNorm.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [..., F], contiguous, in the dtype of `residual` or else of `x`. Autocast casts x, weight and bias.
+        [..., F], contiguous, in the dtype of `residual`, or without it in that of `x`. Autocast casts x, weight and
+        bias.
 
     Raises:
-        ValueError: shapes or dtypes do not fit each other, or an input requires grad while grad mode is on.
+        ValueError: shapes, dtypes or devices do not fit each other, an input requires grad while grad mode is on (this
+            op has no backward pass), or `impl` does not support the call.
     """
     op = "linear"
     x, weight, bias = autocast_inputs(x, weight, bias)  # type: ignore[assignment]

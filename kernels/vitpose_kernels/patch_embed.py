@@ -2,16 +2,18 @@
 
     out[b, (i, j)] = bias + position[(i, j)] + sum weight[:, c, y, x] images[b, c, s i - p + y, s j - p + x]
 
-The sum runs over the 3 x 16 x 16 values (c, y, x) of a patch. Pixels outside the image are zero.
+The sum runs over the 3 x 16 x 16 values (c, y, x) of a patch: color, row and column. (i, j) is row and column of the
+token in the grid. Pixels outside the image are zero.
 
-Letters: B batch, N tokens in row-major order, C channels, s stride, p padding.
+Letters: B batch, (H, W) image in pixels, N tokens in row-major order, C channels, s stride, p padding in pixels.
 
     images [B, 3, H, W]  weight [C, 3, 16, 16]  bias [C]  position [N, C]  out [B, N, C]
     N = rows * columns, rows = floor((H + 2p - 16) / s) + 1, columns = floor((W + 2p - 16) / s) + 1
 
-FLOPs: 1536 B N C. Bytes: the images and out, once each. Compute-bound. Without fusion a convolution writes its map in
-NCHW, adding the position reads and writes it, and converting it to tokens reads and writes it again. The op saves these
-last four passes over [B, N, C] (75 of 113 MB for ViTPose-B at batch 64 in 16 bit). Inference only.
+FLOPs: 1536 B N C. Memory traffic: the images are read and out is written, once each. Compute-bound. Without fusion, the
+convolution writes its result [B, C, rows, columns], the addition of the position embedding reads and writes it, and the
+conversion to tokens reads and writes it again. The op saves these last four passes over B N C elements (75 of 113 MB
+for ViTPose-B at batch 64 in 16 bit). Inference only.
 Source: docs/numerics.md 1.2 (stride 16 with padding 2, stride 8 with padding 4).
 """
 
@@ -29,7 +31,7 @@ from vitpose_kernels.launch import architecture, run
 def patch_embed_reference(
     images: Tensor, weight: Tensor, bias: Tensor, position: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Reference implementation in plain PyTorch, which specifies the op."""
+    """Reference implementation in plain PyTorch, which specifies the op. Returns [B, N, C] in the dtype of `weight`."""
     maps = nnF.conv2d(images.to(weight.dtype), weight, bias, stride, padding)
     return (maps.flatten(2).transpose(1, 2) + position).contiguous()
 
@@ -60,22 +62,24 @@ def patch_embed(
     padding: int = 2,
     impl: str | None = None,
 ) -> Tensor:
-    """Compute the tokens of images, position embedding included. The module docstring has the formula.
+    """Compute the tokens of images, with the position embedding added. The module docstring has the formula.
 
     Args:
-        images: [B, 3, H, W], normalized; any strides (contiguous rows are fastest) and any floating dtype, which the op
-            converts to the dtype of `weight`.
+        images: [B, 3, H, W], normalized (see `crop`); any strides (contiguous rows are fastest) and any floating dtype.
+            The op converts them to the dtype of `weight`.
         weight, bias: [C, 3, 16, 16] and [C] of the convolution.
-        position: [N, C], added to the tokens. It must include slot 0 of the official `pos_embed`.
-        stride, padding: of the convolution, in pixels; 16 and 2, or 8 and 4, in the official models.
+        position: [N, C], added to the tokens. For the official `pos_embed` [1, N + 1, C], whose slot 0 belongs to the
+            class token, this is pos_embed[0, 1:] + pos_embed[0, :1].
+        stride, padding: stride and zero padding of the convolution, in pixels; 16 and 2, or 8 and 4, in the official
+            models.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
         [B, N, C], contiguous, in the dtype of `weight`. Autocast casts `weight`, `bias` and `position`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit each other, or an input requires grad while grad mode is on (this op has
-            no backward pass).
+        ValueError: shapes, dtypes or devices do not fit each other, an input requires grad while grad mode is on (this
+            op has no backward pass), or `impl` does not support the call.
     """
     op = "patch_embed"
     if not (images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point()):

@@ -1,14 +1,16 @@
-"""Feed-forward network (FFN) of ViTPose++: a shared part and one expert per task, with mixed tasks in one batch.
+"""Feed-forward network (FFN) of ViTPose++: a shared part and one expert per task. A batch may mix tasks.
 
     hidden = GELU(x fc1ᵀ + b1)                                                         exact (erf) GELU
     out[b] = [ hidden[b] sharedᵀ + bs , hidden[b] expert[task[b]]ᵀ + be[task[b]] ]     shared channels first
     out    = out + residual                                                            if a residual is given
 
-Letters: B batch, N tokens, C channels, F = hidden channels (4C), T tasks, P expert channels.
+Letters: B batch, N tokens, C channels, F hidden channels (4C in ViTPose++), T tasks, P output channels of an expert.
 
     x [B, N, C]  fc1_weight [F, C]  shared_weight [C - P, F]  expert_weight [T, P, F]  task int64 [B]  out [B, N, C]
 
-FLOPs: 4 B N C F forward and twice as many backward, as for a dense FFN whatever T is. Every sample reads the weights of
+task[b] is the task of sample b, and so the expert that computes its last P channels.
+
+FLOPs: 4 B N C F forward and twice as many backward, as for a dense FFN, for any T. Every sample reads the weights of
 one expert. Compute-bound. The only activations saved for the backward pass are x and the fc1 output before the GELU,
 each only if a requested gradient needs it.
 Source: paper eq. 10 to 12 (which have ReLU; all released weights use GELU), docs/numerics.md 1.4.
@@ -57,10 +59,18 @@ def split_ffn_reference(
 def hidden_gradients_reference(
     grad: Tensor, before: Tensor, shared_weight: Tensor, expert_weight: Tensor, task: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute what the backward pass needs of the hidden layer: three tensors, each only if it is `wanted`, else None.
+    """Compute those parts of the backward pass that concern the hidden layer, before further matrix products.
 
-    Returns (gradient of the fc1 output, GELU of the fc1 output, gradient of the experts' weights). The gradient of an
-    expert without samples is zero. The third requires the second.
+    Args:
+        grad: [B, N, C], the gradient of the output.
+        before: [B, N, F], the fc1 output before the GELU.
+        shared_weight, expert_weight, task: as in `split_ffn`.
+        wanted: three booleans, one for each result.
+
+    Returns:
+        The gradient of `before` [B, N, F], the GELU of `before` [B, N, F], and the gradient of `expert_weight`
+        [T, P, F], which is 0 for an expert without samples. A result that is not wanted is None. The third is also None
+        if the second is not wanted.
     """
     d_before = hidden = d_weight = None
     d_shared, d_expert = grad.split([shared_weight.shape[0], expert_weight.shape[1]], -1)
@@ -86,9 +96,9 @@ def _split_ffn_in_runs(
     task: Tensor,
     residual: Tensor | None,
 ) -> Tensor:
-    """Do what `split_ffn_reference` does, for inference on a CPU, without copies of the experts' weights.
+    """Compute the output of `split_ffn_reference` for inference on a CPU, without a copy of expert weights per sample.
 
-    Consecutive samples of the same task are computed together.
+    Each run of consecutive samples with the same task is computed together.
     """
     hidden = torch.ops.aten.gelu_(nnF.linear(x, fc1_weight, fc1_bias))
     out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
@@ -152,7 +162,12 @@ def _split_ffn_backward(
     wanted: Sequence[bool],
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x and of weight and bias of fc1, shared and expert; those not `wanted` are empty."""
+    """Return the gradients of x and of weight and bias of fc1, shared part and experts, in the order of `split_ffn`.
+
+    `wanted` has a boolean for each of the seven; a gradient that is not wanted is an empty tensor. `grad` [B, N, C] is
+    the gradient of the output, `before` [B, N, F] the fc1 output before the GELU. `x` is None if the gradient of
+    `fc1_weight` is not wanted.
+    """
     grad = contiguous_like(fc1_weight, grad)
     shared = shared_weight.shape[0]
     parts = (any(wanted[:3]), wanted[3] or wanted[5], wanted[5])
@@ -224,18 +239,21 @@ def split_ffn(
     Args:
         x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias: must share one dtype (autocast
             casts them).
-        task: int64 [B], the expert of each sample, on the device of `x`.
-        residual: [B, N, C] in the dtype of `x` or in float32 (also under autocast). It is added to the output, which
-            takes its dtype.
+        task: int64 [B], the index of each sample's expert, 0..T - 1, on the device of `x`.
+        residual: [B, N, C] in the dtype of `x` (under autocast, in the autocast dtype) or in float32. It is added to
+            the output, which takes its dtype.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [B, N, C], differentiable in all inputs except `task`. On CUDA a task id outside 0..T-1 makes the expert
-        channels of its sample NaN.
+        [B, N, C] in the dtype of `residual`, or without it in that of `x`; differentiable in all inputs except `task`.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit each other, or a task id is outside 0..T-1 (always checked on
-            the CPU, on CUDA only with VITPOSE_FAST_DEBUG=1).
+        ValueError: shapes, dtypes or devices do not fit each other, there are no experts (T = 0), a task id is outside
+            0..T - 1, or `impl` does not support the call.
+
+    Task ids on CUDA are checked only with VITPOSE_FAST_DEBUG=1, and none are checked while torch.compile or
+    torch.export traces. Without the check, an id out of range makes the expert channels of its sample NaN in the Triton
+    kernel.
     """
     op = "split_ffn"
     if x.dim() != 3:
