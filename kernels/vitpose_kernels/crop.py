@@ -1,15 +1,16 @@
 """Crop person boxes out of one or many images, as normalized network input.
 
-A box gives a center and a padded size with a fixed aspect ratio, and these give a 2x3 matrix from image to crop. Its
-inverse maps every output pixel to a place in the image, which is sampled bilinearly, with zeros outside the image. The
-result is (value / 255 - mean) / std. There are two samplings:
+Each box is grown to the aspect ratio of the crop and padded (`box_to_center_scale`). The resulting region gives a 2x3
+matrix from image pixels to crop pixels (`warp_matrix`). The inverse of the matrix maps every crop pixel to a point in
+the image, where the image is sampled bilinearly; pixels outside the image count as 0. The crop holds
+(value / 255 - mean) / std with ImageNet's mean and std. There are two samplings:
 
-    "float":     exact coordinates, unrounded values (grid_sample with zeros padding)
+    "float":     exact coordinates, unrounded values (like grid_sample with zeros padding)
     "exact-cv4": OpenCV <= 4.11 bit for bit: coordinates in 1/32 px, 15-bit weights, values rounded to uint8
 
-Letters: P boxes, I images, (H, W) crop. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W], or [2 P, 3, H, W]: all crops,
-then the mirror image of every crop. Memory-bound: 12 bytes read and 3 values written per output pixel (6 with mirror
-images). Source: docs/numerics.md 3.1 to 3.5.
+Letters: P boxes, (H, W) crop in pixels, (h_i, w_i) image i in pixels. images uint8 [h_i, w_i, 3] RGB -> [P, 3, H, W].
+Memory-bound: 12 bytes read and 3 values written per crop pixel (6 if the mirror image of the crop is written as well).
+Source: docs/numerics.md 3.1 to 3.5.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Invert affine matrices [P, 2, 3] with OpenCV's order of operations, in float64."""
+    """Invert affine matrices [P, 2, 3], float64, with OpenCV's order of operations."""
     (m00, m01, m02), (m10, m11, m12) = (row.unbind(-1) for row in matrix.unbind(1))
     determinant = 1 / (m00 * m11 - m01 * m10)
     a, b, d, e = m11 * determinant, -m01 * determinant, -m10 * determinant, m00 * determinant
@@ -36,11 +37,14 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute one source coordinate of every crop pixel, as (floor int64, fraction float32), each [P, rows, columns].
+    """Compute one image coordinate (x or y) of every crop pixel.
 
     Args:
-        coefficients: [P, 3], factors of column, row and 1: one row of the inverse matrices.
+        coefficients: [P, 3], one row of the inverse matrices. Its dot product with (column, row, 1) is the coordinate.
         column, row: [P, columns] and [rows], positions in the crop. All are float64.
+
+    Returns:
+        (floor of the coordinate, int64; fraction, float32), each [P, rows, columns].
     """
     a, b, c = coefficients.unbind(-1)
     source = (a[:, None] * column)[:, None, :] + (b[:, None] * row + c[:, None])[:, :, None]
@@ -49,7 +53,10 @@ def _source_float(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Te
 
 
 def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `_source_float` does in OpenCV's fixed point; the fraction is int64 in 1/32 px (docs/numerics.md 3.4)."""
+    """Do what `_source_float` does, with OpenCV's fixed-point rounding (docs/numerics.md 3.4).
+
+    The fraction is int64, in units of 1/32 px.
+    """
     a, b, c = coefficients.unbind(-1)
     along = (a[:, None] * column * 1024).round().long()
     down = ((b[:, None] * row + c[:, None]) * 1024).round().long() + 16
@@ -58,7 +65,15 @@ def _source_exact(coefficients: Tensor, column: Tensor, row: Tensor) -> tuple[Te
 
 
 def _taps(whole: Tensor, fraction: Tensor, size: Tensor, one: int) -> list[tuple[Tensor, Tensor]]:
-    """Return both neighbors along an axis as (index clamped to 0..size - 1, weight); outside the weight is 0."""
+    """Return the two pixels between which image coordinates lie along an axis, as [(index, weight), (index, weight)].
+
+    Args:
+        whole, fraction: the coordinates, from `_source_float` or `_source_exact`.
+        size: number of pixels of the image along the axis, [P, 1, 1].
+        one: the sum of both weights: 1, or 32 if `fraction` counts 1/32 px.
+
+    Indices are clamped to 0..size - 1. A pixel outside the image has weight 0.
+    """
     out = []
     for place, weight in ((whole, one - fraction), (whole + 1, fraction)):
         inside = place.clamp(min=0).minimum(size - 1)
@@ -80,13 +95,17 @@ def crop_reference(
     """Reference implementation in plain PyTorch, which specifies the op.
 
     Args:
-        images: uint8 [h_i, w_i, 3].
-        matrices: [P, 2, 3], from image to crop.
+        images: list of uint8 [h_i, w_i, 3].
+        image_index: int64 [P], the index of the image of each crop, in range.
+        matrices: float64 [P, 2, 3], from image to crop (see `warp_matrix`). One that is not finite gives a crop of NaN.
+        size: (H, W).
+        flip: bool [P], which crops to mirror, or None.
         upright: promises that no matrix rotates.
-        twin: return [2 P, 3, H, W], whose second half mirrors the first.
+        exact: sampling "exact-cv4" instead of "float".
+        twin: also return the mirror images.
 
     Returns:
-        [P, 3, H, W] in `dtype`.
+        [P, 3, H, W] in `dtype`, or with `twin` [2 P, 3, H, W]: all crops, then the mirror image of every crop.
     """
     device, p = matrices.device, matrices.shape[0]
     pixels = torch.cat([image.reshape(-1, 3) for image in images])
@@ -120,13 +139,13 @@ def crop_reference(
 
 
 def _normalizer(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], object]:
-    """Return the function that normalizes sampled pixels: normalize(x, out).
+    """Return a function normalize(x, out), which turns sampled pixels into network input.
 
-    `x` [..., 3, H, W] holds weighted sums of pixel values 0..255. `out`, float32 and of the same shape, receives the
-    network input. `broken` is 0, or NaN to make the result NaN.
+    `x` [..., 3, H, W] holds sums of pixel values 0..255 times their bilinear weights. `out`, float32 and of the same
+    shape, receives the result. `broken` is a tensor that broadcasts to `x`, 0 or, to make a crop NaN, NaN.
 
-    For "exact-cv4" the weights are whole numbers that sum to 1024 (in OpenCV to 2^15, with the same rounding). The sums
-    stay below 2^24, so float32 holds them exactly.
+    The weights sum to 1. With `exact` (sampling "exact-cv4") they are integers that sum to 1024 (in OpenCV to 2^15,
+    with the same rounding), so the sums stay below 2^24 and float32 holds them exactly.
     """
     mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     if exact:
@@ -145,10 +164,10 @@ def _crop_upright(
     exact: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Do what `crop_reference` does, faster, for CPU tensors without rotation and twin.
+    """Do what `crop_reference` does, faster, for CPU tensors with `upright` and without `twin`.
 
-    It interpolates along y, then along x. It works crop by crop, because the regions that they read differ in size and
-    each stays in the cache.
+    Crops are computed one by one, each first along y, then along x. The image regions of the crops differ in size, and
+    that of a single crop stays in the cache.
     """
     p = matrices.shape[0]
     row = torch.arange(size[0], dtype=torch.float64)
@@ -227,30 +246,35 @@ def crop(
 
     Args:
         image: uint8 [h, w, 3] RGB, or a list of such images (of any sizes) together with `image_index`.
-        boxes: [P, 4] (x, y, width, height) in image pixels, converted to float64 for the official rounding. If they are
-            on the CPU, they are checked and turned into matrices on the CPU, whatever the device of the images.
-        size: (H, W) of the crops.
+        boxes: [P, 4] (x, y, width, height) in image pixels, with (x, y) the top left corner. They are converted to
+            float64 for the official rounding. Boxes on the CPU are checked and turned into matrices on the CPU, even if
+            the images are on CUDA.
+        size: (H, W) of the crops in pixels, both at least 2.
         sampling: "float" or "exact-cv4".
-        rotation: [P], degrees about the center of the box. Default: no rotation.
-        flip: bool [P], which crops to mirror (their columns are reversed, after rotation). Default: none.
-        codec: "udp" or "msra", the affine transform (see `warp_matrix`).
-        padding: factor on the size of the box.
-        fix_aspect: before padding, grow the box to the aspect ratio of `size`.
+        rotation: [P], degrees about the center of the box. A positive angle turns the person in the crop clockwise for
+            "udp" and counterclockwise for "msra". Default: no rotation.
+        flip: bool [P], which crops to mirror: their columns are reversed, after rotation. Default: none.
+        codec: "udp" or "msra", the affine transform that turns a box into a crop. "udp" maps the padded box to
+            columns 0..W - 1 and rows 0..H - 1. "msra" maps its width to W, with the same zoom on both axes.
+        padding: factor on width and height of the box.
+        fix_aspect: before padding, lengthen one side of the box, about its center, to the aspect ratio of `size`.
         dtype: floating dtype of the result.
-        image_index: int64 [P], the index in the list of the image that each box belongs to.
-        twin: also return every crop mirrored (its columns reversed), for the flip test. The result is [2 P, 3, H, W],
-            whose second half mirrors the first.
+        image_index: int64 [P], for each box the index of its image in the list. Optional for a single image.
+        twin: also return the mirror image of every crop (its columns reversed), for the flip test.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        [P, 3, H, W], normalized with ImageNet's mean and std; pixels outside the image count as 0 (black). Not
-        differentiable.
+        [P, 3, H, W], or with `twin` [2 P, 3, H, W]: all crops, then the mirror image of every crop. Normalized with
+        ImageNet's mean and std; pixels outside the image count as 0 (black). Not differentiable.
 
     Raises:
-        ValueError: an image is not uint8 [h, w, 3], shapes do not fit each other, sampling or codec is unknown, a box
-            is not finite or has no area, or an image index is out of range. Boxes and indices on CUDA are checked only
-            with VITPOSE_FAST_DEBUG=1. Without it a bad box gives a crop of NaN, and an index out of range selects the
-            nearest valid image.
+        ValueError: there is no image, an image is not uint8 [h, w, 3], shapes or devices do not fit each other, size,
+            dtype, sampling or codec is not supported, a value of a box is not finite or has an absolute value of 1e6 or
+            more, the width or height of a box is 1e-3 or less, or an image index is out of range.
+
+    Boxes and indices on CUDA are checked only with VITPOSE_FAST_DEBUG=1, and none are checked while torch.compile or
+    torch.export traces. Without the check, a box that is not finite gives a crop of NaN, other bad boxes give
+    meaningless crops, and in the Triton kernel an index out of range selects the nearest valid image.
     """
     op = "crop"
     images = [image] if isinstance(image, Tensor) else list(image)

@@ -5,16 +5,20 @@
     msra:   p moved by a quarter pixel, in x and in y, towards the higher neighbor, if 1 < x < w - 1 and 1 < y < h - 1
     argmax: p without refinement
 
-Letters: B batch, K keypoints, (h, w) map. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
+p is the arg-max of the map: of its largest values the first in row-major order. Its value is the score.
+
+Letters: B batch, K keypoints, (h, w) map in pixels. heatmaps [B, K, h, w] -> keypoints [B, K, 2] (x, y), scores [B, K].
 Bytes: each map is read once; 12 bytes are written per keypoint, 16 more with its covariance. Memory-bound.
 Source: docs/numerics.md 5.1 to 5.5 (paper sec. 3, UDP and DARK papers).
 
 Special maps:
-  * A maximum <= 0 gives the keypoint (-1, -1), in image coordinates too. The score is still the maximum.
-  * A NaN makes the keypoint and score of its map NaN. No other keypoint is affected.
-  * A flat positive map gives its first pixel.
-  * A singular Hessian means no refinement.
-  * The refinement is not bounded, as in the official code. For a maximum on the border it is half a pixel outwards.
+  * A maximum <= 0 gives the keypoint (-1, -1), in image coordinates too, and a covariance of NaN. The score is still
+    the maximum.
+  * A NaN in a map makes its keypoint, score and covariance NaN. No other keypoint is affected.
+  * A positive constant map gives its first pixel, (0, 0).
+  * If the determinant of the Hessian is exactly 0, p is not refined.
+  * The refinement of "udp" is not bounded, as in the official code. A maximum on the border moves half a pixel outwards
+    if the mixed second derivative is 0.
 """
 
 from __future__ import annotations
@@ -33,10 +37,10 @@ from vitpose_kernels.launch import run
 
 
 def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int], shift: bool) -> Tensor:
-    """Average heatmaps [B, K, h, w] with those of the mirrored images, which are mirrored back (docs/numerics.md 5.1).
+    """Average `heatmaps` with `flipped`, the heatmaps of the mirrored crops, both [B, K, h, w] (docs/numerics.md 5.1).
 
-    Mirroring back permutes the channels and reverses the width. `shift` also moves the result one column to the right,
-    while column 0 keeps its value.
+    Before that, `flipped` is mirrored back: channel i is taken from channel `permutation[i]`, with its columns in
+    reverse. With `shift` it is then moved one column to the right, while column 0 keeps its value.
     """
     back = flipped[:, list(permutation)].flip(-1)
     if shift:
@@ -45,7 +49,7 @@ def merge_flipped(heatmaps: Tensor, flipped: Tensor, permutation: Sequence[int],
 
 
 def _reflect101(index: Tensor, size: int) -> Tensor:
-    """Mirror indices outside [0, size) about the edge pixels, as often as needed."""
+    """Mirror indices outside [0, size) about the first or last pixel, which is not repeated, as often as needed."""
     if size == 1:
         return torch.zeros_like(index)
     index = index.remainder(2 * (size - 1))
@@ -55,11 +59,12 @@ def _reflect101(index: Tensor, size: int) -> Tensor:
 def _log_neighborhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> Tensor:
     """Compute log(clip(blur(map))) at the 3x3 pixels around (x, y).
 
-    Only the pixels that this blur touches are read: a patch of blur_kernel + 2 rows and columns per map.
+    A pixel outside the map gets the value of the nearest pixel in it. Only what the blur at these pixels needs is read:
+    a patch of blur_kernel + 2 rows and columns per map.
 
     Args:
-        maps: [M, h, w].
-        x, y: [M], one pixel of each map.
+        maps: [M, h, w], M maps.
+        x, y: int64 [M], column and row of one pixel of each map.
 
     Returns:
         [M, 3 (rows), 3 (columns)], float64.
@@ -72,7 +77,7 @@ def _log_neighborhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> T
     place = rows[:, :, None] * w + columns[:, None, :]
     patch = maps.flatten(1).gather(1, place.flatten(1)).view(m, size, size)
     step = torch.arange(-1, 2, device=maps.device)
-    # Take the rows above, at and below y, where the border row is repeated beyond the border; do the same with columns.
+    # Take the rows above, at and below y, with the border row again for a row outside the map. The same for columns.
     # Each sum runs over contiguous numbers, so that all sums are rounded in the same way and a flat map stays flat.
     above, left = ((p[:, None] + step).clamp(0, last - 1) - p[:, None] + 1 for p, last in ((y, h), (x, w)))
     strips = (patch.unfold(1, blur_kernel, 1).contiguous() * taps).sum(-1)  # [M, 3, size]
@@ -82,9 +87,12 @@ def _log_neighborhood(maps: Tensor, x: Tensor, y: Tensor, blur_kernel: int) -> T
 
 
 def _newton(log: Tensor, covariance: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Compute the Newton step from 3x3 log neighborhoods: (offset [M, 2], covariance [M, 2, 2] or None), float64.
+    """Compute the Newton step from each center of the 3x3 log neighborhoods [M, 3, 3] to the maximum, float64.
 
-    The covariance is NaN where the log map is not concave.
+    Returns:
+        offset: [M, 2] (x, y) in heatmap pixels; 0 if the determinant of the Hessian is 0.
+        covariance: [M, 2, 2], the negative inverse Hessian, NaN where the log map is not concave. None without
+            `covariance`.
     """
     dx = 0.5 * (log[:, 1, 2] - log[:, 1, 0])
     dy = 0.5 * (log[:, 2, 1] - log[:, 0, 1])
@@ -115,7 +123,8 @@ def heatmap_decode_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Reference implementation in plain PyTorch, which specifies the op.
 
-    Returns keypoints [B, K, 2], scores [B, K] and covariances [B, K, 2, 2] (an empty tensor without `covariance`).
+    Returns keypoints [B, K, 2], scores [B, K] and covariances [B, K, 2, 2] (an empty tensor without `covariance`), as
+    `heatmap_decode` does. `flip_permutation` is only used with `flipped`.
     """
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
     heatmaps = heatmaps.to(dtype)
@@ -181,10 +190,10 @@ def _heatmap_decode(
 
 
 def flip_permutation(num_keypoints: int, flip_pairs: Sequence[Sequence[int]] | None) -> list[int]:
-    """Return, for every keypoint i, the channel that holds it in the output for the mirrored image.
+    """Return, for every keypoint i, the channel in which a mirrored image has its heatmap: its partner in a pair, or i.
 
     Raises:
-        ValueError: a pair names a channel that does not exist, or a channel occurs twice.
+        ValueError: a pair names a channel outside 0..num_keypoints - 1, or a channel occurs in two pairs.
     """
     permutation = list(range(num_keypoints))
     for pair in () if flip_pairs is None else flip_pairs:
@@ -214,25 +223,27 @@ def heatmap_decode(
     Args:
         heatmaps: [B, K, h, w], raw network output.
         codec: "udp", "msra" or "argmax".
-        blur_kernel: odd size of the Gaussian blur before the logarithm.
-        flipped: [B, K, h, w], raw network output for the mirrored input, to be averaged with `heatmaps` (for "msra"
-            after a shift by one column).
-        flip_pairs: pairs of channels that swap in a mirrored image. Default: no pairs.
-        centers, scales: [B, 2], center and size of each crop in image pixels; pass both or neither.
-        covariance: also return the covariance of each keypoint, the negative inverse Hessian of the log map.
+        blur_kernel: size of the Gaussian blur before the logarithm, in pixels, odd. Matters for "udp" and `covariance`.
+        flipped: [B, K, h, w], raw network output for the mirrored crops. It is mirrored back and averaged with
+            `heatmaps` (for "msra" after a shift by one column). Default: no flip test.
+        flip_pairs: pairs of channels that swap in a mirrored image, for `flipped`. Default: no pairs.
+        centers, scales: [B, 2], center (x, y) and size (width, height) in image pixels of the region that was cropped,
+            as in the result of `box_to_center_scale`; pass both or neither.
+        covariance: also return the covariance of each keypoint, the negative inverse Hessian of the log map at p.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        keypoints: [B, K, 2], in image pixels with `centers` and `scales`, otherwise in heatmap pixels.
-        scores: [B, K], the maximum of each (averaged) map.
-        covariances: [B, K, 2, 2] in the same pixels squared, only with `covariance`; NaN where the log map is not
-            concave.
+        keypoints: [B, K, 2] (x, y), in image pixels with `centers` and `scales`, otherwise in heatmap pixels.
+        scores: [B, K], the maximum of each map, after averaging with `flipped`.
+        covariances: [B, K, 2, 2] in the same pixels squared, only with `covariance`. NaN where the log map is not
+            concave, the maximum is <= 0, or the map has a NaN.
 
         All are float32 (float64 for float64 heatmaps) and not differentiable.
 
     Raises:
-        ValueError: shapes do not fit each other, the codec is unknown, `flip_pairs` does not fit, or the blur kernel is
-            even.
+        ValueError: shapes or devices do not fit each other, the codec is unknown, `flip_pairs` names a channel that
+            does not exist or the same one in two pairs, only one of `centers` and `scales` is given, `blur_kernel` is
+            even or less than 1, or `impl` does not support the call.
     """
     op = "heatmap_decode"
     triton = choose_impl(op, impl, heatmaps) == "triton"
@@ -258,8 +269,8 @@ def heatmap_decode(
         boxes.append(value)
     permutation = flip_permutation(heatmaps.shape[1], flip_pairs)
     if not triton and type(heatmaps) is Tensor and not heatmaps.is_cuda and may_look_at_values(heatmaps):
-        # Nothing traces or differentiates this call, so skip the registered op. Its overhead would be a fifth of the
-        # time that decoding a few people takes.
+        # Nothing traces this call, and the result is not differentiable: call the reference directly. The dispatch of
+        # the registered op would take a fifth of the time of decoding a few people.
         with torch.no_grad(), without_autocast(heatmaps):
             arguments = (
                 heatmaps.detach(),

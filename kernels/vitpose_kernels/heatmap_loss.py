@@ -1,12 +1,15 @@
-"""Weighted mean squared error between heatmaps and the rendered target.
+"""Weighted mean squared error between heatmaps and their targets, which are rendered from keypoints.
 
-    L = sum over b, k, y, x of  w[b, k]² mask[b, y, x] (P - G)²   /   (B K h w)
+    L = sum over b, k, y, x of  weight[b, k]² mask[b, y, x] (P - G)[b, k, y, x]²   /   (B K h w)
 
-with P the heatmaps and (G, w) = heatmap_target(keypoints, visible); letters and shapes are those of heatmap_target. The
-mean runs over all keypoints, including invisible ones (weight 0), as in the official training. The loss is computed in
-float32 for 16-bit heatmaps too. A map is read even if its keypoint has weight 0: NaN or infinity in it makes the loss
-NaN. Memory-bound: the forward pass reads the heatmaps once, the backward pass reads them and writes their gradient. The
-kernels never store the target (the reference does). Source: docs/numerics.md 4.5, 8.1 (mask).
+P [B, K, h, w] are the heatmaps, and (G [B, K, h, w], weight [B, K]) = heatmap_target(keypoints, visible) the targets
+and their weights. B batch, K keypoints, (h, w) heatmap in pixels. The mean runs over all keypoints, including those of
+weight 0 (for example invisible ones), as in the official training.
+
+The loss is computed in float32 for 16-bit heatmaps too. Every map is read, also where weight or mask is 0: a NaN makes
+the loss NaN, and infinity makes it infinite or, times a 0, NaN. Memory-bound: the forward pass reads the heatmaps once,
+the backward pass reads them and writes their gradient. The kernels never store the target (the reference does).
+Source: docs/numerics.md 4.5, 8.1 (mask).
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ def _weighted_difference(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (P - G, w² mask / (B K h w)), each [B, K, h, w] or broadcastable to it, in float32 or float64."""
+    """Return (P - G, weight² mask / (B K h w)): the loss is the sum of first² * second.
+
+    The first is [B, K, h, w], the second broadcastable to that shape. Both are float32 (float64 for float64 heatmaps).
+    """
     dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
     size = heatmaps.shape[-2], heatmaps.shape[-1]
     target, weights = heatmap_target_reference(keypoints.to(dtype), visible.to(dtype), size, image_size, udp, sigma)
@@ -128,17 +134,17 @@ def heatmap_loss(
 
     Args:
         heatmaps: [B, K, h, w], raw network output.
-        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the maps of several people merge by maximum.
-        visible: [B, K] or [B, P, K] in [0, 1].
-        mask: [B, h, w], a factor on the squared error of each pixel. Default: 1 everywhere.
-        codec, sigma, image_size: as in `heatmap_target`.
+        keypoints, visible, codec, sigma, image_size: as in `heatmap_target`. With keypoints [B, P, K, 2] of P people
+            per sample, the targets of the people are merged by maximum.
+        mask: [B, h, w], a factor on the squared error of each pixel, the same for all keypoints. Default: 1 everywhere.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        A scalar, float32 (float64 for float64 heatmaps), differentiable in `heatmaps`; 0 for an empty batch.
+        A scalar, float32 (float64 for float64 heatmaps), differentiable in `heatmaps` only; 0 for an empty batch.
 
     Raises:
-        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
+        ValueError: shapes or devices do not fit each other, the codec is unknown, sigma is not positive, or `impl` does
+            not support the call.
     """
     op = "heatmap_loss"
     triton = choose_impl(op, impl, heatmaps) == "triton"

@@ -3,15 +3,21 @@
     udp:  G[y, x] = exp(-((x - ax)² + (y - ay)²) / (2 sigma²)),   ax = kx (w - 1) / (W - 1)           (sub-pixel center)
     msra: the same around the integer center (mx, my),            ax = kx w / W
 
-ay follows in the same way from ky, h and H. G has these values inside the (2r + 1)² window around m = trunc(a + 0.5),
-with r = int(3 sigma), and is zero outside.
+(kx, ky) is a keypoint in crop pixels, (ax, ay) the same point in heatmap pixels; ay follows in the same way from ky, h
+and H. G has these values inside the (2r + 1)² window around (mx, my) = trunc((ax, ay) + 0.5), with r = int(3 sigma),
+and is zero outside.
 
 Letters: B batch, P people, K keypoints, (W, H) crop and (w, h) heatmap in pixels.
 
     keypoints [B, K, 2] or [B, P, K, 2] crop px   visible [B, K] or [B, P, K]   heatmaps [B, K, h, w]   weights [B, K]
 
-A keypoint has weight 0 if its window misses the map, if it is not finite, or if it is not visible. Memory-bound: the
-maps are written once. Source: docs/numerics.md 4.1, 4.2 (truncation towards zero, as in C, is part of the definition).
+The weight of a keypoint is its visibility, clamped to 0..1. It is 0 if the keypoint is not finite or its window misses
+the map; as in the official code, a window that ends one pixel before the first row or column does not miss it. A
+keypoint is drawn if its weight is above 0.5; otherwise its heatmap is zero. With P people per sample, heatmaps and
+weights are the maximum over the people.
+
+Memory-bound: the maps are written once. Source: docs/numerics.md 4.1, 4.2 (truncation towards zero, as in C, is part of
+the definition).
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ def heatmap_target_reference(
 ) -> tuple[Tensor, Tensor]:
     """Reference implementation in plain PyTorch, which specifies the op.
 
-    Returns (heatmaps [B, K, h, w], weights [B, K]).
+    Returns (heatmaps [B, K, h, w], weights [B, K]). `size` is (h, w), `image_size` is (H, W).
     """
     radius = int(3 * sigma)
     weights = visible.clamp(0, 1) * keypoints.isfinite().all(-1)
@@ -52,7 +58,7 @@ def heatmap_target_reference(
 
 
 def _over_people(x: Tensor) -> Tensor:
-    """Take the maximum over dim 1 (people), or zeros if it is empty."""
+    """Return the maximum over dim 1 (people), or zeros if there are no people."""
     return x.amax(1) if x.shape[1] else x.sum(1)
 
 
@@ -83,14 +89,15 @@ def check_keypoints(
     codec: str,
     sigma: float,
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Check the arguments that the ops with keypoint inputs share.
+    """Check the arguments that `heatmap_target` and `heatmap_loss` share. `op` is the name in error messages.
 
     Returns:
-        keypoints and visible, detached and in the same floating dtype (at least float32), and the size (H, W) of the
-        crop.
+        keypoints and visible, detached and in the same floating dtype (float32, or float64 for float64 keypoints), and
+        the size (H, W) of the crop, which is four times `size` by default.
 
     Raises:
-        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
+        ValueError: shapes or devices do not fit each other, the codec is unknown, sigma is not positive, or `size` is
+            not two numbers >= 1.
     """
     if not (keypoints.dim() in (3, 4) and keypoints.shape[-1] == 2):
         raise ValueError(f"{op}: keypoints have shape {list(keypoints.shape)}, expected [B, K, 2] or [B, P, K, 2]")
@@ -120,21 +127,26 @@ def heatmap_target(
     """Render keypoints as Gaussian heatmaps. The module docstring has the formula.
 
     Args:
-        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2]: the maps of several people merge by maximum.
-        visible: [B, K] or [B, P, K] in [0, 1] (COCO's 2 counts as 1). A keypoint is drawn if its value is above 0.5.
-            The value is returned as the weight.
-        size: (h, w) of the heatmaps.
+        keypoints: [B, K, 2] (x, y) in crop pixels, or [B, P, K, 2] for P people per sample.
+        visible: [B, K] or [B, P, K], the visibility of each keypoint; values are clamped to 0..1, so COCO's 2 counts as
+            1.
+        size: (h, w) of the heatmaps in pixels.
         codec: "udp" or "msra".
-        sigma: standard deviation in heatmap pixels.
-        image_size: (H, W) of the crop. Default: four times `size`.
+        sigma: standard deviation of the Gaussians in heatmap pixels.
+        image_size: (H, W) of the crop in pixels. Default: four times `size`.
         impl: None (chosen by device), "triton" or "reference".
 
     Returns:
-        heatmaps [B, K, h, w] and weights [B, K] (the maximum over people), in the dtype of `keypoints` (at least
-        float32); not differentiable.
+        heatmaps: [B, K, h, w]. A keypoint is drawn if its weight is above 0.5, otherwise its heatmap is zero. The
+            heatmaps of several people are merged by maximum.
+        weights: [B, K], the clamped visibility, or 0 for a keypoint that is not finite or lies so far outside that its
+            Gaussian misses the heatmap. The maximum over several people.
+
+        Both are in the dtype of `keypoints` (at least float32) and not differentiable.
 
     Raises:
-        ValueError: shapes do not fit each other, the codec is unknown, or sigma is not positive.
+        ValueError: shapes or devices do not fit each other, the codec is unknown, sigma is not positive, or `impl` does
+            not support the call.
     """
     op = "heatmap_target"
     keypoints, visible, image_size = check_keypoints(op, keypoints, visible, size, image_size, codec, sigma)
