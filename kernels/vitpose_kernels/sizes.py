@@ -78,6 +78,6 @@ MODELS = {  # "S", "B", "L" and "H", whose shapes the kernels are compiled and c
     name.upper(): Model(name.upper(), *SIZES[name][:3], part_features(SIZES[name].width), variants=name == "b")
     for name in PAPER
 }
-# For checks: no number of channels, tokens or keypoints is a power of two or a multiple of a tile, 16-bit tokens are not
-# aligned to 16 bytes, and windows do not divide the grid.
+# For checks: no number of channels, tokens or keypoints is a power of two or a multiple of a tile, 16-bit tokens are
+# not aligned to 16 bytes, and windows do not divide the grid.
 ODD = Model("odd", 76, 1, 2, 20, batch=3, tasks=3, num_keypoints=5, decoder_width=40, grid=(13, 11), window=(5, 3))
