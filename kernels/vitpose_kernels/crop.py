@@ -325,7 +325,8 @@ def crop(
         center, scale = box_to_center_scale(boxes, size, padding, fix_aspect)
         matrices = warp_matrix(center, scale, turn, size, codec).to(device, non_blocking=device.type == "cuda")
         upright, index = turn is None, index.to(device, non_blocking=device.type == "cuda")
-        if upright and not triton and may_look_at_values(matrices) and all(type(i) is Tensor for i in images):
+        plain = device.type == "cpu" and may_look_at_values(matrices) and all(type(i) is Tensor for i in images)
+        if upright and not triton and plain:
             out = _crop_upright(images, index, matrices, (size[0], size[1]), mirror, exact, dtype)
             return torch.cat([out, out.flip(-1)]) if twin else out
         return _crop(images, index, matrices, list(size), mirror, upright, exact, dtype, twin, triton)

@@ -264,3 +264,11 @@ def test_upright_crops_on_the_cpu_equal_the_reference_bit_for_bit(sampling, code
         )
         assert torch.equal(ours, expected)
     assert ours[:4].flatten(1).std(1).min() > 0.1
+
+
+def test_only_cpu_tensors_take_the_cpu_path(monkeypatch):
+    """With VITPOSE_FAST_DEBUG=1 values on a GPU may be read too; the meta device stands for it here."""
+    monkeypatch.setattr("vitpose_kernels.crop.may_look_at_values", lambda x: x.dtype == torch.float64)  # the matrices
+    image = torch.zeros(20, 30, 3, dtype=torch.uint8, device="meta")
+    out = F.crop([image], torch.tensor([[2.0, 3.0, 9.0, 12.0]]), (16, 12), impl="reference")
+    assert out.device.type == "meta" and out.shape == (1, 3, 16, 12)
