@@ -18,8 +18,13 @@ _VISIBILITY: dict[float, int] = {1: 2, 2: 1, 3: 0}  # AIC's v -> COCO's v: visib
 def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Read an AIC annotation file, either in its original format (a list) or converted to COCO format (a dict).
 
+    Args:
+        data_set: The data set of the file.
+        file: The annotation file.
+        folder: The folder that image names are relative to.
+
     Raises:
-        ValueError: If the file is not readable or holds no usable entry.
+        ValueError: If the file is missing or is not JSON, or as in `aic_to_coco` (for a list) and `read_coco`.
     """
     data, name = read_json(file), str(file)
     converted: list[str] = []
@@ -32,22 +37,26 @@ def read_aic(data_set: DataSet, file: Path, folder: Path) -> Labels:
 def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tuple[dict[str, Any], list[str]]:
     """Convert the original AIC list to a COCO dict whose annotations have neither `area` nor `iscrowd`.
 
-    Each entry describes one image. `image_id` is the name of its file without ".jpg". `human_annotations` maps the
-    name of each person to the corners x1, y1, x2, y2 of a box, and `keypoint_annotations` maps it to a flat list of
-    x, y, v, where v is 1 (visible), 2 (occluded) or 3 (not labeled).
+    Each entry of the list describes one image. `image_id` is the name of the image file without ".jpg".
+    `human_annotations` maps the name of each person to the corners x1, y1, x2, y2 of the box, and
+    `keypoint_annotations` maps the name to a flat list x, y, v, ..., where v is 1 (visible), 2 (occluded) or 3 (not
+    labeled).
 
-    In the result the id of an annotation is "IMAGE_ID PERSON_NAME". The file does not state image sizes, so width and
-    height are `UNKNOWN_SIZE`.
+    In the result v is COCO's (2 visible, 1 occluded, 0 not labeled), boxes are x, y, width, height, and the id of an
+    annotation is "IMAGE_ID PERSON_NAME". The file does not state image sizes, so width and height of every image are
+    `UNKNOWN_SIZE`.
 
     Args:
         entries: The content of the file.
+        keypoint_set: The keypoints of a person.
         name: The name of the file, used in messages.
 
     Returns:
         The COCO dict, and one line for each damaged entry or person that was left out.
 
     Raises:
-        ValueError: If no entry or no person is usable.
+        ValueError: If no entry is usable, or if something was left out and no person remains. Entries without people
+            are accepted.
     """
     images: dict[int | str, Row] = {}
     annotations: list[Row] = []
@@ -76,7 +85,11 @@ def aic_to_coco(entries: list[Any], keypoint_set: KeypointSet, name: str) -> tup
 
 
 def _entry(entry: Any) -> tuple[Row, list[str]]:
-    """Return the image row of an entry and the names of its people."""
+    """Return the COCO image row of an entry, and the names of all people in either of its two mappings.
+
+    Raise ValueError if the entry is not an object, its `image_id` is missing or cannot be a file name, or
+    `human_annotations` or `keypoint_annotations` is not an object.
+    """
     if not isinstance(entry, dict):
         raise ValueError(f"is {shown(entry)}, expected a JSON object")
     image_id = id_of(entry, "image_id")
@@ -91,7 +104,11 @@ def _entry(entry: Any) -> tuple[Row, list[str]]:
 
 
 def _person(entry: Row, human: str, keypoint_set: KeypointSet) -> Row:
-    """Convert one person to a COCO annotation that lacks only `image_id`."""
+    """Return the COCO annotation of the person named `human`, without `image_id`.
+
+    Raise ValueError if box or keypoints are missing or damaged (see `_numbers`), a v is not 1, 2 or 3, x2 < x1 or
+    y2 < y1, or a person with labeled keypoints has an empty box after clipping.
+    """
     count = 3 * keypoint_set.num_keypoints
     corners = _numbers(entry, "human_annotations", human, 4)
     flat = _numbers(entry, "keypoint_annotations", human, count)
@@ -109,7 +126,10 @@ def _person(entry: Row, human: str, keypoint_set: KeypointSet) -> Row:
 
 
 def _numbers(entry: Row, key: str, human: str, count: int) -> list[float]:
-    """Return the `count` numbers that field `key` holds for one person; raise ValueError if they are damaged."""
+    """Return the list that field `key` of an entry holds for the person named `human`.
+
+    Raise ValueError unless it is a list of `count` finite numbers up to 1e6.
+    """
     if human not in entry[key]:
         raise ValueError(f"no {key}")
     flat = entry[key][human]

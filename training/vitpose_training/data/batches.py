@@ -1,6 +1,8 @@
 """Training samples and batches: decode the image of each person, cut crops on the device, transform keypoints.
 
-`vitpose_training.data.order` decides which samples make up each batch.
+`vitpose_training.data.order` decides which samples are in each batch. In this module [h, w] is the size of an image,
+[H, W] the size of the network's input, and K the number of keypoints of a task. The task of a person is the name of the
+data set.
 """
 
 from __future__ import annotations
@@ -22,36 +24,33 @@ from vitpose_training.data.order import Key
 from vitpose_training.data.people import Labels, Person, all_people
 from vitpose_training.randomness import REPLACEMENT, draws
 
-_TRIES = 20  # give up on a sample after this many unusable images in a row
+_TRIES = 20  # give up on a sample after this many unusable images
 
 
 @dataclass
 class Sample:
-    """One person with the decoded image and the view to crop."""
+    """One person with the decoded image and the geometry of the crop."""
 
     person: Person
     task: str
-    position: int  # in the global batch of its optimizer step
-    image: Tensor  # uint8 [h, w, 3]
+    position: int  # in the global batch of the optimizer step, counted from 0
+    image: Tensor  # uint8 RGB [h, w, 3]
     view: View
-    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of each unusable image this one replaces
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of each unusable image tried before this
 
 
 @dataclass
 class Packed:
-    """Samples whose images share one flat tensor, so that they need one shared-memory block and one upload.
+    """Samples whose images are stored in one flat tensor, to need only one shared-memory block and one upload."""
 
-    An image that several samples use is stored once.
-    """
-
-    samples: list[Sample]  # with empty images
-    pixels: Tensor  # uint8, flat
+    samples: list[Sample]  # with an empty tensor as `image`
+    pixels: Tensor  # uint8, the pixels of all images one after the other
     sizes: list[tuple[int, int]]  # (h, w) of each image
     image_of: list[int]  # for each sample, the index of its image in `sizes`
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Packed:
-        """Pack samples; tensors that are the same object are stored once."""
+        """Pack at least one sample. An image is stored once if several samples refer to the same tensor object."""
         images = {id(s.image): s.image for s in samples}
         number = {key: i for i, key in enumerate(images)}
         nothing = torch.empty(0, dtype=torch.uint8)
@@ -63,11 +62,11 @@ class Packed:
         )
 
     def pin_memory(self) -> Packed:
-        """Return a copy with pinned pixels. `DataLoader` calls this if its `pin_memory` is set."""
+        """Return a copy with `pixels` in pinned memory. `DataLoader` calls this if its `pin_memory` is set."""
         return replace(self, pixels=self.pixels.pin_memory())
 
     def on_device(self, device: torch.device | str) -> list[Tensor]:
-        """Upload the pixels and return the images, uint8 [h, w, 3]."""
+        """Upload the pixels in one copy and return the images, in the order of `sizes`, as views: uint8 [h, w, 3]."""
         parts = self.pixels.to(device, non_blocking=True).split([3 * h * w for h, w in self.sizes])
         return [part.view(h, w, 3) for part, (h, w) in zip(parts, self.sizes)]
 
@@ -75,16 +74,17 @@ class Packed:
 class SampleSet(Dataset):
     """The people of all annotation files as training samples.
 
-    A sample depends only on seed, epoch and index, not on the process, the order of reading or earlier samples. If its
-    image cannot be used, another sample of the same task takes its place, drawn from (seed, epoch, sample), and
-    `Sample.bad` lists the image and the reason.
+    A sample depends only on seed, epoch and index, not on the process, the order of reading or earlier samples. An
+    image cannot be used if it cannot be decoded or its size differs from the annotated size. Then a random sample of
+    the same task is used instead, which also depends only on seed, epoch and index, and `Sample.bad` lists the path and
+    the reason.
 
     Args:
         labels: Annotation files, as returned by `read_labels`.
         image_size: (H, W) of the network's input.
-        augmentation: How to augment. None means no augmentation.
+        augmentation: The augmentation settings. None means no augmentation.
         seed: The seed of the run.
-        keep_images: Keep decoded images in memory.
+        keep_images: Whether to keep every decoded image in memory (in each worker process separately).
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class SampleSet(Dataset):
         return len(self.people)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of a key (epoch, sample, position).
+        """Return the sample of a `Key` (epoch, sample, position).
 
         Raises:
-            ValueError: If neither its image nor any of the 19 images drawn as replacements can be used.
+            ValueError: If neither the image of the sample nor any of 19 random replacements can be used.
         """
         key = Key(*key)
         epoch, index, position = key
@@ -136,7 +136,10 @@ class SampleSet(Dataset):
         raise ValueError(f"{_TRIES} images of {task} in a row cannot be used; the first: {bad[0][1]}")
 
     def _image(self, person: Person) -> Tensor:
-        """Decode the image of a person; raise ValueError if its size differs from the annotated one."""
+        """Decode the image of a person to uint8 [h, w, 3].
+
+        Raise ValueError or OSError if it cannot be decoded, or ValueError if its size differs from an annotated size.
+        """
         image = self.read(person.image)
         found = (image.shape[0], image.shape[1])
         if person.image_size is not None and found != person.image_size:
@@ -149,19 +152,19 @@ class SampleSet(Dataset):
 class Part:
     """The samples of one task in a batch."""
 
-    rows: slice  # of the batch
-    keypoints: Tensor  # [n, K, 2] in crop pixels
-    visible: Tensor  # [n, K]
+    rows: slice  # the rows of `Batch.crops` that belong to this task, n in number
+    keypoints: Tensor  # [n, K, 2] float32 (x, y) in crop pixels; meaningless where `visible` is 0
+    visible: Tensor  # [n, K] float32, see `Person.visible`
 
 
 @dataclass
 class Batch:
-    """Crops and targets for the network. The samples of each task are contiguous."""
+    """Crops and keypoints of B samples. The samples of each task are contiguous."""
 
-    crops: Tensor  # [B, 3, H, W]
+    crops: Tensor  # [B, 3, H, W], normalized
     parts: dict[str, Part]  # by task; only tasks that have samples in the batch
-    people: list[Person]
-    positions: list[int]  # of each sample in the global batch of its optimizer step
+    people: list[Person]  # the person of each row of `crops`
+    positions: list[int]  # the `Sample.position` of each row of `crops`
 
 
 def make_batch(
@@ -170,9 +173,10 @@ def make_batch(
     """Build a batch on the device: cut the crops of each task in one launch and transform the keypoints to crop pixels.
 
     Args:
-        given: The samples, packed or not.
-        codecs: The codec of each task. Tasks appear in the batch in this order, samples of a task by their position.
-        device: Where crops, keypoints and visibilities go.
+        given: The samples, at least one, packed or not.
+        codecs: The codec of each task. In the batch tasks are in this order, and the samples of a task are sorted by
+            position. Samples of any other task are left out.
+        device: The device of the crops, keypoints and visibilities in the batch.
     """
     packed = given if isinstance(given, Packed) else Packed.of(given)
     images = packed.on_device(device)
@@ -195,7 +199,11 @@ def make_batch(
 def _cut(
     samples: list[Sample], images: list[Tensor], index: Tensor, codec: HeatmapCodec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut crops [n, 3, H, W]; also return, on the CPU, keypoints [n, K, 2] in crop pixels and visibilities [n, K]."""
+    """Cut the crops of n samples of one task; `index` [n] is the index in `images` of the image of each sample.
+
+    Return crops [n, 3, H, W] on the device of the images and, on the CPU, keypoints [n, K, 2] in crop pixels and
+    visibilities [n, K]. Crops, keypoints and visibilities of samples with `flip` are mirrored.
+    """
     view = {k: torch.as_tensor(np.stack([s.view[k] for s in samples])) for k in samples[0].view}
     center, scale, rotation, flip = (view[k] for k in ("center", "scale", "rotation", "flip"))
     boxes = torch.cat([center - scale / 2, scale], 1)

@@ -20,7 +20,10 @@ from vitpose_training.evaluation.pckh import PCKH_METRIC
 
 
 def _coco_splits(pattern: str, images: str, *names: str) -> dict[str, Split]:
-    """Return the splits `names`; the name replaces {} in the patterns of annotation file and image folder."""
+    """Return a dict with the splits `names`.
+
+    The annotation file of a split is `pattern` and its image folder is `images`, each with {} replaced by the name.
+    """
     return {name: (pattern.format(name), images.format(name)) for name in names}
 
 
@@ -114,12 +117,14 @@ def data_set(spec: str | KeypointSet | DataSet) -> DataSet:
     """Find a data set by name, or make one for a user's own keypoint set.
 
     Args:
-        spec: The name of a data set in `DATA_SETS`; a keypoint set, by value or as the path of a .json file, whose
-            annotations are then in COCO format; or a data set, which is returned unchanged. A keypoint set with the
-            name of a known data set replaces the keypoint set of that data set.
+        spec: One of the following. A data set is returned unchanged. The name of a data set in `DATA_SETS` gives that
+            data set. A keypoint set, or the path of one (.json), gives the data set in `DATA_SETS` of the same name
+            with this keypoint set instead of its own; if there is none, it gives a data set without splits whose
+            annotation files are in COCO format and are scored like COCO.
 
     Raises:
-        ValueError: If `spec` is neither a data set nor a keypoint set. The message lists the valid names.
+        FileNotFoundError: If the .json file does not exist.
+        ValueError: If `spec` is none of these (the message lists the built-in names), or the .json file is invalid.
     """
     if isinstance(spec, DataSet):
         return spec

@@ -13,14 +13,21 @@ from vitpose_training.data.common import image_paths
 from vitpose_training.data.people import DataSet, Labels, Layout, Person
 
 UNKNOWN_SIZE = int(LIMIT)
-"""Width and height of images whose size the annotation file does not state. Their boxes are only clipped at 0."""
+"""Width and height of images whose size the annotation file does not state. It is so large (1,000,000 pixels) that
+boxes are in effect only clipped at 0."""
 
 
 def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Read a COCO annotation file; `vitpose_fast.coco.check_annotations` describes its format.
 
+    Args:
+        data_set: The data set of the file.
+        file: The annotation file.
+        folder: The folder that image names are relative to.
+
     Raises:
-        ValueError: If the file is not readable or holds no usable image or annotation.
+        ValueError: If the file is missing, is not JSON, lacks the list `images` or `annotations`, has no undamaged
+            image, or has annotations that are all damaged. An empty list of annotations is accepted.
     """
     truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file))
     return coco_labels(data_set, truth, problems, str(file), folder)
@@ -29,16 +36,20 @@ def read_coco(data_set: DataSet, file: Path, folder: Path) -> Labels:
 def coco_labels(
     data_set: DataSet, truth: dict[str, Any], problems: list[str], name: str, folder: Path, weighted: bool = True
 ) -> Labels:
-    """Turn checked COCO annotations into `Labels`. Boxes are clipped to the image and one pixel smaller than annotated.
+    """Turn checked COCO annotations into `Labels`.
+
+    Annotations that are not crowds and have `num_keypoints` > 0 become people. Their boxes are clipped to the image and
+    one pixel smaller than annotated.
 
     Args:
         data_set: The data set that the annotations belong to.
-        truth: The annotations, as returned by `check_annotations`. The result keeps the dict as `Labels.truth`, and its
-            images get a `path`.
-        problems: The problems that `check_annotations` reported.
+        truth: The annotations, as returned by `check_annotations`. This dict becomes `Labels.truth`; its images are
+            replaced by copies with the additional field `path`.
+        problems: The problems that `check_annotations` reported; they become `Labels.problems`.
         name: The name of the file, used in messages.
         folder: The folder that image names are relative to.
-        weighted: Whether a keypoint with 0 < v < 1 has visibility v. Otherwise every labeled keypoint has visibility 1.
+        weighted: If True, a keypoint with 0 < v < 1 has visibility v in `Person.visible`. Otherwise, every keypoint
+            with v > 0 has visibility 1.
     """
     paths = image_paths(folder, [image["file_name"] for image in truth["images"]])
     truth["images"] = [{**image, "path": path} for image, path in zip(truth["images"], paths)]
@@ -67,7 +78,7 @@ def _people(data_set: DataSet, truth: dict[str, Any], used: list[Row], name: str
         image = images[row["image_id"]]
         width, height = image["width"], image["height"]
         box = clipped_box(row["bbox"], width, height)
-        assert box is not None  # check_annotations left out empty boxes
+        assert box is not None  # check_annotations refuses labeled people whose clipped box is empty
         people.append(
             Person(
                 image=image["path"],

@@ -1,4 +1,4 @@
-"""Helpers of the annotation readers: checked arrays of numbers, and paths of image files."""
+"""Helpers that read annotation files: check arrays of numbers, and find the paths of image files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def numbers(row: Row, key: str, shape: tuple[int, ...], bools: bool = False) -> np.ndarray:
-    """Return the numbers of a field as a float64 array of `shape` (one or two axes).
+    """Return the numbers of a field as a float64 array of `shape`.
 
     Args:
-        row: The row of an annotation file.
-        key: The name of the field.
-        shape: The expected shape.
-        bools: Read true and false as 1 and 0. Otherwise they are an error.
+        row: A row of an annotation file.
+        key: The name of the field. Its value is a list, or a list of lists if `shape` has two axes.
+        shape: The expected shape, with one or two axes.
+        bools: If True, true and false are read as 1 and 0. If False, they are an error.
 
     Raises:
-        ValueError: If the field is missing, has another shape, or holds NaN or a number above 1e6 in absolute value.
+        ValueError: If the field is missing, is not a list of this shape, or holds anything but numbers of absolute
+            value at most 1e6. NaN and infinity are refused too.
     """
     value = field_of(row, key)
     flat = value
@@ -48,15 +49,21 @@ def numbers(row: Row, key: str, shape: tuple[int, ...], bools: bool = False) -> 
 
 
 def image_paths(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Find the paths of images below `folder` by the names that an annotation file gives them.
+    """Return the path of each image, given the names that an annotation file gives the images.
 
-    A plain relative name is joined to `folder` unchanged, and an absolute path that exists is used. Any other name with
-    backslashes, a drive or a root was written on another machine (APT-36K: `D:\\data\\part1\\29wolf\\clip\\13.jpg`).
-    It is matched by its trailing components: the longest tail that exists below `folder` wins.
+    A relative name without backslashes and drive is joined to `folder` unchanged. So is any other name if the result is
+    a file; in particular, an absolute path that exists is used. All remaining names were written on another machine
+    (APT-36K: `D:\\data\\part1\\29wolf\\clip\\13.jpg`). Each is matched by its trailing components: the longest tail
+    that is a file below `folder` wins.
 
-    If the matches of two different names are the same file (13.jpg of two clips), both are ambiguous and the names keep
-    all their components. A name without a match gets a path that does not exist: it drops as many leading components
-    as most matched names do, so that a message about it shows where the file is expected.
+    If the matches of two different names are the same file (13.jpg of two clips), both are ambiguous, and the path of
+    each is `folder` with all components of the name. A name without a match gets a path that does not exist. It drops
+    the number of leading components that is most frequent among the matched names (but never the last component), so
+    that a message about the path shows where the file is expected.
+
+    Args:
+        folder: The folder of the images.
+        names: The names of the images. The result has the same length and order.
     """
     is_folder = lru_cache(maxsize=None)(os.path.isdir)  # cached: 30,000 images share 2,400 folders
     paths = [folder / name for name in names]
@@ -77,17 +84,23 @@ def image_paths(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a name has backslashes, a root or a drive."""
+    """Return whether a name contains a backslash, or starts with a slash or a drive ("D:")."""
     return "\\" in name or name.startswith("/") or _DRIVE.match(name) is not None
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Split a path of any operating system into its components, without drive and root."""
+    """Split a path of any operating system into its components, without drive, root, "." and "..".
+
+    If no component is left, the result is the path itself as the only component.
+    """
     return tuple(p for p in re.split(r"[\\/]+", _DRIVE.sub("", name, count=1)) if p not in ("", ".", "..")) or (name,)
 
 
 def _cut(folder: Path, parts: tuple[str, ...], is_folder) -> int | None:
-    """Return how many leading parts to drop so that the rest is the longest tail that exists, or None if none does."""
+    """Return how many leading components to drop so that the rest is the longest tail that is a file below `folder`.
+
+    Return None if no tail is a file. `is_folder` is `os.path.isdir`, possibly cached.
+    """
     for cut in range(len(parts)):
         parent = os.path.join(folder, *parts[cut:-1])
         if is_folder(parent) and os.path.isfile(os.path.join(parent, parts[-1])):

@@ -1,4 +1,7 @@
-"""Feed batches to the training loop: workers decode ahead, and crops are cut while the previous batch is computed."""
+"""Feed micro-batches to the training loop.
+
+Worker processes decode images ahead of time. On a GPU, crops are cut while the model computes the previous micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ def _identity(loaded: Any) -> Any:
 
 
 def _end_with_parent(_worker: int) -> None:
-    """Make a new worker exit when the training process ends, even if that is killed. Runs in the worker.
+    """Make this worker process exit when the training process ends, even if the training process is killed.
 
-    Workers of `DataLoader` watch their parent themselves. But if the training process is killed while a worker still
-    starts, the worker takes the process that adopts it for its parent, and waits forever (torch 2.13).
+    `DataLoader` calls this in each new worker. Its workers also watch their parent process by themselves. But if the
+    training process is killed while a worker is still starting, the worker mistakes the process that adopts it for its
+    parent and waits forever (torch 2.13).
     """
     parent = multiprocessing.parent_process()
 
@@ -38,9 +42,10 @@ def _end_with_parent(_worker: int) -> None:
 
 
 class _Loaded(Dataset):
-    """The dataset of the workers: the packed samples of a list of keys.
+    """The dataset that workers read: it maps a list of keys to the packed samples.
 
-    On a ValueError it returns the message instead, because `DataLoader` changes the text of exceptions.
+    If a sample raises ValueError, the result is the message, a str, because `DataLoader` changes the text of
+    exceptions.
     """
 
     def __init__(self, samples: SampleSet) -> None:
@@ -54,20 +59,20 @@ class _Loaded(Dataset):
 
 
 class Feeder:
-    """Micro-batches on the device, loaded ahead.
+    """Context manager that loads micro-batches ahead of time and puts them on the device.
 
-    Call `take` for the next micro-batch, then `prepare` while the device computes to load the following one. On a GPU,
-    uploads and crops run on a separate stream. `waited` counts the seconds that `prepare` and `take` spent waiting for
-    the workers, or decoding if there are no workers.
+    Call `take` for the next micro-batch, and `prepare` afterwards to load the following one while the device computes.
+    On a GPU, uploads and crops run on a separate stream. `waited` is the total number of seconds that `prepare` and
+    `take` have waited for the workers (or decoded images, if there are no workers).
 
-    Use it in a `with` statement, which ends the workers on exit, also after an exception. If this process is killed,
-    the workers notice and exit by themselves.
+    Leaving the `with` block ends the workers, also after an exception. If this process is killed, the workers notice
+    and exit by themselves.
 
     Args:
-        samples: The samples.
-        keys: The keys of each micro-batch, in order.
+        samples: The sample set that the keys index.
+        keys: For each micro-batch, the keys of its samples.
         codecs: The codec of each task.
-        device: Where the micro-batches go.
+        device: The device of the micro-batches.
         workers: Number of worker processes. 0 means that this process decodes.
     """
 
@@ -101,19 +106,20 @@ class Feeder:
         self.close()
 
     def close(self) -> None:
-        """End the workers, if there are any.
+        """End the worker processes. Without workers this does nothing.
 
-        Dropping the last reference to the loader would not be enough, because a traceback can keep it alive.
+        It is not enough to delete `self._loader`, because a traceback can keep the loader and its workers alive.
         """
         end = getattr(self._loader, "_shutdown_workers", None)  # torch 2.13 has no public method for this
         if end is not None:
             end()
 
     def prepare(self) -> None:
-        """Load the next micro-batch. Does nothing if one is already loaded or none is left.
+        """Load the next micro-batch. Does nothing if `take` has not yet returned the loaded one, or if none is left.
 
         Raises:
-            ValueError: If too many images in a row cannot be used, or a worker died.
+            ValueError: If neither the image of a sample nor any replacement can be used (see `SampleSet`), or if a
+                worker died.
         """
         if self._ready is not None:
             return
@@ -135,7 +141,7 @@ class Feeder:
         self._ready = batch, [bad for s in packed.samples for bad in s.bad]
 
     def take(self) -> tuple[Batch, list[tuple[str, str]]]:
-        """Return the next micro-batch, and (path, reason) of each image that had to be replaced.
+        """Return the next micro-batch, and (path, reason) of each unusable image that another sample replaced.
 
         Raises:
             StopIteration: If no micro-batch is left.

@@ -1,4 +1,7 @@
-"""Read InterHand2.6M: project 3D joints through calibrated cameras to single hands (docs/numerics.md 3.1, 7.3)."""
+"""Read InterHand2.6M: project the 3D joints of each hand into the image of a calibrated camera.
+
+Source: docs/numerics.md 3.1, 7.3.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ MOST_TOO_FEW = 11  # a hand is used if it has more valid joints than this
 PADDING = 1.5
 _SUFFIX = "_data.json"
 _CHUNK = 8192  # annotations projected at a time, about 50 MB
-_REASONS = (
+_REASONS = (  # why a hand is refused, in the order of `reasons` in `_hands`
     "has a joint behind the camera",
     f"has a joint further than {LIMIT:g} pixels from the image",
     "has its valid joints in one row or column",
@@ -29,7 +32,13 @@ _REASONS = (
 
 
 class _Table:
-    """Arrays by key, read and checked on first use. Every use of a damaged one raises the same error."""
+    """Arrays by key (capture, name), each read and checked when it is first needed.
+
+    The name is the name of a camera or the index of a frame, as a string.
+
+    Args:
+        read: Reads the array of a key; raises ValueError if the entry is missing or damaged.
+    """
 
     def __init__(self, read: Callable[[str, str], np.ndarray]) -> None:
         self.read = read
@@ -37,7 +46,10 @@ class _Table:
         self.found: dict[tuple[str, str], int | str] = {}
 
     def index(self, capture: str, what: str) -> int:
-        """Return the index of a key in `rows`; raise ValueError if its entry is missing or damaged."""
+        """Return the index in `rows` of the array of key (capture, what).
+
+        Raise ValueError if the entry is missing or damaged. Every further call with this key raises the same message.
+        """
         key = (capture, what)
         if key not in self.found:
             try:
@@ -54,13 +66,22 @@ class _Table:
 def read_interhand(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Read single hands from `X_data.json` and its companions `X_camera.json` and `X_joint_3d.json` in the same folder.
 
-    As in the official loader, a hand is used if its root is valid and it has more than 11 valid joints, including the
-    root. Any other hand with a valid joint counts as unlabeled, and so does an annotation without a valid joint. The
-    box of a hand is the tight box of its valid joints, and its crop has padding 1.5. `annotation_id` is "ID right" or
-    "ID left".
+    As in the official loader, a hand is used if its root (the wrist) is valid and it has more than 11 valid joints,
+    including the root. Any other hand with a valid joint counts as unlabeled, and so does an annotation without a valid
+    joint. A hand that would be used is refused and listed in `Labels.problems` if a valid joint is behind the camera or
+    more than 1e6 pixels from the image, or if the box is empty or outside the image.
+
+    The box of a hand is the tight box of its valid joints, and its crop has padding 1.5. `annotation_id` is "ID right"
+    or "ID left", where ID is the id of the annotation. `Labels.truth` is None.
+
+    Args:
+        data_set: The data set of the file.
+        file: The path of `X_data.json`.
+        folder: The folder that image names are relative to.
 
     Raises:
-        ValueError: If one of the three files is missing or unusable.
+        ValueError: If one of the three files is missing or is not JSON of the expected form, if the name of `file` does
+            not end in "_data.json", or if no annotation is undamaged.
     """
     data, name = read_json(file), str(file)
     if not file.name.endswith(_SUFFIX):
@@ -88,7 +109,11 @@ def read_interhand(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def _companion(file: Path, kind: str) -> tuple[dict[str, Any], str]:
-    """Read the companion `X_{kind}.json` of `X_data.json`: its content by capture, and its file name."""
+    """Read the companion `X_{kind}.json` of `X_data.json`.
+
+    Return its content, a dict by capture, and its file name. Raise ValueError if the file is missing, is not JSON, or
+    is not an object.
+    """
     path = file.with_name(f"{file.name.removesuffix(_SUFFIX)}_{kind}.json")
     content = read_json(path)
     if not isinstance(content, dict):
@@ -114,7 +139,19 @@ def _annotation(row: Row, images: dict[Any, Row], cameras: _Table, frames: _Tabl
 
 
 def _camera(captures: dict[str, Any], file: str, capture: str, camera: str) -> np.ndarray:
-    """Return a camera as one array [16]: position (mm), rotation [3, 3], focal length and principal point (pixels)."""
+    """Return a camera as one array [16], see `project`.
+
+    Args:
+        captures: The content of `X_camera.json`: for each capture, the fields campos, camrot, focal and princpt, each
+            a mapping from the name of a camera to its numbers.
+        file: The name of that file, used in messages.
+        capture: The capture.
+        camera: The name of the camera.
+
+    Raises:
+        ValueError: If the capture or the camera is missing, a field has the wrong shape or is not finite, `camrot` is
+            not orthogonal (within 1e-3), or a focal length is not positive.
+    """
     own = captures.get(capture)
     if not isinstance(own, dict):
         raise ValueError(f"capture {shown(capture)} is not in {file}")
@@ -136,7 +173,11 @@ def _camera(captures: dict[str, Any], file: str, capture: str, camera: str) -> n
 
 
 def _frame(captures: dict[str, Any], file: str, capture: str, frame: str) -> np.ndarray:
-    """Return the joints of both hands in one frame in world coordinates: [42, 3] in mm."""
+    """Return the joints of both hands in one frame, [42, 3] in mm in world coordinates: right hand, then left hand.
+
+    `captures` is the content of `X_joint_3d.json`, {capture: {frame: {"world_coord": [42][3]}}}, and `file` its name,
+    used in messages. Raise ValueError if the frame is missing or `world_coord` is not 42 x 3 finite numbers up to 1e6.
+    """
     own = captures.get(capture)
     joints = own.get(frame) if isinstance(own, dict) else None
     where = f"frame {shown(frame)} of capture {shown(capture)}"
@@ -149,14 +190,18 @@ def _frame(captures: dict[str, Any], file: str, capture: str, frame: str) -> np.
 
 
 def project(world: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project joints in world coordinates into cameras (docs/numerics.md 7.3).
+    """Project joints from world coordinates to image pixels (docs/numerics.md 7.3).
+
+    n is the number of frames, each with its own camera, and J the number of joints in a frame.
 
     Args:
-        world: Joints [n, J, 3] in mm.
-        camera: Cameras [n, 16]: position (mm), rotation [3, 3], focal length [2] and principal point [2] (pixels).
+        world: Joints [n, J, 3] in mm, in world coordinates.
+        camera: Cameras [n, 16]: position [3] in mm in world coordinates, rotation from world to camera coordinates
+            [3, 3] in row-major order, focal length [2] (x, y) and principal point [2] (x, y) in pixels.
 
     Returns:
-        Joints [n, J, 2] in image pixels, and their depths [n, J] in mm.
+        Joints [n, J, 2] (x, y) in pixels, and depths [n, J] in mm along the optical axis, positive in front of the
+        camera.
     """
     position, rotation = camera[:, None, :3], camera[:, 3:12].reshape(-1, 3, 3)
     seen = (world - position) @ rotation.transpose(0, 2, 1)
@@ -167,9 +212,17 @@ def project(world: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _hands(
     rows: Sequence[Row], cameras: np.ndarray, frames: np.ndarray, paths: dict[Any, Path], name: str, labels: Labels
 ) -> Iterator[Person]:
-    """Yield the usable hands of a chunk of annotations.
+    """Yield the used hands of a chunk of annotations.
 
-    Count unlabeled hands in `labels.unlabelled`, and report hands whose projection is unusable in `labels.problems`.
+    Unlabeled hands are added to `labels.unlabelled`, and refused hands to `labels.problems` (see `read_interhand`).
+
+    Args:
+        rows: The annotations, as returned by `_annotation`.
+        cameras: One row of 16 numbers per camera (see `project`), which the field `camera` of an annotation indexes.
+        frames: The joints [42, 3] of each frame, which the field `frame` of an annotation indexes.
+        paths: The path of each image by its id.
+        name: The name of the annotation file, used in messages.
+        labels: The labels to update.
     """
     valid = np.stack([row["valid"] for row in rows])  # [n, 2, 21]
     sizes = np.array([(row["image"]["width"], row["image"]["height"]) for row in rows])

@@ -1,4 +1,7 @@
-"""Read MPII annotation files: 1-based, with a center and a scale instead of a box (docs/numerics.md 3.1, 7.3)."""
+"""Read MPII annotation files. Their coordinates are 1-based, and people have a center and a scale instead of a box.
+
+Source: docs/numerics.md 3.1, 7.3.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,22 @@ from vitpose_training.data.people import DataSet, Labels, Layout, Person
 def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Read an MPII annotation file: a list of people with `image`, `center`, `scale`, `joints` and `joints_vis`.
 
-    `center` is [x, y], `joints` is [16][2] and `joints_vis` is [16]. The box is computed as in the official loader: a
-    square with side 200 * 1.25 * scale around the center, which is moved down by 15 * scale pixels. It is cropped
-    without padding and stretched to the network's input (docs/numerics.md 6.6). Coordinates become 0-based.
+    `image` is a file name, `center` is [x, y], `joints` is 16 times [x, y], and `joints_vis` is 16 times 0 or 1.
+    Coordinates are 1-based in the file and 0-based in the result. The box is computed as in the official loader: move
+    the center down by 15 * scale pixels; the box is the square with side 200 * 1.25 * scale around that point. It is
+    cropped with `padding` 1 and without `fix_aspect` (see `Person`).
 
-    `annotation_id` is the index in the file, by which PCKh finds the head box. The file does not state image sizes.
+    `annotation_id` is the index of the entry in the file, counted from 0, by which PCKh finds the head box. `image_id`
+    is the file name. `image_size` is None because the file does not state it. Entries without a visible joint count as
+    unlabeled; damaged entries are left out and listed in `Labels.problems`.
+
+    Args:
+        data_set: The data set of the file.
+        file: The annotation file.
+        folder: The folder of the images.
 
     Raises:
-        ValueError: If the file does not hold a list with at least one usable entry.
+        ValueError: If the file is missing, is not JSON, is not a list, or has no undamaged entry.
     """
     data, name = read_json(file), str(file)
     if not isinstance(data, list):
@@ -58,7 +69,16 @@ def read_mpii(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def _entry(row: Row, data_set: DataSet) -> Row:
-    """Return image, box, keypoints and visibilities of an entry, 0-based; raise ValueError if it is damaged."""
+    """Check an entry and convert its 1-based coordinates to 0-based pixels.
+
+    Returns:
+        A row with `image` (file name), `box` (x, y, side, side), `keypoints` [K, 2] float32, 0 if not visible, and
+        `visible` [K] float32, 0 or 1. K is the number of keypoints of `data_set`.
+
+    Raises:
+        ValueError: If a field is missing or has the wrong type or shape, if a number is not finite or above 1e6, if the
+            x of `center` is -1 (MPII's mark for a missing person), if `scale` <= 0, or if `joints_vis` is not 0 or 1.
+    """
     image, count = file_name_of(row, "image"), data_set.keypoint_set.num_keypoints
     center = numbers(row, "center", (2,))
     if center[0] == -1:

@@ -1,4 +1,8 @@
-"""The order of training samples. It depends only on seed and step, not on the number of processes or micro-batches."""
+"""The order of training samples.
+
+Which samples an optimizer step uses does not depend on the number of processes or micro-batches. Epochs and steps count
+from 0.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,27 @@ from vitpose_training.randomness import ORDER, draws
 
 
 class Key(NamedTuple):
-    """A sample in an epoch, and its position in the global batch of its optimizer step."""
+    """A sample in an epoch, and its position in the global batch of the optimizer step that uses it."""
 
     epoch: int
     sample: int  # index in the sample set
-    position: int
+    position: int  # counted from 0
 
 
 class Order:
-    """The samples of each optimizer step.
+    """The samples of each optimizer step, a random order that depends only on the arguments.
 
-    Every global batch is full: the last batch of an epoch is filled up with the first samples of that epoch.
+    Every epoch has the same number of optimizer steps, `steps`, and every global batch is full: the last batch of an
+    epoch is filled up with the first samples of that epoch, which are then used twice (or more often, if there are
+    fewer samples than `batch_size`).
 
     Args:
-        tasks: The task name of every sample.
+        tasks: The task of every sample, in the order of the sample set.
         batch_size: The number of samples in a global batch.
         seed: The seed of the run.
-        sampling: With "proportional" an epoch holds every sample once. With "balanced" it holds as many samples, but
-            about the same number from every task.
+        sampling: With "proportional" an epoch uses every sample once. With "balanced" an epoch has the same length, but
+            about the same number of samples of every task: samples of small tasks are repeated, and large tasks take
+            several epochs to use all their samples.
     """
 
     def __init__(
@@ -56,26 +63,37 @@ class Order:
         return np.resize(order, self.steps * self.batch_size)  # repeats from the start
 
     def _cycle(self, own: np.ndarray, epoch: int, share: int) -> np.ndarray:
-        """Return the `share` samples of a task in an epoch. The task cycles through `own`, reshuffled each round."""
+        """Return the indices of the `share` samples that one task contributes to an epoch.
+
+        `own` are the indices of all samples of the task. The task goes through all of them in a random order before it
+        starts again in a new random order, and each epoch continues where the epoch before it ended.
+        """
         places = np.arange(epoch * share, (epoch + 1) * share)
         rounds = np.unique(places // len(own))
         orders = np.stack([draws(self.seed, ORDER, int(r), 1 + int(own[0])).permutation(own) for r in rounds])
         return orders[places // len(own) - rounds[0], places % len(own)]
 
     def step(self, step: int) -> list[Key]:
-        """Return the keys of the global batch of an optimizer step."""
+        """Return the keys of the global batch of an optimizer step, counted from 0 over the whole run.
+
+        They are in the order of their positions.
+        """
         epoch, place = divmod(step, self.steps)
         chosen = self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return [Key(epoch, int(index), position) for position, index in enumerate(chosen)]
 
 
 class MicroBatches(Sampler):
-    """The micro-batches of one process: its share of every global batch, in pieces of at most `micro` samples.
+    """The micro-batches of one process, each a list of keys.
+
+    Of every global batch a process gets the positions rank, rank + processes, rank + 2 * processes, ... This share is
+    divided into `pieces()` micro-batches of consecutive keys, whose sizes differ by at most one. If the share has fewer
+    than `pieces()` samples, some micro-batches are empty.
 
     Args:
         order: The samples of each optimizer step.
-        steps: The optimizer steps to go through.
-        micro: The largest number of samples in a micro-batch. None means the whole share of the process.
+        steps: The optimizer steps to iterate over.
+        micro: The largest number of samples in a micro-batch. None means that the whole share is one micro-batch.
         rank: The rank of this process.
         processes: The number of processes.
     """
@@ -92,5 +110,5 @@ class MicroBatches(Sampler):
         pieces = self.pieces()
         for step in self.steps:
             own = self.order.step(step)[self.rank :: self.processes]
-            for i in range(pieces):  # sizes differ by one at most
+            for i in range(pieces):
                 yield own[i * len(own) // pieces : (i + 1) * len(own) // pieces]

@@ -1,6 +1,7 @@
 """Data sets: how their files are read (`Layout`), what the files hold (`Labels`), how poses are scored (`Metric`).
 
-A person here is one annotated instance: a person, an animal or a hand, depending on the data set.
+In this package a person is one annotated instance: a person, an animal or a hand, depending on the data set. K is the
+number of keypoints.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from vitpose_fast.keypoints import KeypointSet
 from vitpose_fast.rows import Row
 
-Split = tuple[str, str]  # annotation file, image folder
+Split = tuple[str, str]  # annotation file and image folder, relative to the folder of the data set
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Layout:
     read: Callable[[DataSet, Path, Path], Labels]
     """Read an annotation file: (data set, annotation file, folder that image names are relative to) -> labels.
 
-    It leaves out damaged rows and lists them in `Labels.problems`. It raises a one-line ValueError if the file is
-    unusable."""
+    The function leaves out damaged rows and lists them in `Labels.problems`. It raises a one-line ValueError if the
+    file is unusable."""
     boxes_lose_a_pixel: bool = False
-    """Whether boxes are one pixel smaller than annotated, as in the official COCO loader (docs/numerics.md 3.1)."""
+    """Whether `read` returns boxes that are one pixel smaller than annotated, as the official COCO loader does
+    (docs/numerics.md 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,20 @@ class Metric:
     """A way to score poses."""
 
     score: Callable[[Sequence[Labels], list[Row]], dict[str, float]]
-    """Score results: (files of one data set, results as returned by `evaluate_labels`) -> numbers by name.
+    """Score results: (labels of one data set, results as returned by `evaluate_labels`) -> numbers by name.
 
-    An empty list of results is scored like a model that finds no person. It raises a one-line ValueError if the files
-    or the results cannot be scored."""
+    An empty list of results is scored like a model that finds no person. The function raises a one-line ValueError if
+    the labels or the results cannot be scored."""
     headline: str
-    """The name of the number that compares models. It is at least 0, and higher is better."""
+    """The name of the number that compares models. Higher is better. The number is at least 0 if the labels have people
+    to evaluate on."""
     per_cent: bool = False
-    """Whether the numbers are percentages. Otherwise they are fractions of 1."""
+    """Whether the numbers are percentages. Otherwise they are fractions of 1, except the numbers in `pixels`."""
     pixels: tuple[str, ...] = ()
     """The names of the numbers that are distances in pixels."""
     by_oks: bool = True
-    """Whether the metric compares poses by OKS. If so, OKS suppression runs before scoring: of similar poses in an
-    image only the best one counts (docs/numerics.md 7.1)."""
+    """Whether the metric compares poses by OKS. If so, `evaluate_labels` suppresses similar poses before scoring: a
+    pose is left out if its OKS with a better pose in the same image is above 0.9 (docs/numerics.md 7.1)."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,18 @@ class DataSet:
     layout: Layout
     metric: Metric
     folder: str = ""
-    """The folder of this data set below the root of all data sets."""
+    """The folder of this data set, relative to the root folder of all data sets."""
     splits: Mapping[str, Split] = field(default_factory=dict)
-    """For each split ("train", "val", ...), its annotation file and its image folder below `folder`."""
+    """For each split ("train", "val", ...), its annotation file and its image folder, relative to `folder`."""
     use_area: bool = True
-    """Whether OKS uses the annotated area. Otherwise it uses 0.53 times the area of the box (docs/numerics.md 7.1)."""
+    """Whether `score_coco` computes OKS with the annotated area. If False, or for an annotation without an area, it
+    uses 0.53 times the area of the annotated box (docs/numerics.md 7.1)."""
     evaluation_only: bool = False
+    """Whether training on this data set is refused."""
     jitter: bool = True
-    """Whether training moves the centers of boxes (docs/numerics.md 6.2, step 0)."""
+    """Whether training moves the centers of boxes by default (docs/numerics.md 6.2, step 0)."""
     half_body_over: int | None = 8
-    """The half-body augmentation needs more labeled keypoints than this. None turns it off."""
+    """See `Augmentation.half_body_over`. None turns the half-body augmentation off by default."""
     scale_factor: float = 0.5
     """See `Augmentation.scale_factor`."""
     rotation_degrees: float = 40.0
@@ -82,10 +87,14 @@ class DataSet:
         return self.keypoint_set.name
 
     def split(self, root: Path, name: str) -> tuple[Path, Path]:
-        """Return the annotation file and the image folder of a split, below the root of all data sets.
+        """Return the paths of the annotation file and the image folder of a split. They need not exist.
+
+        Args:
+            root: The root folder of all data sets.
+            name: The name of the split.
 
         Raises:
-            ValueError: If the data set has no such split. The message lists the valid ones.
+            ValueError: If the data set has no split with this name. The message lists the valid names.
         """
         if name not in self.splits:
             valid = ", ".join(self.splits) or "none, pass its files with --train/--val and --train-images/--val-images"
@@ -98,17 +107,18 @@ class DataSet:
 class Person:
     """One annotated person, animal or hand.
 
-    The crop is the box enlarged by the factor `padding`. With `fix_aspect` one side of the box is first enlarged to the
-    aspect ratio of the network's input. Without it the box is stretched to the input (MPII, docs/numerics.md 6.6).
+    The crop is the box enlarged by the factor `padding` around its center. With `fix_aspect`, the side of the box that
+    is too short for the aspect ratio of the network's input is lengthened first. Without `fix_aspect` (MPII), the codec
+    "udp" stretches the enlarged box to the input (docs/numerics.md 6.6), and "msra" uses only its width.
     """
 
-    image: Path
+    image: Path  # the image file, which need not exist
     image_id: int | str
     annotation_id: int | str
     category_id: int | str
-    box: tuple[float, float, float, float]  # xywh in pixels
-    keypoints: np.ndarray  # [K, 2] float32 in pixels, 0 where not visible
-    visible: np.ndarray  # [K] float32, 1 for labeled keypoints (COCO's v = 1 and 2)
+    box: tuple[float, float, float, float]  # x, y, width, height in pixels of the image
+    keypoints: np.ndarray  # [K, 2] float32 (x, y) in pixels of the image, 0 if not labeled
+    visible: np.ndarray  # [K] float32: 0 if not labeled, 1 for COCO's v = 1 and 2; v itself if the file has 0 < v < 1
     source: str = ""  # annotation file, used in messages
     image_size: tuple[int, int] | None = None  # annotated (height, width); None if the file does not state it
     padding: float = 1.25
@@ -120,29 +130,35 @@ class Person:
 
 @dataclass
 class Labels:
-    """The checked content of one annotation file. Every entry counts once: as used, unlabeled, crowd or refused."""
+    """The checked content of one annotation file.
+
+    Every annotated person counts as one entry: used, unlabeled, crowd or refused. A damaged row that is not a person
+    (an image or a category) counts as a refused entry too.
+    """
 
     data_set: DataSet
     people: list[Person]
-    """The people that training uses, and that evaluation with annotated boxes crops."""
+    """The used entries: the people to train on, which evaluation with annotated boxes crops."""
     truth: Any
-    """The ground truth of the metric, as a COCO dict. None if the metric needs no such dict (MPII, InterHand)."""
+    """The ground truth of the metric, as a COCO dict, with unlabeled people and crowds. None for MPII and InterHand,
+    whose metrics do not use it, and in a training run for the data to train on, to save memory."""
     images: int = 0
-    """Number of images."""
+    """Number of undamaged images in the file. MPII: number of different images that undamaged entries name."""
     unlabelled: int = 0
-    """Number of entries without a labeled keypoint."""
+    """Number of entries that are not used because `num_keypoints` is 0 or no keypoint is labeled. InterHand: number of
+    hands without a valid root or with too few valid joints, and of annotations without a valid joint."""
     crowd: int = 0
     """Number of crowd entries."""
     problems: list[str] = field(default_factory=list)
-    """One line for each refused row, with file, row, field and what was expected."""
+    """One line for each refused entry, with file, row, field and what was expected."""
 
     @property
     def entries(self) -> int:
-        """The number of entries: used, unlabeled, crowd and refused ones."""
+        """The number of all entries: used, unlabeled, crowd and refused."""
         return len(self.people) + self.unlabelled + self.crowd + len(self.problems)
 
     def summary(self) -> str:
-        """Return one line that says how many entries are used, and why the others are not."""
+        """Return one line that says how many entries are used, and how many are not for each reason."""
         return (
             f"{self.data_set.name}: {len(self.people)} used of {self.entries} entries on {self.images} images "
             f"({self.unlabelled} without keypoints, {self.crowd} crowds, {len(self.problems)} refused)"
@@ -150,13 +166,16 @@ class Labels:
 
 
 def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = True) -> Labels:
-    """Undo peculiarities of the official loaders. By default the labels are returned unchanged.
+    """Return labels without some peculiarities of the official loaders. By default the labels are returned unchanged.
+
+    Only `Labels.people` can differ. `Labels.truth` stays.
 
     Args:
-        labels: The labels.
-        official_boxes: If False, boxes that are one pixel too small (`Layout.boxes_lose_a_pixel`) get the pixel back.
-        mpii_stretch: If False, MPII's square boxes are enlarged to the aspect ratio of the network's input instead of
-            being stretched to it (docs/numerics.md 6.6).
+        labels: The labels of one annotation file.
+        official_boxes: If False, boxes that are one pixel too small (`Layout.boxes_lose_a_pixel`) become one pixel
+            wider and higher.
+        mpii_stretch: If False, `Person.fix_aspect` becomes True. It is False for MPII only, whose square boxes are then
+            enlarged to the aspect ratio of the network's input instead of being stretched (docs/numerics.md 6.6).
     """
     if official_boxes and mpii_stretch:
         return labels
@@ -171,7 +190,7 @@ def adjusted(labels: Labels, official_boxes: bool = True, mpii_stretch: bool = T
 
 
 def by_data_set(labels: Iterable[Labels]) -> dict[str, list[Labels]]:
-    """Group files by the name of their data set, in the order of first appearance."""
+    """Group the labels of several annotation files by the name of their data set, in order of first appearance."""
     out: dict[str, list[Labels]] = {}
     for one in labels:
         out.setdefault(one.data_set.name, []).append(one)
@@ -179,19 +198,24 @@ def by_data_set(labels: Iterable[Labels]) -> dict[str, list[Labels]]:
 
 
 def points_of(result: Row) -> np.ndarray:
-    """Return the coordinates [K, 2] in pixels of a COCO keypoint result."""
+    """Return the keypoints [K, 2] (x, y) of a COCO keypoint result, in pixels of the image."""
     return np.array(result["keypoints"]).reshape(-1, 3)[:, :2]
 
 
 def all_people(labels: Iterable[Labels]) -> list[Person]:
-    """Return the people of several files in one list."""
+    """Return the people of several annotation files in one list, in order."""
     return [person for one in labels for person in one.people]
 
 
 def joined(labels: Sequence[Labels]) -> tuple[list[Person], Any]:
-    """Join several files of one data set: return their people and their ground truth as if they were one file.
+    """Return the people and the ground truth of several annotation files of one data set as if they were one file.
 
-    The ids of one file are kept. If there are several files, images and annotations get new ids.
+    A single file is returned unchanged. If there are several files, images and annotations get new ids from 1 on,
+    consistently in people and ground truth, and equal category ids mean the same category. For data sets without ground
+    truth (MPII, InterHand) the second item is None, annotations get new ids from 0 on, and image ids are kept.
+
+    Args:
+        labels: The labels of the files, at least one.
     """
     if len(labels) == 1:
         return labels[0].people, labels[0].truth

@@ -26,7 +26,7 @@ from vitpose_training.data.catalog import DATA_SETS, DataSet, data_set
 from vitpose_training.data.people import Labels, Person
 from vitpose_training.data.read import read_labels
 
-TILE = (192, 256)  # (width, height) of one person in the picture
+TILE = (192, 256)  # (width, height) in pixels of the crop of one person in the picture
 _DIGITS = "0123456789"
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -40,15 +40,15 @@ class SurveyConfig:
     data: Path = Path("data")
     """Root folder of all data sets. Each has its own folder below it."""
     split: str | None = None
-    """Split to check: train, val, ... None means the first split of the data set."""
+    """Split to check: train, val, ... None means the first split of the data set. Not used with --annotations."""
     annotations: Path | None = None
     """Annotation file to check instead of a split. Needs --images."""
     images: Path | None = None
-    """Folder of the images that --annotations names."""
+    """Folder of the images of --annotations."""
     out: Path = Path("data-set.png")
-    """File for the picture."""
+    """File to save the picture to, ending in .png, .jpg or .jpeg."""
     count: int = 12
-    """Number of people in the picture. 0 means no picture."""
+    """Largest number of people in the picture. 0 means no picture."""
     seed: int = 0
     """Seed of the random choice of people."""
 
@@ -56,8 +56,18 @@ class SurveyConfig:
 def info(args: list[str] | None = None) -> int:
     """Run `vitpose-fast info [DATASET | CHECKPOINT]`: check a data set, or describe a checkpoint or the installation.
 
+    The argument is a data set if it is a name in `DATA_SETS` or ends in .json.
+
+    Args:
+        args: The arguments after `info`. None means `sys.argv[1:]`.
+
     Returns:
-        The exit code: 1 if anything in the data set is damaged or missing. Each problem is printed to stderr.
+        The exit code. For a data set it is 1 if an annotation is damaged, an image is missing, or an image to draw is
+        damaged or has another size than annotated; each problem is printed to stderr. Otherwise it is 0.
+
+    Raises:
+        FileNotFoundError: If the .json file of a keypoint set does not exist.
+        ValueError: If an option is invalid or the annotation file is unusable (see `read_labels`).
     """
     args = sys.argv[1:] if args is None else args
     source = _source(args)
@@ -85,7 +95,10 @@ def info(args: list[str] | None = None) -> int:
 
 
 def _source(args: Sequence[str]) -> str | None:
-    """Return the first positional argument, or None. Every option of this command takes exactly one value."""
+    """Return the first positional argument, or None.
+
+    Every option takes one value, as "--option VALUE" or "--option=VALUE", except -h and --help, which take none.
+    """
     previous = ""
     for arg in args:
         if not arg.startswith("-") and (not previous.startswith("--") or "=" in previous or previous == "--help"):
@@ -95,7 +108,10 @@ def _source(args: Sequence[str]) -> str | None:
 
 
 def _files(config: SurveyConfig, chosen: DataSet) -> tuple[Path, Path]:
-    """Return the annotation file and the image folder to check."""
+    """Return the annotation file and the image folder to check: those of the options, else those of the split.
+
+    Raise ValueError if only one of --annotations and --images is given, or if the data set has no such split.
+    """
     if config.annotations is not None and config.images is not None:
         return config.annotations, config.images
     if config.annotations is not None or config.images is not None:
@@ -106,7 +122,10 @@ def _files(config: SurveyConfig, chosen: DataSet) -> tuple[Path, Path]:
 
 
 def _report_images(labels: Labels, problems: list[str]) -> set[Path]:
-    """Print how many images exist, add the missing ones to `problems`, and return the existing ones."""
+    """Print how many image files exist, append one line per missing file to `problems`, and return the existing paths.
+
+    The images are all images of the annotation file, or for MPII and InterHand the images of the people that are used.
+    """
     listed = [image["path"] for image in labels.truth["images"]] if labels.truth else [p.image for p in labels.people]
     paths = list(dict.fromkeys(listed))
     existing = {path for path in paths if os.path.isfile(path)}
@@ -116,9 +135,10 @@ def _report_images(labels: Labels, problems: list[str]) -> set[Path]:
 
 
 def _keypoint_table(labels: Labels, width: int = 100) -> str:
-    """Return a table that says for how many people each keypoint is labeled, in columns.
+    """Return a table with the number of people for whom each keypoint is labeled.
 
-    Consecutive keypoints that differ only in their number and have equal counts share a cell ("face_0 .. 67").
+    It has as many columns as fit into `width` characters. Consecutive keypoints with equal counts whose names differ
+    only in the number at the end share a cell ("face_0 .. 67").
     """
     counts = np.stack([person.visible > 0 for person in labels.people]).sum(0).tolist()
     entries = []
@@ -137,7 +157,11 @@ def _keypoint_table(labels: Labels, width: int = 100) -> str:
 
 
 def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: list[str]) -> None:
-    """Draw a random choice of people, and add images that are damaged or have an unexpected size to `problems`."""
+    """Draw up to `config.count` random people whose image exists, and save the picture to `config.out`.
+
+    An image that is damaged or has another size than annotated is reported in `problems`. People in damaged images are
+    not drawn; if nobody is left, no file is written.
+    """
     available = [person for person in labels.people if person.image in existing]
     if not available:
         print("no picture: no person has an image that exists")
@@ -162,13 +186,13 @@ def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: l
 def draw_person(person: Person, image: Tensor, keypoint_set: KeypointSet, size: tuple[int, int] = TILE) -> Image.Image:
     """Crop a person out of an image and draw the labeled keypoints and limbs.
 
-    The crop shows what a network sees, but never stretched: the box is enlarged by the padding of the person and to the
-    aspect ratio of `size`. Pixels outside the image are black.
+    The crop shows what a network sees, except that it is never stretched: the box is enlarged by `Person.padding` and
+    to the aspect ratio of `size`. Pixels outside the image are black.
 
     Args:
-        person: The person.
-        image: The image [h, w, 3], uint8.
-        keypoint_set: The keypoints and limbs.
+        person: The person: box, keypoints and visibilities. Keypoints with visibility 0 are not drawn.
+        image: The pixels of the person's image, uint8 [h, w, 3] on the CPU.
+        keypoint_set: The keypoint set of the person, for its limbs and colors.
         size: (width, height) of the result in pixels.
     """
     width, height = size

@@ -11,8 +11,9 @@ from vitpose_training.data.coco import coco_labels
 from vitpose_training.data.people import DataSet, Labels, Layout
 
 BODY = 17
-"""Number of body keypoints, the first of the 133. Only they count in `num_keypoints` and decide if a person is used."""
-# (field, number of keypoints, field that says whether the part is labeled), in the order of the 133 channels
+"""Number of body keypoints, which come first among the 133. Only body keypoints count in `num_keypoints`, so a person
+is used only if a body keypoint is labeled."""
+# (field, number of keypoints, field that is false if the part is not labeled), in the order of the 133 keypoints
 _PARTS: tuple[tuple[str, int, str | None], ...] = (
     ("keypoints", BODY, None),
     ("foot_kpts", 6, "foot_valid"),
@@ -26,11 +27,17 @@ _ALL_PARTS = sum(count for _, count, _ in _PARTS)
 def read_wholebody(data_set: DataSet, file: Path, folder: Path) -> Labels:
     """Read a COCO-WholeBody annotation file.
 
-    The third number of a keypoint is a confidence of the annotation model. Every keypoint for which it is above 0 is
-    labeled and counts fully.
+    The third number of a keypoint is the confidence of the model that annotated it. A keypoint with confidence above 0
+    is labeled and has visibility 1. `num_keypoints` becomes the number of labeled body keypoints, so a person without
+    one counts as unlabeled.
+
+    Args:
+        data_set: The data set of the file.
+        file: The annotation file.
+        folder: The folder that image names are relative to.
 
     Raises:
-        ValueError: If the file is not readable or holds no usable image or annotation.
+        ValueError: As in `read_coco`.
     """
     truth, problems = check_annotations(read_json(file), data_set.keypoint_set, str(file), wholebody_keypoints)
     for row in truth["annotations"]:
@@ -39,13 +46,16 @@ def read_wholebody(data_set: DataSet, file: Path, folder: Path) -> Labels:
 
 
 def wholebody_keypoints(row: Row) -> list[float]:
-    """Return the 133 keypoints of a COCO-WholeBody annotation as a flat list of x, y, v.
+    """Return the 133 keypoints of a COCO-WholeBody annotation as a flat list x, y, v, ... of 399 numbers.
 
-    They come from its five lists, or from `keypoints` if that holds all 133. If a part's `.._valid` field is false, the
-    part is not labeled and its v are 0.
+    If `keypoints` has 399 items, it holds all of them. Otherwise the keypoints come from the five lists `keypoints`
+    (body), `foot_kpts`, `face_kpts`, `lefthand_kpts` and `righthand_kpts`. If `foot_valid`, `face_valid`,
+    `lefthand_valid` or `righthand_valid` is false or 0, v becomes 0 for the keypoints of this part. A missing field
+    means true.
 
     Raises:
-        ValueError: If a field is missing or damaged.
+        ValueError: If a list is missing, has the wrong length, holds anything but finite numbers up to 1e6, or has a
+            negative v; or if a `.._valid` field is not true, false, 0 or 1.
     """
     merged: list[float] = []
     whole = isinstance(row.get("keypoints"), list) and len(row["keypoints"]) == 3 * _ALL_PARTS
@@ -66,7 +76,10 @@ def wholebody_keypoints(row: Row) -> list[float]:
 
 
 def _flat(row: Row, key: str, count: int) -> list[float]:
-    """Return a field that must hold `count` keypoints as a flat list; raise ValueError if it does not."""
+    """Return field `key`, a flat list x, y, v, ... of `count` keypoints.
+
+    Raise ValueError if it is missing, is not a list of 3 * `count` finite numbers up to 1e6, or has a negative v.
+    """
     flat = field_of(row, key)
     if not isinstance(flat, list) or not all(map(is_number, flat)):
         raise ValueError(f"{key} is {shown(flat)}, expected a flat list of finite numbers x, y, v")
