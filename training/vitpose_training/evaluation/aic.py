@@ -16,18 +16,21 @@ from vitpose_training.evaluation.coco_ap import score_coco
 
 
 def aic_score(annotations_json: Any, predictions_json: Any) -> float:
-    """Compute AI Challenger's official score (docs/numerics.md 7.3).
+    """Compute AI Challenger's official score, between 0 and 1 (docs/numerics.md 7.3).
 
-    For each OKS threshold .50:.05:.95, it counts the predictions whose best OKS with a person of their image is above
-    the threshold, and divides by the sum over images of max(number of people, number of predictions). The score is the
-    mean over thresholds. Only visible keypoints (v = 1) count.
+    For each OKS threshold 0.50, 0.55, ..., 0.95, count the predictions whose OKS with the most similar annotated person
+    of the same image is above the threshold, and divide by the sum over images of max(number of annotated people,
+    number of predictions). The score is the mean over the thresholds. OKS covers only keypoints that are annotated as
+    visible (v = 1), and its area is w * h + 1 of the annotated box. Predictions for images without an entry in the
+    ground truth do not count. The score is 0 if there are no people and no predictions.
 
     Args:
-        annotations_json: Ground truth in AI Challenger's original format, as a file or a list.
-        predictions_json: Predictions in the same format. They need no `human_annotations`.
+        annotations_json: Ground truth in AI Challenger's original format (see `aic_to_coco`), as a file or a list. The
+            area of a person without a box in `human_annotations` is 1.
+        predictions_json: Predictions in the same format, without `human_annotations`.
 
     Raises:
-        ValueError: If the format is wrong. The message is one line that names the entry.
+        ValueError: If a file is unreadable or the format is wrong. The message is one line that names the entry.
     """
     truth, found = _aic_people(annotations_json, "annotations"), _aic_people(predictions_json, "predictions")
     sigmas = np.array(KEYPOINT_SETS["aic"].sigmas)
@@ -47,7 +50,11 @@ def aic_score(annotations_json: Any, predictions_json: Any) -> float:
 
 
 def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return for each image id the keypoints [P, 14, 3] and the boxes x1, y1, x2, y2 [P, 4], 0 for a missing box."""
+    """Read a file or list in AI Challenger's original format; `what` names a list in messages.
+
+    Return for each image id, as a string, the keypoints (x, y, v) [P, 14, 3] and the boxes (x1, y1, x2, y2) [P, 4] of
+    its P people. A missing box is 0, 0, 0, 0. Raise ValueError if a file is unreadable or an entry is damaged.
+    """
     rows = read_json(Path(given)) if isinstance(given, (str, os.PathLike)) else given
     name = str(given) if isinstance(given, (str, os.PathLike)) else what
     if not isinstance(rows, list):
@@ -71,13 +78,16 @@ def _aic_people(given: Any, what: str) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def _score_aic(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """Return the ten COCO numbers and "AIC score"."""
+    """Return the ten COCO numbers (see `evaluate_coco`) and "AIC score" (see `aic_score`) by name."""
     _, truth = joined(files)
     return score_coco(files, results) | {"AIC score": aic_score(_original_truth(truth), _original_results(results))}
 
 
 def _original_truth(truth: dict[str, Any]) -> list[Row]:
-    """Convert COCO annotations back to the original AIC format (docs/numerics.md 7.3)."""
+    """Convert a COCO dict back to entries in the original AIC format (see `aic_to_coco`), one for each image.
+
+    The name of a person is "human" followed by the id of the annotation.
+    """
     rows: dict[Any, Row] = {}
     for image in truth["images"]:
         rows[image["id"]] = {"image_id": str(image["id"]), "keypoint_annotations": {}, "human_annotations": {}}
@@ -92,7 +102,10 @@ def _original_truth(truth: dict[str, Any]) -> list[Row]:
 
 
 def _original_results(results: list[Row]) -> list[Row]:
-    """Convert COCO keypoint results to the original AIC format."""
+    """Convert COCO keypoint results to entries in the original AIC format, one for each image that has a result.
+
+    The third number of a keypoint remains its score, which `aic_score` does not use.
+    """
     rows: dict[Any, Row] = {}
     for i, result in enumerate(results):
         row = rows.setdefault(result["image_id"], {"image_id": str(result["image_id"]), "keypoint_annotations": {}})

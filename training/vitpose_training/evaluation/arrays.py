@@ -14,7 +14,8 @@ def as_array(values: Any, dtype: Any = float) -> np.ndarray:
 
     Args:
         values: The values.
-        dtype: The dtype of the result. None keeps the dtype of the values, but bfloat16 becomes float32.
+        dtype: The dtype of the result. Default: float64. None keeps the dtype of the values, except that bfloat16
+            becomes float32.
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -23,12 +24,12 @@ def as_array(values: Any, dtype: Any = float) -> np.ndarray:
 
 
 def check_shapes(what: str, arrays: Sequence[np.ndarray], fits: bool, expected: str) -> None:
-    """Raise a one-line ValueError with the shapes of `arrays` unless `fits` is true.
+    """Raise a ValueError that states the shapes of `arrays` and the expected ones, unless `fits` is true.
 
     Args:
         what: The names of the arrays, used in the message.
         arrays: The arrays.
-        fits: Whether their shapes are as expected.
+        fits: Whether the shapes of the arrays are as expected.
         expected: The expected shapes, used in the message.
     """
     if not fits:

@@ -23,7 +23,7 @@ from vitpose_fast.rows import Row, is_number, read_json
 from vitpose_training.data.people import Labels, Metric, joined
 
 STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
-CROWD_LIMITS = (0.2, 0.8)  # crowdIndex of easy images is below the first, of hard images at least the second
+CROWD_LIMITS = (0.2, 0.8)  # an image is easy if its crowdIndex is below 0.2, hard if it is at least 0.8, else medium
 PARTS = {  # slices of the 133 whole-body keypoints
     "body": slice(0, 17),
     "foot": slice(17, 23),
@@ -41,24 +41,28 @@ def evaluate_coco(
 
     As in pycocotools, categories are matched separately and their numbers averaged.
 
-    A result with an `annotation_id` or `id` that occurred before in the same image counts once, because samplers pad
-    their last batch with repeated samples. Without ids every result counts, as in pycocotools: a repeated result cannot
-    be distinguished from two people with equal poses, and some published numbers include such poses.
+    Equal results of the same image with the same `annotation_id` (or `id`, if there is no `annotation_id`) count once,
+    because samplers pad their last batch with repeated samples. Results without an id all count, as in pycocotools: a
+    repeated result cannot be distinguished from two people with equal poses, and some published numbers include such
+    poses.
 
     Args:
         truth_json: COCO annotations, a file or a dict, see `vitpose_fast.coco.check_annotations`.
-        results: COCO keypoint results, a file or a list. Each has `image_id`, `keypoints`, `score`, and `category_id`
-            if the ground truth has several categories.
-        keypoint_set: The keypoint set: its name, a .json file or the set itself.
-        use_area: Whether OKS uses the annotated `area`. Otherwise it uses 0.53 times the area of the box.
+        results: COCO keypoint results, a file or a list. Each has `image_id`, `keypoints` (a flat list x, y, score,
+            ...) and `score`. `category_id` may be missing if the ground truth has a single category.
+        keypoint_set: The keypoint set: its name, the path of a .json file or the set itself.
+        use_area: If True, OKS uses the annotated `area`. If False, or for an annotation without `area`, it uses 0.53
+            times the area of the annotated box.
 
     Returns:
-        AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM and ARL by name. A number is 0 if nothing was found, and -1 if it
-        has no ground truth.
+        AP, AP50, AP75, APM, APL, AR, AR50, AR75, ARM and ARL by name. A number is 0 if no person that it covers was
+        found, and -1 if it covers no person, such as APL without large people.
 
     Raises:
-        ValueError: If the keypoint set has no sigmas, if the ground truth is damaged, or if a result is not finite, has
-            a wrong number of keypoints, names an unknown image or category, or differs from a result with the same id.
+        FileNotFoundError: If the .json file of the keypoint set does not exist.
+        ValueError: If the keypoint set is unknown or has no sigmas, if a file is unreadable, if any row of the ground
+            truth is damaged, if `results` is not a list of dicts, or if a result holds NaN or infinity, has a wrong
+            number of keypoints, has an unknown image or category, or differs from another result with the same id.
     """
     evaluation = _Evaluation(truth_json, results, find_keypoint_set(keypoint_set), use_area)
     return dict(zip(STATS, evaluation.stats(), strict=True))
@@ -67,15 +71,19 @@ def evaluate_coco(
 def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
     """Compute CrowdPose's nine numbers: AP, AP50, AP75, AR, AR50, AR75, and the AP of easy, medium and hard images.
 
-    The last three are called APE, APM and APH. The `crowdIndex` of an image is its level: easy < 0.2 <= medium < 0.8 <=
-    hard (docs/numerics.md 7.1). OKS uses 0.53 times the area of the box.
+    An image is easy if its `crowdIndex` is below 0.2, hard if it is at least 0.8, and medium in between
+    (docs/numerics.md 7.1). OKS uses 0.53 times the area of the annotated box.
 
     Args:
-        truth_json: As in `evaluate_coco`. Every image needs a `crowdIndex`.
+        truth_json: As in `evaluate_coco`. Every image also needs a `crowdIndex`.
         results: As in `evaluate_coco`.
 
+    Returns:
+        The numbers by name; the AP of easy, medium and hard images are called APE, APM and APH. A number is 0 or -1 as
+        in `evaluate_coco`.
+
     Raises:
-        ValueError: As in `evaluate_coco`, and if an image has no `crowdIndex`.
+        ValueError: As in `evaluate_coco`, or if the `crowdIndex` of an image is missing or is not a number.
     """
     evaluation = _Evaluation(truth_json, results, KEYPOINT_SETS["crowdpose"], use_area=False)
     crowd = []
@@ -95,10 +103,15 @@ def evaluate_crowdpose(truth_json: Any, results: Any) -> dict[str, float]:
 def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
     """Compute the COCO numbers of all 133 keypoints (AP, ..., ARL), and AP and AR of each part ("body AP", ...).
 
-    Each part of `PARTS` is evaluated separately with its own sigmas (docs/numerics.md 7.3). People without a labeled
-    keypoint in the part are ignored, and results without a keypoint in the part that scores above 0 are left out.
+    Each part of `PARTS` is evaluated separately, with the sigmas of its keypoints (docs/numerics.md 7.3). The part
+    "whole" is all keypoints. In each evaluation, people without a labeled keypoint in the part are ignored, and results
+    without a keypoint in the part that scores above 0 are left out.
 
-    Arguments and errors are as in `evaluate_coco`. Keypoints are flat lists of 133 x, y, v.
+    Arguments and errors are as in `evaluate_coco`. In both arguments `keypoints` is a flat list of 133 times x, y, v,
+    not the five lists of COCO-WholeBody's own files.
+
+    Returns:
+        The numbers by name, 0 or -1 as in `evaluate_coco`.
     """
     whole = KEYPOINT_SETS["wholebody"]
     checked = _Evaluation(truth_json, results, whole, use_area=True)
@@ -108,17 +121,18 @@ def evaluate_wholebody(truth_json: Any, results: Any) -> dict[str, float]:
 
 
 def _part_of(whole: KeypointSet, part: slice) -> KeypointSet:
-    """Return the keypoint set of a part, with names and sigmas only."""
+    """Return the keypoint set of the keypoints in the slice `part` of `whole`, with names and sigmas only."""
     assert whole.sigmas is not None
     names, sigmas = whole.names[part], whole.sigmas[part]
     return replace(whole, names=names, sigmas=sigmas, flip_pairs=(), skeleton=(), upper_body=())
 
 
 class _Evaluation:
-    """Checked ground truth and results, with ids that pycocotools can handle.
+    """Ground truth and results, checked and renumbered for pycocotools. The arguments are as in `evaluate_coco`.
 
-    Images, categories, annotations and results are numbered from 1, because pycocotools takes a match with id 0 for no
-    match. Images keep the order of their ids, in which pycocotools ranks results with equal scores.
+    Images, categories, annotations and results get new ids from 1 on. pycocotools treats a match with an annotation of
+    id 0 as no match, so ids must not start at 0. It ranks results with equal scores by image id, so the new image ids
+    are in the order of the given ones (numbers before strings). Errors are as in `evaluate_coco`.
     """
 
     def __init__(self, truth: Any, results: Any, keypoint_set: KeypointSet, use_area: bool) -> None:
@@ -164,7 +178,12 @@ class _Evaluation:
         self.images = len(number)
 
     def _checked(self, index: int, row: Any, number: dict[Any, int]) -> Row:
-        """Check a result and complete it as pycocotools does: box and area become the extent of the keypoints."""
+        """Check a result and return a copy with new ids, and box and area computed as pycocotools does.
+
+        Box and area are the extent of the keypoints. Fields other than `image_id`, `category_id`, `keypoints` and
+        `score` are dropped. `index` is the index of the result, used in messages, and `number` maps given to new image
+        ids. Raise ValueError if the result is invalid, see `evaluate_coco`.
+        """
         if not isinstance(row, dict):
             raise ValueError(f"result {index} is a {type(row).__name__}, expected a JSON object")
         image_id, triples, score = (row.get(key) for key in ("image_id", "keypoints", "score"))
@@ -184,10 +203,14 @@ class _Evaluation:
         return {**own, **_extent(list(triples))}
 
     def of_part(self, part: slice, keypoint_set: KeypointSet) -> _Evaluation:
-        """Return an evaluation of some of the keypoints, as in the official code of COCO-WholeBody.
+        """Return an evaluation of the keypoints in the slice `part`, as in the official code of COCO-WholeBody.
 
         People without a labeled keypoint in the part are ignored. Results without a keypoint in the part that scores
-        above 0 are left out. The size of a result is the extent of its body keypoints, whatever the part.
+        above 0 are left out. The area of a result is the extent of its body keypoints for every part.
+
+        Args:
+            part: A slice of the 133 keypoints.
+            keypoint_set: The keypoint set of the part, see `_part_of`.
         """
         out = _Evaluation.__new__(_Evaluation)
         out.keypoint_set, out.truth, out.categories, out.images = keypoint_set, self.truth, self.categories, self.images
@@ -205,7 +228,12 @@ class _Evaluation:
         return out
 
     def stats(self, images: Sequence[int] | None = None) -> list[float]:
-        """Return the ten numbers, on all images or on those with the given numbers."""
+        """Run pycocotools and return the ten numbers in the order of `STATS`.
+
+        Args:
+            images: The new ids (from 1 on) of the images to evaluate. None means all images. For an empty list every
+                number is -1.
+        """
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -234,7 +262,10 @@ class _Evaluation:
 
 
 def _extent(triples: list[float]) -> Row:
-    """Return keypoints, the box around all of them and its area, as fields of a result."""
+    """Return `keypoints` (the list itself), `bbox` [x, y, w, h] around all keypoints, and `area` w * h, as a dict.
+
+    `triples` is a flat list x, y, v, ...
+    """
     x, y = triples[0::3], triples[1::3]
     box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
     return {"keypoints": triples, "bbox": box, "area": box[2] * box[3]}
@@ -245,7 +276,7 @@ def _loaded(given: Any) -> Any:
 
 
 def score_coco(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """Run `evaluate_coco` on the files of one data set, with its keypoint set and `use_area`."""
+    """Run `evaluate_coco` on the labels of one data set, with the keypoint set and `use_area` of the data set."""
     own = files[0].data_set
     return evaluate_coco(joined(files)[1], results, own.keypoint_set, own.use_area)
 

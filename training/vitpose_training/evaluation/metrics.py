@@ -1,6 +1,7 @@
 """All metrics by name (docs/numerics.md 7). Each group of metrics is implemented in its own module.
 
-Keypoints are [N, K, 2] in pixels, as arrays, tensors on any device and of any precision, or nested lists.
+PCK, AUC, EPE and PCKh take keypoints [N, K, 2] (N people, K keypoints) in pixels, as arrays, tensors on any device and
+of any precision, or nested lists. The COCO, CrowdPose, COCO-WholeBody and AIC metrics take JSON files or their content.
 """
 
 from vitpose_training.evaluation.aic import aic_score

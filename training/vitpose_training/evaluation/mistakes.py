@@ -1,14 +1,18 @@
 """Classify the mistakes of a model for each keypoint.
 
 The kinds follow Ronchi and Perona, "Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation" (2017). The
-similarity of a predicted and a true keypoint at distance d is exp(-d² / (2 area (2 sigma)²)), as in OKS, and they are
-near each other if it is at least 0.5. The first kind that applies counts:
+similarity of a predicted and a true keypoint is exp(-d² / (2 area (2 sigma)²)), as in OKS, where d is their distance in
+pixels, `area` the area of the person in px², and sigma the OKS sigma of the keypoint. The two keypoints are near each
+other if the similarity is at least 0.5 and the true keypoint is labeled. The mirror keypoint of left_eye, for example,
+is right_eye. A predicted keypoint is of the first kind in this list that applies:
 
 - good: the similarity to the true keypoint is at least 0.85
 - jitter: near the true keypoint
 - inversion: near the mirror keypoint of the same person
-- swap: near the same keypoint or its mirror keypoint of another person
-- miss: anything else
+- swap: near the same keypoint, or its mirror keypoint, of another person
+- miss: anything else, and labeled keypoints of people for whom no pose was found
+
+In this module P is the number of people in an image, and K the number of keypoints.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ from vitpose_fast.rows import Row
 from vitpose_training.data.people import Labels, Person, points_of
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
-_GOOD, _NEAR, _PAIRED = 0.85, 0.5, 0.1
+_GOOD, _NEAR, _PAIRED = 0.85, 0.5, 0.1  # least similarity to be good, to be near; least OKS of a pose and its person
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A person, the pose that was found for it, and their OKS."""
+    """An annotated person, the predicted pose of this person (a COCO keypoint result), and the OKS of the two.
+
+    OKS is the mean similarity over the labeled keypoints of the person.
+    """
 
     person: Person
     result: Row
@@ -38,12 +45,12 @@ class Pair:
 
 
 def similarity(predicted: np.ndarray, truth: np.ndarray, area: Any, sigmas: np.ndarray) -> np.ndarray:
-    """Return the similarity exp(-d² / (2 area (2 sigma)²)) of each keypoint: [..., K].
+    """Return the similarity exp(-d² / (2 area (2 sigma)²)) of each keypoint: [..., K], where d is the distance.
 
     Args:
-        predicted: Keypoints [..., K, 2] in pixels.
-        truth: Keypoints [..., K, 2] in pixels.
-        area: Areas [...] in px².
+        predicted: Predicted keypoints [..., K, 2] in pixels.
+        truth: True keypoints [..., K, 2] in pixels.
+        area: Areas [...] of the people in px².
         sigmas: OKS sigmas [K].
     """
     distance = ((predicted - truth) ** 2).sum(-1)
@@ -58,22 +65,24 @@ def classify(
     own: int,
     keypoint_set: KeypointSet,
 ) -> np.ndarray:
-    """Return the kind of each keypoint of a predicted pose: an index into `KINDS`, or -1 for an unlabeled keypoint.
+    """Return the kind of each keypoint of a predicted pose, [K].
+
+    A kind is an index into `KINDS`, or -1 if the keypoint is not labeled for the person of the pose.
 
     Args:
         predicted: The keypoints of the pose, [K, 2] in pixels.
         people: The true keypoints of all P people in the image, each [K, 2] in pixels.
-        visible: The visibilities of all P people, each [K].
+        visible: The visibilities of the keypoints of all P people, each [K]. A keypoint is labeled if this is above 0.
         areas: The areas of all P people in px².
-        own: The index of the person that the pose belongs to.
-        keypoint_set: The keypoint set, for sigmas and mirror keypoints.
+        own: The index in `people` of the person that the pose belongs to.
+        keypoint_set: The keypoint set, for sigmas and mirror keypoints (`flip_permutation`).
     """
     sigmas, mirror = sigmas_of(keypoint_set), list(keypoint_set.flip_permutation)
     same = np.stack([similarity(predicted, p, a, sigmas) * (v > 0) for p, v, a in zip(people, visible, areas)])
     other = np.stack(
         [similarity(predicted, p[mirror], a, sigmas) * (v[mirror] > 0) for p, v, a in zip(people, visible, areas)]
     )
-    near_anybody = (np.maximum(same, other) >= _NEAR).any(0)  # select takes the first match, so this means near others
+    near_anybody = (np.maximum(same, other) >= _NEAR).any(0)  # select tests this last, so only other people are left
     kind = np.select(
         [same[own] >= _GOOD, same[own] >= _NEAR, other[own] >= _NEAR, near_anybody], [0, 1, 2, 3], default=4
     )
@@ -81,21 +90,32 @@ def classify(
 
 
 def sigmas_of(keypoint_set: KeypointSet) -> np.ndarray:
-    """Return the OKS sigmas [K] of a keypoint set, or the default sigma for every keypoint if it has none."""
+    """Return the OKS sigmas [K] of a keypoint set, or `DEFAULT_SIGMA` for every keypoint if the set has no sigmas."""
     return np.array(keypoint_set.sigmas or [DEFAULT_SIGMA] * keypoint_set.num_keypoints)
 
 
 def _areas(labels: Labels) -> Callable[[Person], float]:
-    """Return a function from person to area in px²: as annotated, else 0.53 * box area (docs/numerics.md 7.1)."""
+    """Return a function that maps a person to an area in px² (docs/numerics.md 7.1).
+
+    It is the annotated area, or 0.53 times the area of the person's box if there is no annotated area.
+    """
     known = {row["id"]: row["area"] for row in labels.truth["annotations"]} if labels.truth else {}
     return lambda person: known.get(person.annotation_id, 0.53 * person.box[2] * person.box[3])
 
 
 def pair(labels: Labels, results: Sequence[Row]) -> list[Pair]:
-    """Pair each pose with a person of its image; a person has at most one pose.
+    """Pair predicted poses with annotated people of the same image; a person gets at most one pose.
 
-    A pose with an `annotation_id` belongs to that person. Any other pose, in order of falling score, gets the remaining
-    person with the highest OKS, if that is at least 0.1. Poses without a person are left out.
+    Poses choose in descending order of their score. A pose with an `annotation_id` is paired with the person of this
+    id. Any other pose is paired with the person of highest OKS among those without a pose, if this OKS is at least 0.1.
+    A pose whose person already has a pose, or that finds no person, is left out.
+
+    Args:
+        labels: The labels of one annotation file.
+        results: COCO keypoint results for these labels.
+
+    Returns:
+        The pairs, in descending order of the scores of the poses.
     """
     area_of, sigmas = _areas(labels), sigmas_of(labels.data_set.keypoint_set)
     left: dict[Any, list[Person]] = defaultdict(list)
@@ -121,7 +141,10 @@ def pair(labels: Labels, results: Sequence[Row]) -> list[Pair]:
 
 
 def count(labels: Labels, pairs: Sequence[Pair]) -> np.ndarray:
-    """Count the keypoints of each kind: [K, len(KINDS)]. Labeled keypoints of people without a pose are misses."""
+    """Count the labeled keypoints of each kind: int [K, len(KINDS)]. Keypoints of people without a pose are misses.
+
+    `pairs` are the pairs that `pair` returned for `labels`.
+    """
     everybody: dict[Any, list[Person]] = defaultdict(list)
     for person in labels.people:
         everybody[person.image_id].append(person)
@@ -143,9 +166,10 @@ def count(labels: Labels, pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def breakdown(counts: np.ndarray, keypoint_set: KeypointSet) -> tuple[str, dict[str, dict[str, int]]]:
-    """Return counts [K, len(KINDS)] as a table of percentages, and as a dict by keypoint name and kind.
+    """Return counts [K, len(KINDS)] as a printable table of percentages, and as a dict {keypoint: {kind: count}}.
 
-    The table has one line for all keypoints together. If the set has at most 21 keypoints, it also has one for each.
+    The table has one line for all keypoints together and, if the set has at most 21 keypoints, one line for each. The
+    percentages are fractions of the labeled keypoints in the line, whose number is the last column.
     """
     by_name = {name: dict(zip(KINDS, row.tolist())) for name, row in zip(keypoint_set.names, counts)}
     shown = {"all keypoints": counts.sum(0)}

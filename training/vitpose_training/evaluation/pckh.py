@@ -1,6 +1,7 @@
-"""MPII's PCKh: the percentage of keypoints within half the head size (docs/numerics.md 7.3).
+"""MPII's PCKh: the percentage of joints whose error is at most half the head size (docs/numerics.md 7.3).
 
-Keypoints are [N, 16, 2] in pixels, as arrays, tensors on any device and of any precision, or nested lists.
+Joints (keypoints) are [N, 16, 2] in pixels for N people, as arrays, tensors on any device and of any precision, or
+nested lists.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vitpose_training.data.people import Labels, Metric, points_of
 from vitpose_training.evaluation.arrays import as_array, check_shapes
 
 _HEAD = 0.6  # MPII's head size is this fraction of the head box's diagonal
-_MPII_GROUPS = {  # columns of the paper's table; a group is the mean of left and right
+_MPII_GROUPS = {  # joints of each column in the table of the paper; the column is the mean of its joints
     "Head": ("head_top",),
     **{n: (f"left_{n.lower()}", f"right_{n.lower()}") for n in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle")},
 }
@@ -28,15 +29,17 @@ def pckh(predicted: Any, truth: Any, visible: Any, head_sizes: Any) -> dict[str,
     """Compute MPII's PCKh: the percentage of joints whose error is at most half the head size (docs/numerics.md 7.3).
 
     Args:
-        predicted: Predicted joints [N, 16, 2] in pixels.
+        predicted: Predicted joints [N, 16, 2] in pixels. NaN counts as wrong.
         truth: True joints [N, 16, 2] in pixels.
-        visible: Which joints are labeled, bool [N, 16].
+        visible: Which joints are labeled, bool [N, 16]. Other joints do not count.
         head_sizes: Head sizes [N] in pixels.
 
     Returns:
-        "PCKh" and "PCKh@0.1", the means at 0.5 and 0.1 head sizes over all joints but pelvis and thorax, weighted by
-        how often a joint is labeled; "Head", "Shoulder", ... as in the paper's table; and one value for each of the 16
-        joints. A value without labeled joints is 0.
+        Percentages by name. "PCKh" and "PCKh@0.1" are the percentages of correct joints among all labeled joints
+        except pelvis and thorax; a joint is correct if its error is at most 0.5 (PCKh) or 0.1 head sizes. All others
+        are at 0.5 head sizes: one for each of the 16 joints by its name in the keypoint set, and the columns of the
+        paper's table, "Head" (the joint head_top), and "Shoulder", "Elbow", "Wrist", "Hip", "Knee" and "Ankle" (each
+        the mean of left and right). The value of a joint that is never labeled is 0.
 
     Raises:
         ValueError: If the shapes do not match, or a head size is not positive.
@@ -69,11 +72,17 @@ def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[s
     """Compute `pckh` against MPII's ground truth file `mpii_gt_val.mat`.
 
     Args:
-        predictions_one_based: Predicted joints [N, 16, 2] of all people of the file, in MPII's 1-based pixels.
-        mat_path: The ground truth file.
+        predictions_one_based: Predicted joints [N, 16, 2] of all N people in the file, in the order of the file and in
+            MPII's 1-based pixels.
+        mat_path: The ground truth file. A person's head size is 0.6 times the diagonal of the head box in the file, and
+            a joint is labeled if its `jnt_missing` is 0.
+
+    Returns:
+        As in `pckh`.
 
     Raises:
-        ValueError: If the file is not MPII's ground truth, or holds another number of people. The message is one line.
+        ValueError: If the file is missing, is not MPII's ground truth, or holds another number of people than the
+            predictions, or if the head size of a person is not positive. The message is one line.
     """
     from scipy.io import loadmat
 
@@ -98,7 +107,11 @@ def pckh_mpii(predictions_one_based: Any, mat_path: str | os.PathLike) -> dict[s
 
 
 def _score_mpii(files: Sequence[Labels], results: list[Row]) -> dict[str, float]:
-    """Compute PCKh over all entries of the annotation file. Entries that could not be read count as missed."""
+    """Compute `pckh` over all entries of the single MPII annotation file.
+
+    An entry without a result counts as missed at every joint that is labeled in mpii_gt_val.mat, whether the entry is
+    damaged, its image is unreadable or it was not evaluated. Raise ValueError as in `_head_boxes` and `pckh_mpii`.
+    """
     mat = _head_boxes(files)
     points = np.full((files[0].entries, 16, 2), np.nan)
     for row in results:
@@ -107,7 +120,10 @@ def _score_mpii(files: Sequence[Labels], results: list[Row]) -> dict[str, float]
 
 
 def _head_boxes(files: Sequence[Labels]) -> Path:
-    """Return the path of mpii_gt_val.mat, which holds the head boxes and is in the folder of the annotations."""
+    """Return the path of mpii_gt_val.mat, which holds the head boxes, in the folder of the annotation file.
+
+    Raise ValueError if there are several annotation files, or no people, or mpii_gt_val.mat does not exist.
+    """
     if len(files) > 1:
         raise ValueError(f"got {len(files)} MPII files to evaluate on, expected one (with its mpii_gt_val.mat)")
     if not files[0].people:

@@ -12,14 +12,14 @@ def score(labels: Sequence[Labels], results: list[Row]) -> dict[str, float]:
     """Compute the metric of a data set (docs/numerics.md 7).
 
     Args:
-        labels: The annotation files of one data set.
-        results: Results as returned by `evaluate_labels`.
+        labels: The labels of one or more annotation files of the same data set.
+        results: Results as returned by `evaluate_labels`. They are scored as they are, without OKS suppression.
 
     Returns:
         The numbers of the metric by name.
 
     Raises:
-        ValueError: If ground truth or results cannot be evaluated. The message is one line.
+        ValueError: If the metric cannot score the labels or the results (see `Metric.score`). The message is one line.
     """
     return labels[0].data_set.metric.score(labels, results)
 
@@ -28,11 +28,11 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
     """Check before training that evaluation will be possible afterwards.
 
     Args:
-        labels: Annotation files of any number of data sets.
+        labels: The labels of annotation files of any number of data sets.
 
     Raises:
-        ValueError: If a data set has no people, or its metric cannot score them: for example if OKS sigmas, or a file
-            that the metric reads, are missing.
+        ValueError: If a data set has no people in any of its files, or if its metric cannot score an empty list of
+            results: for example if the keypoint set has no OKS sigmas, or a file that the metric reads is missing.
     """
     for group in by_data_set(labels).values():
         if not any(one.people for one in group):
@@ -45,9 +45,10 @@ def check_can_evaluate(labels: Sequence[Labels]) -> None:
 
 
 def table(numbers: dict[str, float], metric: Metric) -> str:
-    """Format the numbers of a metric in lines of up to six.
+    """Format the numbers of a metric, at least one, as a table with up to six numbers per line.
 
-    Distances are in pixels, all other numbers are percentages. -1, which means that there is nothing to measure, stays.
+    Distances (`Metric.pixels`) are in pixels; all other numbers are printed as percentages. The value -1, which means
+    that there is nothing to measure, is not scaled.
     """
 
     def shown(name: str, value: float) -> str:

@@ -1,4 +1,7 @@
-"""OKS non-maximum suppression of similar poses, and the scores that rank them (docs/numerics.md 7.1)."""
+"""OKS non-maximum suppression of similar poses, and the scores that rank poses (docs/numerics.md 7.1).
+
+P is the number of people (poses), and K the number of keypoints.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +26,28 @@ def oks_nms(
     visible_threshold: float | None = None,
     soft: bool = False,
 ) -> list[int]:
-    """Suppress people whose pose is similar to one with a higher score (docs/numerics.md 7.1).
+    """Suppress people whose pose is similar to a pose with a higher score, among people of one image.
 
-    Among equal scores the later person ranks higher. A pose with NaN has an OKS of 0 with every other pose, so it is
-    kept, and the evaluation can reject it.
+    Among equal scores the later person ranks higher, and NaN ranks last. A pose with a NaN coordinate has an OKS of 0
+    with every other pose, so it is kept, and the evaluation can reject it. Source: docs/numerics.md 7.1.
 
     Args:
         keypoints: x and y in pixels and score, [P, K, 3]. [P, K, 2] is enough without `visible_threshold`.
         scores: Scores of the people, [P].
-        areas: Areas of the padded boxes in px², [P].
+        areas: Areas of the padded crops of the people in px², [P].
         sigmas: OKS sigmas, [K].
-        threshold: Drop a person whose OKS with a higher-ranking person is above this.
-        visible_threshold: Compare only keypoints whose scores are above this in both poses. None means all keypoints.
-        soft: Do not drop people, but multiply their scores by exp(-OKS² / threshold), and keep the best 20.
+        threshold: Drop a person whose OKS with a kept person that ranks higher is above this.
+        visible_threshold: OKS covers only keypoints whose scores are above this in both poses, and is 0 if there are
+            none. None means that it covers all keypoints.
+        soft: Do not drop people for a high OKS. Instead, whenever the best remaining person is kept, multiply the score
+            of every other remaining person by exp(-OKS² / threshold); stop after 20 people.
 
     Returns:
-        The indices of the people that are kept, highest score first.
+        The indices of the people that are kept, best first; with `soft` they are ranked by their reduced scores. An
+        empty list for no people.
 
     Raises:
-        ValueError: If the shapes do not match.
+        ValueError: If P > 0 and the shapes do not match.
     """
     points, left, area, sigma = (as_array(v) for v in (keypoints, scores, areas, sigmas))
     if not len(points):
@@ -76,21 +82,24 @@ def oks_nms(
 
 
 def _best_first(scores: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Return the order of falling score, NaN last. Among equal scores the higher number is first.
+    """Return the indices that sort `scores` in descending order, NaN last.
 
-    mmpose ranks equal scores like this, and the AP that its tests expect for shifted poses depends on it.
+    Among equal scores, the larger `number` (the index of the person) comes first. mmpose ranks equal scores in this
+    way, and the AP that the tests of mmpose expect depends on it.
     """
     return np.lexsort((number, np.where(np.isnan(scores), -np.inf, scores)))[::-1]
 
 
 def suppress(results: list[Row], keypoint_set: KeypointSet, threshold: float = 0.9, soft: bool = False) -> list[Row]:
-    """Apply `oks_nms` within each image and return the results that are kept.
+    """Apply `oks_nms` to the results of each image and return the results that are kept, unchanged.
+
+    They are grouped by image, in order of first appearance, and within an image the best comes first.
 
     Args:
-        results: COCO keypoint results, each with the additional field `area` in px².
+        results: COCO keypoint results, each with the additional field `area`: the area of the padded crop in px².
         keypoint_set: The keypoint set, for its sigmas.
         threshold: As in `oks_nms`.
-        soft: As in `oks_nms`.
+        soft: As in `oks_nms`. The scores in the results stay as they are.
 
     Raises:
         ValueError: If the keypoint set has no sigmas.
@@ -120,10 +129,10 @@ def rescore(
     Args:
         box_scores: Scores of the boxes, [P].
         keypoint_scores: Scores of the keypoints, [P, K].
-        mode: "bbox_keypoint" multiplies the box score by the mean of the keypoint scores above `threshold`, which is 0
-            if there are none (docs/numerics.md 7.1). "bbox_rle" adds the mean and the maximum of the keypoint scores to
-            the box score. "bbox" returns the box score.
-        threshold: Only used by "bbox_keypoint".
+        mode: "bbox_keypoint" multiplies the box score by the mean of those keypoint scores that are above `threshold`,
+            or by 0 if there are none (docs/numerics.md 7.1). "bbox_rle" adds the mean and the maximum of all keypoint
+            scores to the box score. "bbox" returns the box score.
+        threshold: Used only by "bbox_keypoint".
 
     Raises:
         ValueError: If the shapes do not match, or the mode is unknown.
@@ -145,9 +154,9 @@ def rescore(
 
 
 def _sum(values: np.ndarray) -> np.ndarray:
-    """Sum over the last axis from left to right.
+    """Sum over the last axis, adding the values one after the other from left to right.
 
-    `np.sum` may round differently for rows that differ only in zeros. Then scores that should be equal differ in the
-    last bit, which changes the ranking and thus AP.
+    `np.sum` may round differently for two rows that are equal except for the positions of zeros. Then scores that
+    should be equal differ in the last bit, which changes the ranking and thus AP.
     """
     return np.add.accumulate(values, -1)[..., -1]

@@ -35,29 +35,30 @@ class ValidateConfig:
     weights: str
     """Checkpoint in any supported format: a file, a folder or a hub id."""
     task: str | None = None
-    """Task of the head to evaluate, which also selects the data set. None means the only task of the model."""
+    """Task of the head to evaluate. Also selects the data set unless --data-set does. None means the only head."""
     data: Path = Path("data")
     """Root folder of all data sets, in their original layouts. Not used with --annotations and --images."""
     data_set: str | None = None
     """Data set to evaluate on, with the same keypoints as the task, such as ochuman. None means the task's own."""
     split: str = "val"
-    """Split of the data set."""
+    """Split of the data set. Not used with --annotations and --images."""
     annotations: Path | None = None
     """Annotation file. None means the file of the split."""
     images: Path | None = None
-    """Folder of the images that --annotations names."""
+    """Folder of the images of --annotations."""
     boxes: Path | None = None
     """COCO detections: a JSON list of image_id (or file_name), category_id, bbox, score. None means annotated boxes."""
     out: Path | None = None
-    """Folder for results.json (metrics, mistakes by keypoint), keypoints.json (COCO results) and worst.png."""
+    """Folder for results.json (metrics, mistakes by keypoint), keypoints.json (COCO results) and worst.png. None means
+    that no files are written."""
     worst: int = 12
-    """Number of people with the worst poses to draw."""
+    """Largest number of people to draw in worst.png: those with the lowest OKS."""
     flip_test: bool = True
     """Average the heatmaps of each crop and its mirror image."""
     batch_size: int = 64
     """Number of crops per batch."""
     blur_kernel: int = 11
-    """Size of the blur before decoding. 11 suits heatmaps of 64x48 and larger."""
+    """Size of the blur before decoding, in heatmap pixels. 11 suits heatmaps of 64x48 and larger."""
     official_boxes: bool = True
     """Make annotated boxes one pixel smaller, as the official loaders do (docs/numerics.md 3.1). Set as in training."""
     mpii_stretch: bool = True
@@ -77,20 +78,20 @@ def evaluate(
     detections: Path | list[Row] | None = None,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row], list[str]]:
-    """Evaluate a model on annotation files of a task. Reads the files and calls `evaluate_labels`.
+    """Evaluate a model on annotation files of a task: read the files and call `evaluate_labels`.
 
     Args:
         model: The model.
         sources: Pairs of an annotation file, in the layout of the task's data set, and the folder of its images.
-        task: The task of the head to evaluate. None means the only task of the model.
+        task: The task of the head to evaluate. None means the only head of the model.
         detections: As in `evaluate_labels`.
         options: More arguments of `evaluate_labels`.
 
     Returns:
-        Metrics, results and problems as from `evaluate_labels`. The problems include those of the annotation files.
+        Metrics, results and problems as in `evaluate_labels`. The problems begin with `Labels.problems` of the files.
 
     Raises:
-        ValueError: If a file is unusable, or as in `evaluate_labels`.
+        ValueError: If an annotation file is unusable or the task has no head, or as in `evaluate_labels`.
     """
     found = data_set(model.config.task(model.resolve_task(task)))
     labels = [read_labels(found, annotations, images) for annotations, images in sources]
@@ -113,34 +114,36 @@ def evaluate_labels(
     """Evaluate a model on the labels of one data set.
 
     Several annotation files count as one data set; equal image ids in two files are different images. Images, boxes and
-    detections that cannot be used are reported and left out, and their people count as missed. With several processes,
-    each predicts a share of the images and all of them return the same values.
+    detections that cannot be used are reported and left out, and people without a result count as missed.
 
-    If the metric uses OKS, similar poses are suppressed before scoring (docs/numerics.md 7.1). With detections the
-    returned results are the suppressed ones. With annotated boxes they include every person.
+    If `Metric.by_oks` is true, similar poses are suppressed before scoring (docs/numerics.md 7.1). With detections the
+    returned results are those that remain. With annotated boxes suppression affects only the metrics, and the returned
+    results include every person whose image and box can be used.
+
+    Every process of `world` must call this. Each predicts the poses in a share of the images, and all return the same
+    values. If the metric raises ValueError, only rank 0 raises it, and the other processes wait for rank 0.
 
     Args:
         model: The model.
-        labels: Annotation files of one data set.
-        task: The task of the head to evaluate. None means the task with the name of the data set if the model has it,
-            else the only task of the model.
-        detections: A file or a list of COCO detections, which is only possible with a single annotation file. None
-            means the annotated boxes.
+        labels: The labels of the annotation files, at least one.
+        task: The task of the head to evaluate. None means the task with the name of the data set if the model has a
+            head for it, else the only head of the model.
+        detections: A file or a list of COCO detections, see `read_detections`. None means the annotated boxes.
         flip_test: Average the heatmaps of each crop and its mirror image.
         batch_size: The number of crops per batch.
-        blur_kernel: The size of the blur before decoding.
+        blur_kernel: The size of the blur before decoding, in heatmap pixels.
         progress: Show a progress bar.
         world: The processes that share the work. None means this process only.
-        limit: With annotated boxes, evaluate only the first `limit` people; with detections, only the first `limit`
-            images. All other people count as missed. This is for dry runs.
+        limit: For dry runs: evaluate only the first `limit` people or, with detections, the first `limit` images. All
+            other people count as missed. None means no limit.
 
     Returns:
-        The metrics by name; the results in COCO format, each with its padded crop's `area` in px²; and one line for
-        each problem with an image, a box or a detection.
+        The metrics by name; the results in COCO format, each with the `area` of the padded crop in px² and, with
+        annotated boxes, the `annotation_id`; and one line for each problem with an image, a box or a detection.
 
     Raises:
-        ValueError: If there are detections for several annotation files or for a data set that is evaluated with
-            annotated boxes only, or if the head has other keypoints than the data set.
+        ValueError: If the model has no head for the task, if the head has other keypoints than the data set, if the
+            detections are unusable (see `check_detections`), or if the metric cannot score.
     """
     own = labels[0].data_set
     if task is None and own.name in model.heads:
@@ -195,7 +198,7 @@ def evaluate_labels(
 
 
 def _row(person: Person) -> Row:
-    """Return the annotated box of a person in the form of a detection."""
+    """Return `Person.box` as a detection with score 1 and the ids of the person."""
     ids = {"image_id": person.image_id, "category_id": person.category_id, "annotation_id": person.annotation_id}
     return {"bbox": person.box, "score": 1.0, **ids}
 
@@ -204,7 +207,9 @@ def check_detections(labels: Sequence[Labels], detections: Path | list[Row]) -> 
     """Check before training that `evaluate_labels` will accept these detections.
 
     Raises:
-        ValueError: If the detections are unusable with these labels.
+        ValueError: If there are several annotation files, if the data set is evaluated with annotated boxes only (MPII,
+            InterHand), if the detections are unreadable, or if none of them is for an annotated image. An empty list of
+            detections is accepted.
     """
     _detected(labels, joined(labels)[1], detections, [])
 
@@ -212,7 +217,11 @@ def check_detections(labels: Sequence[Labels], detections: Path | list[Row]) -> 
 def _detected(
     labels: Sequence[Labels], truth: Any, detections: Path | list[Row], problems: list[str]
 ) -> dict[Path, list[Row]]:
-    """Return the detections of each annotated image that have an annotated category, by image path."""
+    """Return the detections of each annotated image by image path, with `image_id` and `category_id` filled in.
+
+    The default category is the first annotated one. Detections of other images or categories are dropped, and damaged
+    detections are reported in `problems`. Errors are as in `check_detections`.
+    """
     if len(labels) > 1:
         raise ValueError(f"got detections for {len(labels)} annotation files, expected a single file")
     if truth is None:
@@ -237,7 +246,10 @@ def _detected(
 
 
 def _source(config: ValidateConfig, keypoint_set: KeypointSet) -> tuple[DataSet, Path, Path]:
-    """Return data set, annotation file and image folder. The data set uses the codec of the model's keypoint set."""
+    """Return data set, annotation file and image folder.
+
+    A data set that the config selects by name gets the codec of `keypoint_set`, the keypoint set of the model's head.
+    """
     found = data_set(config.data_set or keypoint_set)
     if config.data_set in DATA_SETS and found.keypoint_set.codec != keypoint_set.codec:
         found = replace(found, keypoint_set=replace(found.keypoint_set, codec=keypoint_set.codec))
@@ -250,7 +262,7 @@ def main(args: list[str] | None = None) -> int:
     """Run `vitpose-fast validate`.
 
     Returns:
-        The exit code: 1 if anything damaged was left out. Each problem is printed to stderr.
+        The exit code: 1 if a damaged annotation, image or detection was left out, else 0. Problems go to stderr.
     """
     import tyro
 

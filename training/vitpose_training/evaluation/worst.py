@@ -18,18 +18,19 @@ from vitpose_training.evaluation.mistakes import Pair
 
 
 def draw_worst(pairs: Sequence[Pair], keypoint_set: KeypointSet, path: Path, most: int = 12) -> int:
-    """Draw the people with the lowest OKS on one sheet.
+    """Draw the people with the lowest OKS on one sheet, lowest first.
 
-    Each person is drawn twice, with the annotated pose on the left and the predicted pose on the right.
+    Each person is drawn twice: with the labeled keypoints of the annotation on the left, and with all predicted
+    keypoints on the right. People whose image cannot be read are skipped.
 
     Args:
-        pairs: People and their poses.
-        keypoint_set: The keypoints and limbs to draw.
+        pairs: The pairs of people and poses to choose from, see `pair`.
+        keypoint_set: The keypoint set of the poses, for its limbs and colors.
         path: The image file to write.
         most: The largest number of people to draw.
 
     Returns:
-        The number of people drawn. People whose image cannot be read are left out. If none is left, no file is written.
+        The number of people drawn. If it is 0, no file is written.
     """
     tiles: list[Image.Image] = []
     for one in sorted(pairs, key=lambda p: p.oks):
