@@ -34,28 +34,34 @@ from vitpose_training.run.train import train
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train on rendered people and show the result; with `image` and `weights`, run a checkpoint on a photo instead."""
+    """Options of the demo. With `image` and `weights`, a checkpoint is run on a photo, and nothing is trained."""
 
     out: Path = Path("demo")
-    """Output folder: poses.png, training.png, results.json, the rendered pictures and the model."""
+    """Output folder: poses.png, training.png, results.json, the rendered pictures and the model.
+    With --image and --weights, only poses.png and results.json."""
     seconds: float = 170.0
-    """Time budget of the whole demo in seconds. Training stops early enough to keep it."""
+    """Time budget of the whole demo in seconds.
+    Training gets what rendering leaves of it minus 8 s for the evaluation and the drawing, and at least 1 s."""
     images: int = 1600
     """Number of rendered training pictures, at least 8."""
     held_out: int = 100
-    """Number of rendered pictures for the evaluation, at least 8."""
+    """Number of rendered pictures for the evaluation, at least 8. They are not trained on."""
     seed: int = 0
     """Seed of the pictures and of the training."""
     image: Path | None = None
     """Photo to run --weights on, instead of training. The whole photo is taken as one person."""
     weights: str | None = None
-    """Checkpoint to run on --image, in any supported format."""
+    """Checkpoint to run on --image, in any supported format. Its first head is used."""
     device: str | None = None
     """Device: cpu, cuda or a particular GPU such as cuda:1. If unset, CUDA if available, else CPU."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run `vitpose-fast demo` and return the exit code."""
+    """Run `vitpose-fast demo` and return the exit code 0.
+
+    Raises:
+        ValueError: only one of image and weights is given, or fewer than 8 pictures are asked for; or as in `train`.
+    """
     import tyro
 
     config = tyro.cli(DemoConfig, prog="vitpose-fast demo", args=args, description=__doc__)
@@ -95,10 +101,11 @@ def main(args: list[str] | None = None) -> int:
 
 
 def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
-    """Render the pictures in parallel on all cores.
+    """Render the pictures into `out`/rendered, in as many processes as there are cores, at most 8.
 
     Returns:
-        The annotation files to train on, and the annotation file of the held-out pictures.
+        The annotation files to train on, at most 8, and the annotation file of the held-out pictures. The images of
+        each file are in the folder `images` beside it.
     """
     data = out / "rendered"
     parts = 8  # fixed and not the number of cores, so that every machine renders the same pictures
@@ -111,7 +118,10 @@ def render(config: DemoConfig, out: Path) -> tuple[list[Path], Path]:
 
 
 def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """Return the precision in which the device multiplies matrices faster: "bf16" on CUDA, on a CPU by measurement."""
+    """Return the precision, "fp32" or "bf16", in which the device multiplies matrices faster.
+
+    On CUDA it is always "bf16"; on a CPU both are timed.
+    """
     if device.type == "cuda":
         return "bf16"
     seconds = {}
@@ -126,7 +136,10 @@ def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 
 def demo_training(config: DemoConfig, out: Path, parts: list[Path], held_out: Path, seconds: float) -> TrainConfig:
-    """Return the training configuration of the demo: the tiny model on 128x96 crops, for at most `seconds`."""
+    """Return the training configuration of the demo: the tiny model on 128x96 crops, for at most `seconds`.
+
+    `parts` and `held_out` are the annotation files that `render` returns.
+    """
     return replace(
         PRESETS["tiny"][1],
         out=out / "run",
@@ -158,9 +171,13 @@ def trained_model(run: TrainConfig) -> ViTPose:
 
 
 def draw_held_out(results: list[dict], annotations: Path, path: Path, count: int = 8) -> None:
-    """Draw the predicted skeletons on `count` held-out pictures and save them as a grid.
+    """Draw the predicted skeletons and their boxes on `count` held-out pictures, and save these as one grid at `path`.
 
-    Pictures with several people are preferred.
+    Pictures with several predicted people come first, otherwise the order is that of the annotation file.
+
+    Args:
+        results: the results of `evaluate` on the held-out pictures.
+        annotations: annotation file of the held-out pictures, with their folder `images` beside it.
     """
     images = read_json(annotations)["images"]
     people = {image["id"]: [r for r in results if r["image_id"] == image["id"]] for image in images}
@@ -177,7 +194,10 @@ def draw_held_out(results: list[dict], annotations: Path, path: Path, count: int
 
 
 def _run_checkpoint(config: DemoConfig, out: Path) -> int:
-    """Predict and draw the pose of the whole photo, taken as one person, with the first head of a checkpoint."""
+    """Predict the pose in a photo with the first head of a checkpoint, and write poses.png and results.json to `out`.
+
+    The whole photo is taken as one person. Return the exit code 0.
+    """
     from vitpose_fast.checkpoints import load_model
 
     assert config.image is not None and config.weights is not None

@@ -1,7 +1,8 @@
 """Random synthetic people with body, clothes and head, and their 17 COCO keypoints.
 
-A person is a small 3-D skeleton. Its limbs, clothes, head and hair are convex hulls of one to five balls. The unit is
-the standing height; x points to the person's own left, y up, and z in the direction that the person faces.
+A person is a 3-D skeleton of 17 joints. Its limbs, clothes, head and hair are convex hulls of one to five balls. The
+unit of length is the standing height. The person's own axes start in the middle of the hips: x points to the person's
+own left, y up, and z in the direction that the hips face.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from vitpose_training.demo.stances import random_stance
 
 SKIN = ((240, 202, 174), (230, 180, 142), (216, 160, 120), (178, 120, 82), (134, 86, 56), (92, 58, 40))
 HAIR = ((28, 22, 20), (62, 40, 26), (112, 70, 36), (206, 164, 92), (150, 62, 30), (168, 164, 160))
-FACE = np.array(  # nose, left eye, right eye, left ear, right ear, relative to the middle of the head
+FACE = np.array(  # nose, left eye, right eye, left ear, right ear, from the middle of the head, in its own axes
     [(0, -0.016, 0.068), (0.026, 0.006, 0.055), (-0.026, 0.006, 0.055), (0.064, -0.008, 0), (-0.064, -0.008, 0)]
 )
 UP = np.array([0, 1.0, 0])
 
 
 def _rotation(axis: int, degrees: float) -> np.ndarray:
-    """Return the 3x3 matrix of a rotation about coordinate axis 0, 1 or 2."""
+    """Return the 3x3 matrix that rotates column vectors about coordinate axis 0, 1 or 2 (right-handed)."""
     c, s, m = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), np.eye(3)
     i, j = (axis + 1) % 3, (axis + 2) % 3
     m[i, i], m[i, j], m[j, i], m[j, j] = c, -s, s, c
@@ -45,27 +46,31 @@ def _rotation(axis: int, degrees: float) -> np.ndarray:
 
 
 def _direction(forward: float, outward: float, sign: int) -> np.ndarray:
-    """Return the unit vector along a limb, given its angles in degrees from hanging straight down.
+    """Return the unit vector along half a limb, given its angles in degrees from hanging straight down.
 
-    `sign` is 1 for a left limb and -1 for a right limb.
+    The vector is in the axes that the angles are relative to (see `Stance`): the trunk's for arms, the person's own for
+    legs. `sign` is 1 for a left limb and -1 for a right limb.
     """
     a, b = np.radians(forward), np.radians(outward)
     return np.array([sign * np.sin(b), -np.cos(b) * np.cos(a), np.cos(b) * np.sin(a)])
 
 
 class _Hull(NamedTuple):
-    """The convex hull of five balls."""
+    """The convex hull of five balls, in the person's own axes."""
 
     order: float  # hulls are painted in ascending order
-    part: int
+    part: int  # see `Polygon`
     color: Color
-    rim: bool  # whether it has a dark rim
+    rim: bool  # whether it has a dark rim and a highlight
     points: list  # centers of the balls
     radii: list
 
 
 class _Body:
-    """A person under construction: random looks, and joints and hulls in the person's own axes."""
+    """A person under construction: random looks, and joints and hulls in the person's own axes.
+
+    Call `add_limbs`, `add_trunk` and `add_head` in this order.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         n, u = rng.normal, rng.uniform
@@ -95,15 +100,16 @@ class _Body:
     def add(self, part, bias, points, radii, color, rim=True, near=None) -> None:
         """Add the hull of one to five balls.
 
-        Hulls are painted in ascending order of their nearness to the viewer plus `bias`.
+        Hulls are painted in ascending order of their nearness (the coordinate toward the viewer) plus `bias`.
 
         Args:
-            part: number of the body part.
+            part: number of the body part, or `OBJECT`.
             bias: added to the nearness.
-            points: centers of the balls.
+            points: centers of the balls in the person's own axes.
             radii: one radius per ball, or a single radius for all of them.
-            rim: whether the hull has a dark rim. Hulls without a rim cover joints, where the rims of two body parts
-                would otherwise show a line between them.
+            color: color before shading by nearness.
+            rim: whether the hull has a dark rim and a highlight. Hulls without them are details such as eyes, or cover
+                joints, where the rims of two body parts would otherwise show a line between them.
             near: nearness. None means the nearness of the mean center.
         """
         depth = float(np.mean(points, axis=0) @ self.turn[2]) if near is None else near
@@ -114,7 +120,7 @@ class _Body:
         self.hulls.append(_Hull(bias + depth, part, shade(color, gain), rim, *balls))
 
     def add_limbs(self) -> None:
-        """Add arms, legs, sleeves, trousers, hands and shoes, and set the joints from the shoulders down."""
+        """Add arms, legs, sleeves, trousers, hands and shoes, and set joints 5 to 16 (shoulders to ankles)."""
         u, stance = self.rng.uniform, self.stance
         wide, hip_wide = u(0.085, 0.12), u(0.05, 0.072)
         arm_long, leg_long = u(0.155, 0.18), u(0.225, 0.265)
@@ -160,7 +166,7 @@ class _Body:
             self.add(part, -0.099, (ankle + shin * 0.012, ankle + toe), (0.026, 0.02), self.shoe, near=shin_near)
 
     def add_trunk(self) -> None:
-        """Add hips, skirt, shirt and seat. Call it after `add_limbs`."""
+        """Add hips and shirt and, if the person has them, skirt, stripes and seat. Call it after `add_limbs`."""
         u, girth = self.rng.uniform, self.girth
         shoulders, hips, knees = self.joints[5:7], self.joints[11:13], self.joints[13:15]
         self.add(TORSO, -0.012, hips - 0.012 * UP, girth * 0.95, self.bottom)
@@ -181,7 +187,7 @@ class _Body:
             self.add(OBJECT, -0.05, corners, 0.02, random_color(self.rng))
 
     def add_head(self) -> None:
-        """Add neck, head, hair and face, and set the joints of the face and their states."""
+        """Add neck, head, hair and face, and set joints 0 to 4 (nose, eyes and ears) and their states."""
         n, skin, style = self.rng.normal, self.skin, self.style
         # The head turns a little relative to the trunk; its balls are given in its own axes.
         look = self.lean @ _rotation(1, n(0, 14)) @ _rotation(0, n(3, 6)) @ _rotation(2, n(0, 5))
@@ -242,13 +248,14 @@ class _Body:
 
 
 def random_person(rng: np.random.Generator, height: float) -> Figure:
-    """Build a random person.
+    """Build a random person, seen in parallel projection from slightly above.
 
     Args:
         height: standing height in pixels.
 
     Returns:
-        The figure in pixels, with the middle of the hips at x = 0 and its lowest point at y = 0, or above if it jumps.
+        The figure in pixels, with y down. The middle of the hips is at x = 0. The lowest point is at y = 0 or, if the
+        person jumps, above it (y < 0).
     """
     body = _Body(rng)
     body.add_limbs()

@@ -1,7 +1,7 @@
 """Building blocks of synthetic figures: colors, numbered body parts, and convex hulls of balls.
 
-In parallel projection a ball is a disc and a hull of balls is a convex polygon, so one vectorized function, `outlines`,
-computes the outline of every part.
+In parallel projection a ball becomes a disc, and the hull of balls the hull of discs. One vectorized function,
+`outlines`, approximates all these hulls by polygons of 28 corners. Pixel coordinates are (x, y), with y down.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# An owner map tells what each pixel shows: 1 + PARTS * person + part for a part of a person, 0 for the background, and
-# OBJECT for anything else. Of the limbs, these are the numbers of the left ones; the right ones have the next number.
+# An owner map tells what each pixel shows: 1 + PARTS * person + part for a part of a person (counted from 0), 0 for
+# the background, and OBJECT for anything else. Of the limbs, these are the numbers of the left ones; the right ones
+# have the next number.
 TORSO, HEAD, SKIRT, UPPER, FORE, THIGH, SHIN, OBJECT = 0, 1, 2, 3, 5, 7, 9, 255
 PARTS = 16
-SHOWS = ((HEAD,),) * 5 + tuple(  # for each keypoint, the parts on which it counts as visible
+SHOWS = ((HEAD,),) * 5 + tuple(  # for each of the 17 COCO keypoints, the parts on which it counts as visible
     tuple(p + side if p >= UPPER else p for p in parts)
     for parts in ((TORSO, UPPER), (UPPER, FORE), (FORE,), (TORSO, SKIRT, THIGH), (THIGH, SHIN, SKIRT), (SHIN,))
     for side in (0, 1)
@@ -29,9 +30,9 @@ Color = tuple[int, int, int]
 
 
 class Polygon(NamedTuple):
-    """One part of a figure. Each outline is [28, 2] in pixels."""
+    """One part of a figure. Each outline is a polygon [28, 2] of (x, y) in pixels."""
 
-    part: int
+    part: int  # number of the body part, or OBJECT
     color: Color
     rim: np.ndarray | None  # painted first, darker and a little larger than the body
     body: np.ndarray
@@ -40,17 +41,17 @@ class Polygon(NamedTuple):
 
 @dataclass
 class Figure:
-    """One person, or one object, which has no keypoints."""
+    """One person with keypoints, or one object without."""
 
     polygons: list[Polygon]  # in drawing order
-    ground: tuple[float, float, float]  # of the shadow: x, y, half width in pixels
-    points: np.ndarray | None = None  # keypoints [17, 2] in pixels
+    ground: tuple[float, float, float]  # of the shadow: center x, center y, half width in pixels
+    points: np.ndarray | None = None  # COCO keypoints [17, 2] in pixels; None for an object
     state: np.ndarray | None = None
     """State of each keypoint [17]: 2 visible if the owner map shows it, 1 hidden by the person's own body, 0 not
-    labeled."""
+    labeled. None for an object."""
 
     def move(self, x: float, y: float) -> None:
-        """Shift everything by (x, y) pixels."""
+        """Shift outlines, shadow and keypoints by (x, y) pixels."""
         step = np.array((x, y))
         self.polygons = [
             p._replace(
@@ -66,13 +67,13 @@ class Figure:
 
 
 def shade(color: tuple[float, ...], gain: float) -> Color:
-    """Return the color made lighter (`gain` above 1) or darker (below 1)."""
+    """Return the color with its channels multiplied by `gain` and clipped to 0..255: above 1 lighter, below darker."""
     r, g, b = (max(0, min(255, int(c * gain))) for c in color)
     return r, g, b
 
 
 def random_color(rng: np.random.Generator, saturation=(0.1, 0.8), value=(0.25, 0.95)) -> Color:
-    """Return a random color of any hue, with saturation and value (HSV) from the given ranges."""
+    """Return a random color of any hue, with saturation and value (HSV) drawn from the given ranges within 0 to 1."""
     r, g, b = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return int(255 * r), int(255 * g), int(255 * b)
 
@@ -81,11 +82,12 @@ def outlines(centers: np.ndarray, radii: np.ndarray) -> list[np.ndarray]:
     """Compute the outlines of n convex hulls of k discs each.
 
     Args:
-        centers: [n, k, 2] in pixels.
+        centers: [n, k, 2], (x, y) in pixels.
         radii: [n, k] in pixels.
 
     Returns:
-        Rims, bodies and highlights, each [n, 28, 2] in pixels.
+        Rims, bodies and highlights, each [n, 28, 2] in pixels. A rim is 0.5 pixels larger than the hull, a body 0.2
+        pixels smaller. A highlight has half the radii and is shifted to the upper left.
     """
     out = []
     for scale, extra, shift in ((1.0, 0.5, 0.0), (1.0, -0.2, 0.0), (0.5, 0.0, -0.25)):

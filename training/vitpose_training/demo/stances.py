@@ -1,4 +1,4 @@
-"""Random stances of synthetic people, as angles of trunk, arms and legs."""
+"""Random stances of synthetic people, as angles of trunk, arms and legs in degrees."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import numpy as np
 class Stance:
     """The stance of a person, with angles in degrees.
 
-    A limb has four angles: forward and outward of its upper half, then forward and outward of its lower half.
+    A limb has four angles: forward and outward of its upper half, then forward and outward of its lower half. All are 0
+    if it hangs straight down. Angles of arms are relative to the trunk, angles of legs to the vertical.
     """
 
     arms: list  # [left, right], four angles each
     legs: list  # [left, right], four angles each
     pitch: float  # of the trunk, forward
-    roll: float  # of the trunk, sideways
+    roll: float  # of the trunk, toward the person's own left
     lift: float = 0.0  # height above the ground, in units of the standing height
     seat: bool = False  # whether to draw something to sit on
 
 
 def _arm(rng: np.random.Generator, kind: str) -> tuple[float, float, float, float]:
-    """Return random angles of an arm: forward and outward of the upper arm, then of the forearm, in degrees."""
+    """Return random angles of an arm: forward and outward of the upper arm, then of the forearm, in degrees.
+
+    `kind` is "up", "wave", "wide", "ahead", "head" (hand at the head), "hip" (hand at the hip) or "bent"; any other
+    value gives a hanging arm.
+    """
     n, u = rng.normal, rng.uniform
     if kind == "up":
         return n(0, 12), u(115, 165), n(0, 15), u(135, 200)
@@ -45,7 +50,7 @@ def _arm(rng: np.random.Generator, kind: str) -> tuple[float, float, float, floa
 def random_stance(rng: np.random.Generator) -> Stance:
     """Return a random stance.
 
-    It is one of standing, walking, running, arms raised, waving, squatting, sitting, leaning and jumping.
+    The person stands, walks, runs, raises the arms, waves, squats, sits, leans or jumps.
     """
     n, u = rng.normal, rng.uniform
     calm = ("hang", "hang", "hang", "hip", "bent", "wide", "head", "ahead")

@@ -1,8 +1,8 @@
 """Synthetic pictures of people with COCO keypoints, for demonstrations and tests.
 
-A scene is a backdrop with people and obstacles on the ground. Each part of a figure is painted twice: in color at twice
-the resolution, and as a number in an owner map, which gives the visibility of keypoints, the boxes and the areas. The
-order of the random draws is part of the result: changing it changes every picture.
+A scene is a backdrop with figures (people and obstacles) on the ground. Each part of a figure is painted twice: in
+color at twice the resolution, and as a number in an owner map (see `shapes`), which gives the visibility of keypoints,
+the boxes and the areas. Changing the order of the random draws changes every picture.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from vitpose_training.demo.shapes import OBJECT, PARTS, SHOWS, Color, Figure, Po
 
 
 def _obstacle(rng: np.random.Generator, height: float) -> Figure:
-    """Build a random post, crate or bush with its foot at (0, 0).
+    """Build a random post, crate or bush, with the middle of its foot at pixel (0, 0).
 
-    `height` is the standing height in pixels of a person next to it.
+    `height` is the standing height in pixels that a person at this place would have.
     """
     u, kind = rng.uniform, ("post", "crate", "bush")[rng.integers(3)]
     color = random_color(rng, (0.3, 0.7), (0.25, 0.75))
@@ -47,11 +47,11 @@ def _obstacle(rng: np.random.Generator, height: float) -> Figure:
 
 
 def _backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> Image.Image:
-    """Draw a calm random backdrop.
+    """Draw a random backdrop: a room, hills, a street or blurred shapes.
 
     Args:
         size: (height, width) in pixels.
-        horizon: row where the ground begins.
+        horizon: row where the ground begins, in pixels from the top.
 
     Returns:
         An RGB image.
@@ -116,7 +116,10 @@ def _backdrop(rng: np.random.Generator, size: tuple[int, int], horizon: float) -
 
 
 def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> list[Figure]:
-    """Place random people and obstacles on the ground, and return them from far to near."""
+    """Place one to four random people, and obstacles beside some of them, on the ground; return them from far to near.
+
+    `size` is (height, width) of the picture and `horizon` the row where the ground begins, in pixels.
+    """
     h, w = size
     others = rng.choice(4, p=(0.3, 0.33, 0.22, 0.15))
     scales = [rng.uniform(0.5, 0.95), *rng.uniform(0.35, 0.85, others)]
@@ -142,18 +145,21 @@ def _cast(rng: np.random.Generator, size: tuple[int, int], horizon: float) -> li
 
 
 def _labeled(figure: Figure, size: tuple[int, int]) -> np.ndarray:
-    """Return which keypoints of a person are labeled and inside the picture, as bool [17]."""
+    """Return which keypoints of a person are labeled (state 1 or 2) and inside the picture, as bool [17].
+
+    `size` is (height, width) of the picture in pixels.
+    """
     assert figure.points is not None and figure.state is not None
     x, y = figure.points.T
     return (figure.state > 0) & (x >= 0) & (y >= 0) & (x <= size[1] - 1) & (y <= size[0] - 1)
 
 
 def _paint(image: Image.Image, figures: list[Figure]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Paint figures on an RGB image of 2H x 2W pixels, in place.
+    """Paint figures, given in the pixels of an H x W picture, on an RGB image of 2H x 2W pixels, in place and in order.
 
     Returns:
-        The owner map uint8 [H, W] (see `shapes`), and for each person the pixels painted for it, bool [H, W]. Later
-        figures may cover them.
+        The owner map uint8 [H, W] (see `shapes`), and for each person (objects have none) bool [H, W]: the pixels
+        painted for it, including those that figures painted later cover.
     """
     owner = Image.new("L", (image.width // 2, image.height // 2))
     draw, mark = ImageDraw.Draw(image), ImageDraw.Draw(owner)
@@ -179,7 +185,13 @@ def _paint(image: Image.Image, figures: list[Figure]) -> tuple[np.ndarray, list[
 
 
 def _annotation(figure: Figure, number: int, owner: np.ndarray, drawn: np.ndarray, area: int) -> dict:
-    """Return the COCO annotation of person `number` of a painted scene."""
+    """Return the COCO annotation of a person in a painted scene, without id and image_id.
+
+    Args:
+        number: index of the person among the people of the scene, from 0, in the order of painting.
+        owner, drawn: owner map of the scene, and painted pixels of the person, as from `_paint`.
+        area: number of pixels of the person that can be seen.
+    """
     assert figure.points is not None and figure.state is not None
     keypoints: list[float] = []
     for k, labeled in enumerate(_labeled(figure, owner.shape)):
@@ -201,10 +213,9 @@ def _annotation(figure: Figure, number: int, owner: np.ndarray, drawn: np.ndarra
 
 
 def _photograph(rng: np.random.Generator, image: Image.Image) -> np.ndarray:
-    """Return the painted image as a photo: half the size, random exposure, white balance, gamma and grain.
+    """Return a painted image of 2H x 2W pixels as a photo of half the size, uint8 [H, W, 3] RGB.
 
-    Returns:
-        uint8 [H, W, 3].
+    Exposure, white balance, gamma and grain are random.
     """
     small = image.reduce(2)
     gain, gamma = rng.uniform(0.88, 1.02) * rng.uniform(0.96, 1.04, 3), rng.uniform(0.8, 1.1)
@@ -216,7 +227,10 @@ def _photograph(rng: np.random.Generator, image: Image.Image) -> np.ndarray:
 
 
 def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> tuple[np.ndarray, list[dict]]:
-    """Render one picture and its annotations. The result depends only on the arguments.
+    """Render one picture of at least one person, and its annotations. The result depends only on the arguments.
+
+    People with fewer than 5 labeled keypoints inside the picture are left out. So are people of whom less than 20
+    pixels, or less than 30 % of the part inside the picture, can be seen.
 
     Args:
         seed: seed of the data set. Random numbers come from np.random.default_rng((seed, index)).
@@ -227,6 +241,7 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> t
         The picture, uint8 [H, W, 3] RGB, and one COCO annotation per person, from far to near, without id and image_id.
         In pixels, with pixel centers at whole numbers, an annotation has 17 keypoints (x, y, v), the bbox [x, y, w, h]
         of the part of the figure inside the picture (parts hidden by others included), and the area that is visible.
+        v is 2 (visible), 1 (hidden) or 0 (not labeled or outside the picture; x and y are then 0).
     """
     rng = np.random.default_rng((seed, index))
     h, w = size
@@ -254,10 +269,11 @@ def render_scene(seed: int, index: int, size: tuple[int, int] = (240, 320)) -> t
 def write_dataset(folder: str | os.PathLike, images: int, seed: int, size: tuple[int, int] = (240, 320)) -> Path:
     """Render a data set into folder/images/*.jpg and folder/annotations.json (COCO keypoints).
 
-    The annotation file is written last and atomically: if it exists, all pictures exist.
+    `images` is the number of pictures; for `seed` and `size` see `render_scene`. The annotation file is written last
+    and atomically: if it exists, all pictures exist.
 
     Returns:
-        The annotation file.
+        The path of the annotation file.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
