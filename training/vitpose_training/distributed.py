@@ -19,7 +19,15 @@ from vitpose_fast.device import pick_device
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, as seen by one of them. A single process is a world of size 1 and never communicates."""
+    """The processes of a run, as seen by one of them. A single process is a world of size 1 and never communicates.
+
+    `sum`, `gather`, `agree` and `from_first` are collectives: every process must call them, in the same order.
+
+    Attributes:
+        device: the device of this process.
+        rank: the number of this process, from 0.
+        size: the number of processes.
+    """
 
     device: torch.device
     rank: int = 0
@@ -31,13 +39,16 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor of any shape over all processes, in place, and return it."""
+        """Sum a tensor over all processes, elementwise and in place, and return it.
+
+        Its shape must be the same in every process.
+        """
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the `value` of every process, in rank order."""
+        """Return the `value` of every process, in rank order. With several processes, it must be picklable."""
         if self.size == 1:
             return [value]
         out: list[Any] = [None] * self.size
@@ -45,13 +56,13 @@ class World:
         return out
 
     def agree(self, function: Callable[[], Any]) -> Any:
-        """Call `function` in every process and return its result; if it fails in one process, fail in all of them.
+        """Call `function` and return the result of this process; if the call fails in one process, raise in all.
 
-        Failures are ValueError, OSError and ImportError. A process that fails raises its own error; the others raise
-        the message of the lowest rank that failed.
+        Failures are ValueError, OSError and ImportError. After any other exception the other processes keep waiting.
 
         Raises:
-            ValueError: the function failed in another process.
+            ValueError, OSError, ImportError: the call failed in this process; its own error is raised.
+            ValueError: it failed in other processes only; the message is the one of the lowest rank that failed.
         """
         failure = value = None
         try:
@@ -66,21 +77,24 @@ class World:
         return value
 
     def from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors in place with the values of rank 0."""
+        """Overwrite tensors in place with those of rank 0. The shapes must be the same in every process."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
 
 def join(device: str | None) -> World:
-    """Join the process group that torchrun describes in the environment; without torchrun, return a world of size 1.
+    """Join the process group that torchrun describes in the environment, and return the world of this process.
+
+    Without torchrun, or if it starts one process only, return a world of size 1 without a process group. Otherwise
+    every process must call this.
 
     Args:
         device: "cpu", "cuda" or, in a single process only, "cuda:N". None means CUDA if available, else CPU. Of several
             processes on CUDA, each uses the GPU of its local rank.
 
     Raises:
-        ValueError: the device cannot be used.
+        ValueError: the device cannot be used, or it is "cuda:N" and there are several processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -106,17 +120,20 @@ def several() -> bool:
 
 
 def leave() -> None:
-    """Shut down the process group, if there is one."""
+    """Shut down the process group, if this process has joined one."""
     if several():
         dist.destroy_process_group()
 
 
 def _fresh_store(rank: int, size: int) -> dist.Store:
-    """Open the store in which the processes of this attempt exchange their addresses.
+    """Open a new key-value store through which the processes exchange their addresses.
 
-    torchrun gives all attempts (restarts) of a run the same store, which may still hold addresses of dead processes
-    (torch 2.13). Rank 0 therefore opens a new store and publishes its port in the shared one; the other ranks retry for
-    up to 5 minutes until they can connect.
+    torchrun gives the first start and all restarts of a run the same store, which may still hold the addresses of dead
+    processes (torch 2.13). Rank 0 therefore opens a new store, and publishes its port in the store of torchrun. The
+    other ranks read the port and connect to the new store.
+
+    Raises:
+        RuntimeError: this rank still cannot connect after 5 minutes of retries.
     """
     shared, _, _ = next(dist.rendezvous("env://", rank, size))
     host, key = os.environ["MASTER_ADDR"], "vitpose_fast store"
@@ -129,14 +146,18 @@ def _fresh_store(rank: int, size: int) -> dist.Store:
         try:
             port = int(shared.get(key))
             return dist.TCPStore(host, port, size, timeout=timedelta(seconds=10), wait_for_workers=False)
-        except RuntimeError:  # the port is still that of an earlier attempt
+        except RuntimeError:  # no port yet, or the port of a store from before the restart
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.2)
 
 
 def job() -> str:
-    """Return an identifier of the torchrun job that survives torchrun's restarts; "" without torchrun."""
+    """Return an identifier of the torchrun job; "" without torchrun.
+
+    It is the --rdzv-id or, if none was given, contains the process id of torchrun. Both stay the same when torchrun
+    restarts the processes of the job.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{name}-{os.getppid()}" if name == "none" else name  # the parent process is torchrun itself
 
@@ -144,14 +165,15 @@ def job() -> str:
 def share(module: nn.Module, blocks: list[nn.Module], world: World, parallel: str) -> nn.Module:
     """Wrap `module`, which computes the loss, so that its gradients are averaged over all processes.
 
-    Every process keeps its own BatchNorm statistics, as in the official training; those of rank 0 are saved.
+    Every process must call this. Each process updates its own BatchNorm statistics, as in the official training; this
+    function does not synchronize them.
 
     Args:
-        blocks: the submodules that FSDP gathers one at a time.
+        blocks: the submodules whose parameters FSDP gathers one submodule at a time. Unused by DDP.
         parallel: "ddp" replicates the model, "fsdp" shards it (FSDP2).
 
     Returns:
-        The wrapped module; `module` itself in a world of size 1 and under FSDP, which shards it in place.
+        A DDP wrapper. In a world of size 1 and under FSDP, `module` itself; FSDP shards its parameters in place.
     """
     if world.size == 1:
         return module
@@ -171,9 +193,14 @@ def share(module: nn.Module, blocks: list[nn.Module], world: World, parallel: st
 
 
 def only_last(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Return a context for one micro-batch that reduces gradients over processes only if it is the `last` of its step.
+    """Return a context manager for the forward and backward pass of one micro-batch.
 
-    The gradients of the earlier micro-batches accumulate locally.
+    Gradients are averaged over the processes only in the `last` micro-batch of an optimizer step; before, they
+    accumulate in each process. Under FSDP the call itself switches the averaging on or off, until the next call.
+
+    Args:
+        module: the result of `share`.
+        last: whether this is the last micro-batch of its optimizer step.
     """
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
@@ -184,12 +211,18 @@ def only_last(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a parameter or optimizer state unsharded. If it is sharded, every process must call this."""
+    """Return a parameter or optimizer state gathered from all shards, or itself if it is not sharded.
+
+    If it is sharded, every process must call this.
+    """
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def put(target: Tensor, value: Tensor) -> None:
-    """Copy an unsharded tensor into `target`, which may be sharded."""
+    """Copy an unsharded tensor into `target`, in place.
+
+    If `target` is sharded, every process must call this, and the `value` of rank 0 is the one that is copied.
+    """
     if hasattr(target, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

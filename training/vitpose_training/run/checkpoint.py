@@ -31,28 +31,28 @@ class States:
     """The most recent states of a run, in files named `step-00000120-<first 16 digits of the sha256>.pt`.
 
     A file gets this name, and with it its checksum, only once it is completely on disk, so that an interrupted write is
-    never mistaken for a state. A file that was damaged later is reported, and the next older state is used.
+    never mistaken for a state. The checksum reveals files that were damaged later (see `last`).
 
     Args:
         folder: the folder of the states.
-        keep: how many of the most recent states to keep.
+        keep: number of most recent states that `save` keeps, at least 1.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def files(self) -> list[Path]:
-        """Return the files of all states, the most recent one first."""
+        """Return the files of all states, damaged ones included, in descending order of their steps."""
         found = [p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+-[0-9a-f]{16}\.pt", p.name)]
         return sorted(found, key=_step_of, reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` optimizer steps, then remove the states that are no longer kept.
+        """Write the state after `step` optimizer steps, then remove all but the `keep` most recent states.
 
-        States of the same or a later step are removed, too.
+        Other states of the same or a later step are removed as well.
 
         Raises:
-            OSError: the state cannot be written; the earlier states are kept.
+            OSError: the state cannot be written; in this case no state is removed.
         """
         remove_leftovers(self.folder)
         new = write_named_by_digest(self.folder, f"step-{step:08d}-", ".pt", lambda p: torch.save(state, p))
@@ -63,7 +63,9 @@ class States:
             old.unlink(missing_ok=True)
 
     def last(self) -> Path | None:
-        """Return the file of the most recent undamaged state, or None if there are no states.
+        """Return the file of the most recent state whose checksum matches its name, or None if there are no states.
+
+        A warning is logged for every more recent file that is damaged.
 
         Raises:
             ValueError: there are states, but all of them are damaged.
@@ -81,14 +83,15 @@ class States:
 
 
 def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """Load the state at `path` and check that a run with `config` can continue from it.
+    """Load the state at `path` to the CPU and check that a run with `config` can continue from it.
 
     Args:
-        path: file of the state; None means that `folder` holds no state.
+        path: file of the state; None means that there is no state.
+        folder: folder of the states, which the message names if there is no state.
 
     Raises:
-        ValueError: there is no state, the file is not a training state, it was written by a version with other options,
-            or by a run with another value of an option that must not change (named in the message).
+        ValueError: there is no state; the file is unreadable or not a training state; `TrainConfig` had other options
+            when it was written; or an option that must not change had another value (named in the message).
     """
     if path is None:
         raise ValueError(f"{folder}: holds no state to resume from; start without --resume")
@@ -112,7 +115,10 @@ def read_state(path: Path | None, folder: Path, config: TrainConfig) -> dict[str
 
 
 def _fixed_options(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options of `TrainConfig.to_dict` that must not change on resume; nested names are joined by dots."""
+    """Return the options of `TrainConfig.to_dict` that must not change on resume, such as `optimizer.lr`, by name.
+
+    These are all nested options, whose names are joined by dots, and the others that are not in `_MAY_CHANGE`.
+    """
     fixed: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, dict):
@@ -137,12 +143,12 @@ def run_state(
 ) -> dict[str, Any]:
     """Collect everything that the next optimizer step depends on, as a dict to be saved.
 
-    Tensors are unsharded, on the CPU and named by parameter, so that any number of processes can resume from them.
-    Under FSDP every process must call this, because parameters are gathered.
+    Tensors are unsharded, on the CPU and stored under the name of their parameter or buffer, so that any number of
+    processes can resume from them. Under FSDP every process must call this, because parameters are gathered.
 
     Args:
-        step: optimizer steps done.
-        seconds: seconds of training so far.
+        step: optimizer steps done, skipped ones included.
+        seconds: seconds of training so far, over all parts of the run.
         keep: False returns empty tensors, for processes that only take part in the gathering.
     """
 
@@ -173,11 +179,15 @@ def put_back(
 ) -> tuple[int, float]:
     """Restore model, optimizer and EMA in place from a state that `read_state` returned. Every process must call this.
 
+    Args:
+        path: file of the state, for error messages.
+
     Returns:
-        Optimizer steps done and seconds of training so far.
+        (optimizer steps done, seconds of training so far), as given to `run_state`.
 
     Raises:
-        ValueError: the state belongs to another model.
+        ValueError: the state does not fit: its weights have other names or shapes, or it lacks the averages for `ema`.
+            The model may have changed in part.
     """
     try:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -201,7 +211,7 @@ def put_back(
 
 
 def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return `value` with the device, dtype and sharding of `parameter`."""
+    """Return a copy of the unsharded `value` with the device, dtype and sharding of `parameter` (see `put`)."""
     out = torch.zeros_like(parameter)
     put(out, value)
     return out
@@ -211,7 +221,8 @@ def check_free(out: Path, config: TrainConfig) -> None:
     """Check that `out` holds no run, unless the config says to resume or to replace it.
 
     Raises:
-        ValueError: `out` holds a run, and neither `resume` nor `overwrite` is set.
+        ValueError: `out` holds a saved state or a metrics.jsonl that is not empty, and neither `config.resume` nor
+            `config.overwrite` is set.
     """
     metrics = out / "metrics.jsonl"
     begun = States(out / "states").files() or (metrics.is_file() and metrics.stat().st_size)
@@ -220,7 +231,7 @@ def check_free(out: Path, config: TrainConfig) -> None:
 
 
 def remove_run(out: Path) -> None:
-    """Remove the states, quarantine files and models of an earlier run from `out`, and no other files.
+    """Remove the states, the quarantine*.jsonl files and the models of an earlier run from `out`, and no other files.
 
     `best` and `model` are removed only if they hold exactly the three files of a saved model.
     """

@@ -21,15 +21,17 @@ Source = tuple[DataSet, Path, Path]  # a data set, its annotation file and its i
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Configuration of one training run. Sizes are (height, width) in pixels.
+    """Configuration of one training run. Image sizes are (height, width) in pixels.
 
     Raises:
-        ValueError: values that are out of range or contradict each other.
+        ValueError: values that are out of range or contradict each other. Tasks and options of the model are checked
+            later, by `data_sets` and `model_config`.
     """
 
     out: Path = Path("runs/train")
-    """Output folder of the run: config.json, metrics.jsonl, quarantine.jsonl (unusable images and samples),
-    states/ (to resume from), model/ (the final model) and best/ (the model with the highest score)."""
+    """Output folder of the run, for config.json, metrics.jsonl, quarantine.jsonl, states/, model/ and best/.
+    quarantine.jsonl lists unusable training images and the samples of skipped optimizer steps.
+    states/ is to resume from. model/ is the final model, best/ the one with the highest score in an evaluation."""
 
     data: Path = Path("data")
     """Root folder of all data sets, in their original layouts (data/coco, data/aic, ...). Ignored with --train."""
@@ -47,11 +49,14 @@ class TrainConfig:
     val_images: tuple[Path, ...] = ()
     """Image folders of the --val files: one per file, or one for all."""
     val_tasks: tuple[str, ...] | None = None
-    """Tasks to evaluate. The score of the first one decides which model is the best. If unset, all tasks."""
+    """Tasks to evaluate. The score of the first one decides which model is the best.
+    If unset, all tasks that have validation files."""
     boxes: Path | None = None
-    """COCO detection file whose boxes are used to evaluate the first evaluated task. If unset, the annotated boxes."""
+    """COCO detection file whose boxes are used to evaluate the first evaluated task. If unset, the annotated boxes.
+    The other tasks are always evaluated with their annotated boxes."""
     sampling: Literal["proportional", "balanced"] = "proportional"
-    """proportional: every sample once per epoch, as in the paper. balanced: every task equally often."""
+    """proportional: every sample once per epoch, as in the paper.
+    balanced: as many samples per epoch, about equally many of every task."""
 
     model: str = "vitpose-tiny"
     """Model preset: vitpose-SIZE or vitpose++-SIZE, where SIZE is tiny, s, b, l or h."""
@@ -70,7 +75,8 @@ class TrainConfig:
     """Output channels of the FFN that the expert of each task computes (ViTPose++).
     If unset, a quarter of the width in vitpose++ presets and 0 (no experts) in vitpose presets."""
     experts: Literal["none", "instead", "added"] = "none"
-    """Use a whole FFN per task, instead of the shared FFN (I-FFN) or added to it (IS-FFN); Table 11."""
+    """Use a whole FFN per task, instead of the shared FFN (I-FFN) or added to it (IS-FFN); Table 11.
+    In vitpose++ presets this also needs --part-features 0."""
     freeze_attn: bool = False
     """Freeze the attention of every block and the norm before it (Table 8)."""
     freeze_ffn: bool = False
@@ -83,19 +89,21 @@ class TrainConfig:
     If unset, the rate of the model preset."""
     init: str | None = None
     """Checkpoint to start from, in any supported format: a pretrained backbone (MAE) or a ViTPose to fine-tune.
-    The heads of a ViTPose are used as far as their tasks or keypoints match those of this run."""
+    From a ViTPose, a run with several tasks or with experts takes the heads whose task name and shapes match.
+    Any other run takes one head, but of its last layer only the keypoints with the same names."""
 
     sigma: float = 2.0
     """Standard deviation of the target Gaussians in heatmap pixels."""
     codec: Literal["official", "udp", "msra"] = "official"
     """How crops are cut and keypoints encoded: udp (unbiased) or msra (biased, Gaussians centered on whole pixels).
-    official is udp for COCO and MPII and msra for the other data sets."""
+    official is udp for COCO and MPII and msra for the other data sets.
+    For your own keypoints it is the codec in the .json file, by default udp."""
     batchnorm: Literal["all", "own"] = "all"
-    """Samples that the BatchNorm layers of a head see.
-    all: every sample of the batch, as in the official code. own: only the samples of the head's task."""
+    """Samples of a micro-batch that the BatchNorm layers of a head see.
+    all: every sample, as in the official code. own: only the samples of the head's task."""
 
     epochs: int = 210
-    """Number of passes over all samples."""
+    """Number of epochs. Each has as many samples as there are in the training files, see --sampling."""
     batch_size: int = 64
     """Global batch size: samples per optimizer step, over all processes and micro-batches."""
     micro_batch: int | None = None
@@ -121,45 +129,50 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random augmentation of the training samples, by default with the recipe of the paper."""
     official_boxes: bool = True
-    """Shrink the annotated boxes of COCO-style data sets by one pixel in width and height (official loader)."""
+    """Shrink annotated boxes by one pixel in width and height, except in MPII and InterHand (official loaders)."""
     mpii_stretch: bool = True
     """Stretch the square crops of MPII to the aspect ratio of the network input (official code)."""
 
     flip_test: bool = True
-    """Evaluate every image together with its mirror image and average the heatmaps."""
+    """In evaluations, average the heatmaps of each crop and its mirror image."""
     blur_kernel: int = 11
     """Kernel size in heatmap pixels, odd, of the Gaussian blur with which evaluations decode udp heatmaps."""
     eval_every: int = 10
-    """Epochs between evaluations. 0 evaluates only at the end."""
+    """Epochs between evaluations. The final model is always evaluated; 0 evaluates only that one."""
     max_seconds: float | None = None
-    """Stop training after this many seconds, evaluations and earlier parts of a resumed run included.
-    The schedule then follows the clock whenever it is ahead of the epochs. If unset, there is no time limit."""
+    """Stop training after this many seconds, if the epochs do not end before. If unset, there is no time limit.
+    The time includes the evaluations, except the final one, and the earlier parts of a resumed run.
+    The learning rate schedule follows the fraction of the time or of the epochs, whichever is larger."""
 
     save_every: int | None = None
-    """Optimizer steps between saved states. If unset, a state is saved after every epoch."""
+    """Optimizer steps between saved states. If unset, a state is saved after every epoch.
+    A state is also saved at the end of the run and when SIGTERM stops it."""
     keep: int = 2
     """Number of most recent states to keep on disk."""
     log_every: int = 20
-    """Optimizer steps between rows of metrics.jsonl."""
+    """Optimizer steps between rows of training metrics in metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Experiment trackers that also receive the rows of metrics.jsonl."""
+    """Experiment trackers that also receive the numbers in metrics.jsonl."""
     max_bad_images: int = 100
-    """Largest number of unusable images; the run stops when there are more.
-    Each is named in quarantine.jsonl and replaced by another image of the same task."""
+    """Largest number of unusable training images; the run stops when there are more.
+    Each is named in quarantine.jsonl, and its sample is replaced by another sample of the same task."""
     workers: int = 2
     """Worker processes that decode images, per training process. 0 decodes in the training process itself."""
     keep_images: bool = False
     """Keep every decoded image in memory. Only for small data sets."""
     device: str | None = None
-    """Device: cpu, cuda or a particular GPU such as cuda:1. If unset, CUDA if available, else CPU."""
+    """Device: cpu, cuda or a particular GPU such as cuda:1. If unset, CUDA if available, else CPU.
+    Under torchrun with several processes, cuda gives each its own GPU, and a particular GPU is refused."""
     seed: int = 0
     """Seed of weight initialization, sample order, augmentation and drop path."""
     resume: bool = False
-    """Resume exactly from the last saved state in --out. Restarts by torchrun resume without this flag."""
+    """Resume exactly from the last saved state in --out.
+    Restarts by torchrun resume without this flag, if a state has been saved."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     dry_run: bool = False
-    """Check the whole setup with two optimizer steps and a small evaluation, and leave no files behind."""
+    """Check the whole setup with two optimizer steps and a small evaluation, and leave no files behind.
+    Each task is evaluated on its first 32 people, or with --boxes on the first 32 images."""
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -206,10 +219,10 @@ class TrainConfig:
             raise ValueError(f"got --boxes and {len(self.val)} files in --val, expected a single file with --boxes")
 
     def data_sets(self) -> list[DataSet]:
-        """Return the data sets of `tasks`, with the codec of this run.
+        """Return the data sets of `tasks`, in order. Their keypoint sets have the codec of this run.
 
         Raises:
-            ValueError: an unknown task (the message lists the valid ones).
+            ValueError: an unknown task (the message lists the valid ones), or an invalid .json file.
         """
         found = [data_set(task) for task in self.tasks]
         if self.codec == "official":
@@ -222,7 +235,7 @@ class TrainConfig:
         """Return the model configuration of this run.
 
         Raises:
-            ValueError: an unknown preset, or options that contradict each other.
+            ValueError: an unknown model preset or task, or a model option that is out of range or contradicts another.
         """
         same_names = ["decoder", "image_size", "patch_stride", "attention", "window", "experts"]
         same_names += ["freeze_attn", "freeze_ffn", "frozen_stages"]
@@ -231,14 +244,19 @@ class TrainConfig:
         return preset(self.model, tuple(d.keypoint_set for d in self.data_sets()), **options)
 
     def sources(self, name: Literal["train", "val"]) -> list[Source]:
-        """Return the annotation files and image folders to train on ("train") or to evaluate on ("val").
+        """Return what to train on ("train") or to evaluate on ("val").
 
-        These are the files given in the config, else those of the data sets below `data`. If training files are given
-        but no validation files, the list for "val" is empty: the run is not evaluated.
+        These are the files given in the config. If none are given, they are the files of the data sets of `tasks` below
+        the folder `data`; for "val", data sets without a validation split are skipped. If training files are given but
+        no validation files, the list for "val" is empty: the run is not evaluated.
+
+        Returns:
+            (data set, annotation file, image folder) of each annotation file, in the order of `tasks` or, for "val", of
+            `val_tasks` if set. Whether the files exist is not checked.
 
         Raises:
-            ValueError: a data set in `tasks` is for evaluation only, or `val_tasks` names a task that is not in
-                `tasks`.
+            ValueError: for "train", a data set of `tasks` is for evaluation only or has no training split; for "val",
+                `val_tasks` names a task that is not in `tasks`.
         """
         files, folders, sets = getattr(self, name), getattr(self, f"{name}_images"), self.data_sets()
         only = next((d.name for d in sets if d.evaluation_only), None)
@@ -265,7 +283,7 @@ class TrainConfig:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as a dict that can be written as JSON."""
+        """Return the configuration as a dict that can be written as JSON: paths as strings, tuples as lists."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, (tuple, list)):

@@ -11,10 +11,10 @@ from vitpose_kernels.chips import chip_named
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of a device, or None for CPUs and unknown GPUs.
+    """Return the peak FLOP/s of a device for dense matrix products, or None for CPUs and unknown GPUs.
 
     Args:
-        precision: "bf16", or "fp32", which counts TF32 tensor cores at half the rate of bf16.
+        precision: "bf16", or "fp32", for which the rate of TF32 tensor cores is taken as half the rate of bf16.
     """
     if device.type != "cuda":
         return None
@@ -25,14 +25,14 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def forward_flops(config: ModelConfig) -> float:
-    """Return the FLOPs of one image through the backbone and the first head, at 2 FLOPs per multiply-add.
+    """Return the FLOPs of the forward pass for one image: the backbone, and the head of the first of `head_tasks`.
 
-    Only matrix products, convolutions and attention are counted. Half of the result is the number of MACs, which the
-    paper calls GFLOPs: 17.1 G for ViTPose-B at 256x192 without the decoder.
+    Only matrix products, convolutions and attention are counted, at 2 FLOPs per multiply-add (MAC). Half of the result
+    is the number of MACs, which the paper calls GFLOPs: 17.1 G for ViTPose-B at 256x192 without the decoder.
     """
     c, rows, columns = config.width, *config.grid
     tokens = rows * columns
-    hidden = 2 * config.ffn_ratio * (2 if config.experts == "added" else 1)  # fc1 and fc2, in units of C²
+    hidden = 2 * config.ffn_ratio * (2 if config.experts == "added" else 1)  # MACs of fc1 and fc2 per token / C²
     macs = tokens * c * 16 * 16 * 3  # patch embedding
     for i in range(config.depth):
         macs += tokens * c * c * (4 + hidden)
@@ -46,7 +46,7 @@ def forward_flops(config: ModelConfig) -> float:
 
 
 def _decoder_macs(config: ModelConfig) -> int:
-    """Return the MACs of the first head for one image."""
+    """Return the multiply-adds (MACs) of the head of the first of `head_tasks`, for one image; convolutions only."""
     keypoints = config.task(config.head_tasks[0]).num_keypoints
     rows, columns = config.grid
     if config.decoder == "minimal":

@@ -23,24 +23,25 @@ class Inputs:
     resumes: bool
     """Whether the run continues from its last saved state."""
     labels: list[Labels]
-    """Annotations to train on, without the ground truth that only evaluations need (`Labels.truth` is None)."""
+    """Annotations to train on, one item per file. `Labels.truth`, which only evaluations need, is None."""
     val: list[Labels]
-    """Annotations to evaluate on; may be empty."""
+    """Annotations to evaluate on, one item per file. If it is empty, the run is not evaluated."""
     problems: tuple[str, ...]
-    """One line for everything that was left out: refused annotations and data sets without validation files."""
+    """One line for each refused annotation, and for each data set that is not evaluated because its file is missing."""
     samples: SampleSet
     """The people of `labels` as training samples."""
     order: Order
     """The samples of each optimizer step."""
     updates: int
-    """Number of optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run, also if it resumes; 2 in a dry run."""
 
 
 def read_inputs(config: TrainConfig, world: World) -> Inputs:
     """Check the options and the output folder, and read the annotations. Every process of the run must call this.
 
     Raises:
-        ValueError, OSError: the inputs cannot be used. If one process fails, all of them raise.
+        ValueError, OSError: the inputs cannot be used: wrong options, a folder that already holds a run, or unusable
+            annotations. If one process fails, the others raise ValueError with its message.
     """
     world.agree(lambda: _check_processes(config, world))
     resumes = world.gather(world.agree(lambda: world.first and _resumes(config)))[0]
@@ -51,7 +52,7 @@ def _check_processes(config: TrainConfig, world: World) -> None:
     """Check that the batch can be divided among the processes so that each has a sample in every micro-batch.
 
     Raises:
-        ValueError: it cannot, or FSDP is asked for in a single process.
+        ValueError: the batch cannot be divided so, or the config asks for FSDP in a single process.
     """
     if config.batch_size < world.size:
         raise ValueError(
@@ -70,10 +71,12 @@ def _check_processes(config: TrainConfig, world: World) -> None:
 def _resumes(config: TrainConfig) -> bool:
     """Return whether to resume the run in `config.out`.
 
-    A run that torchrun restarts resumes without `config.resume`, if it has saved a state.
+    If the run belongs to the torchrun job of this process (the file `job` names it), torchrun has restarted it. Such a
+    run resumes if it has saved a state, else it starts again, whatever the config says. Otherwise `config.resume`
+    decides.
 
     Raises:
-        ValueError: the folder already holds a run, and the config neither resumes nor replaces it.
+        ValueError: the folder holds another run, and neither `config.resume` nor `config.overwrite` is set.
     """
     file = config.out / "job"
     if job() and file.is_file() and file.read_text(encoding="utf-8") == job():
@@ -83,16 +86,19 @@ def _resumes(config: TrainConfig) -> bool:
 
 
 def _read(config: TrainConfig, resumes: bool) -> Inputs:
-    """Read all annotations.
+    """Read and check all annotations, and build the sample order.
 
     Contains no collectives, so that a failure in one process cannot leave the others waiting.
+
+    Raises:
+        ValueError, OSError: a file is missing or unusable, or an evaluation would not be possible.
     """
     official = config.official_boxes, config.mpii_stretch
     labels = [adjusted(read_labels(*source), *official) for source in config.sources("train")]
     for one in labels:
         one.truth = None  # large, and needed by evaluations only
     sources, missing = config.sources("val"), []
-    if not config.val and config.val_tasks is None:  # not asked for explicitly, so missing files are no error
+    if not config.val and config.val_tasks is None:  # the user did not ask for them, so missing files are no error
         gone = [source for source in sources if not source[1].is_file()]
         missing = [f"{file}: no such file, so {own.name} is not evaluated" for own, file, _ in gone]
         sources = [source for source in sources if source not in gone]

@@ -32,9 +32,9 @@ _MAX_SKIPPED = 10  # after so many skipped optimizer steps in a row the run stop
 
 
 class StopSignal:
-    """A context in which SIGTERM sets `asked` instead of ending the process.
+    """A context manager during which SIGTERM sets `asked` to True instead of ending the process.
 
-    Python handles signals in the main thread only; in any other thread the context changes nothing.
+    Python handles signals in the main thread only, so in any other thread it changes nothing.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,15 @@ class StopSignal:
 
 
 class Loop:
-    """Trains a model from its current state to the end of the run. Every process of the run has a loop.
+    """Trains a model from its current state to the end of the run.
+
+    Every process of the run has a loop. Its methods communicate, so every process must call them at the same step.
 
     Args:
+        inputs: the samples, their order and the validation data.
         state: the state of the run; every optimizer step changes it.
-        records: the files for metrics and unusable samples; None in all processes except rank 0.
-        stop: checked after each optimizer step.
+        records: metrics.jsonl and quarantine.jsonl; None in all processes except rank 0.
+        stop: says, after each optimizer step, whether to save the state and stop.
     """
 
     def __init__(
@@ -71,22 +74,23 @@ class Loop:
         self.records, self.stop = records, stop
         self.states = States(config.out / "states", config.keep)
         self.problems = list(inputs.problems)
-        """One line for everything that was left out so far."""
+        """One line for each annotation, image, box or detection that was left out so far, without duplicates."""
         peak = peak_flops(world.device, config.precision)
         self.meter = Meter(world.device, 3 * forward_flops(state.model.config), peak and peak * world.size)
-        self.skipped = 0  # optimizer steps skipped in a row, up to now
-        self.began = time.monotonic() - state.seconds
+        self.skipped = 0  # number of optimizer steps skipped in a row, up to now
+        self.began = time.monotonic() - state.seconds  # as if earlier parts of the run had ended just now
 
     def run(self) -> dict[str, float]:
-        """Train to the end of the run and save the final model.
+        """Train to the end of the run, save the final model and evaluate it.
 
         Returns:
-            The metrics of the final evaluation; empty if there is nothing to evaluate on.
+            The metrics of the final evaluation by name; empty if there are no validation data.
 
         Raises:
-            InterruptedError: SIGTERM asked the run to stop; its state was saved.
-            ValueError, OSError: too many optimizer steps in a row were not finite, too many images are unusable, or the
-                disk is full.
+            InterruptedError: in every process, if SIGTERM asked any of them to stop. The state was saved.
+            ValueError, OSError: ten optimizer steps in a row were skipped, too many images are unusable, a data worker
+                died, or a file cannot be written. The error may occur in one process only. That process must then exit
+                at once, because the others may be waiting for it.
         """
         config, world, inputs, state = self.config, self.world, self.inputs, self.state
         left = range(state.step, inputs.updates)
@@ -95,7 +99,7 @@ class Loop:
         feeder = Feeder(inputs.samples, keys, state.loss.codecs, world.device, config.workers)
         with feeder, self._bar() as bar:
             progress = self._progress()
-            if state.step and progress < 1 and self._evaluation_due():  # the run was interrupted before it finished
+            if state.step and progress < 1 and self._evaluation_due():  # interrupted before this evaluation
                 metrics = self._validate()
             while progress < 1:
                 self._update(feeder, keys.pieces(), progress, bar)
@@ -116,25 +120,31 @@ class Loop:
         return self._validate() if inputs.val else metrics
 
     def _bar(self) -> tqdm:
-        """Make the progress bar: it counts seconds if the run has a time limit, else optimizer steps."""
+        """Make the progress bar, which counts seconds if the run has a time limit, else steps. Only rank 0 shows it."""
         seconds, first = self.config.max_seconds, self.world.first
         if seconds is not None:
             return tqdm(total=round(seconds), unit="s", mininterval=2, disable=not first)
         return tqdm(total=self.inputs.updates, initial=self.state.step, unit="step", mininterval=2, disable=not first)
 
     def _elapsed(self) -> float:
-        """Return the seconds of training so far, over all parts of the run."""
+        """Return the seconds of training so far: over all parts of the run, evaluations included."""
         return time.monotonic() - self.began
 
     def _progress(self) -> float:
-        """Return the fraction of the run that is done, by steps or by time, whichever is larger."""
+        """Return the fraction of the run that is done: of the steps or of the time limit, whichever is larger.
+
+        It may exceed 1. The clock of rank 0 counts, so that all processes get the same result.
+        """
         by_updates, limit = self.state.step / self.inputs.updates, self.config.max_seconds
         if limit is None:
             return by_updates
         return max(by_updates, self.world.gather(self._elapsed() / limit)[0])
 
     def _update(self, feeder: Feeder, pieces: int, progress: float, bar: tqdm) -> None:
-        """Make one optimizer step and record its outcome."""
+        """Make one optimizer step from `pieces` micro-batches and record its outcome.
+
+        `progress`, the fraction of the run that is done, sets the decay of the learning rate.
+        """
         state, optimizer = self.state, self.config.optimizer
         set_lr(state.optimizer, optimizer.lr * lr_factor(self.config.schedule, state.step, progress))
         update, bad_images = state.updater(state.step, feeder, pieces)
@@ -150,7 +160,10 @@ class Loop:
         bar.update(int(state.step if self.config.max_seconds is None else self._elapsed()) - bar.n)
 
     def _note_progress(self, update: Update, waited: float, bar: tqdm) -> None:
-        """Write a row of metrics, and update the progress bar, every `log_every` steps."""
+        """Write a row of metrics and update the progress bar, on rank 0 and every `log_every` steps.
+
+        Call this after a step that was taken and before it is counted: `state.step` is its index, from 0.
+        """
         state, records = self.state, self.records
         if records is None or state.step % self.config.log_every:
             return
@@ -165,10 +178,12 @@ class Loop:
         bar.set_postfix(shown, refresh=False)
 
     def _note_skipped(self, update: Update) -> None:
-        """Record a skipped step and the samples of all processes to blame for it.
+        """Record a skipped optimizer step, with the samples of all processes that may have caused it.
+
+        Every process must call this. Rank 0 writes to metrics.jsonl, quarantine.jsonl and the log.
 
         Raises:
-            ValueError: too many steps in a row were skipped.
+            ValueError: on rank 0, if this is the tenth skipped step in a row (`_MAX_SKIPPED`).
         """
         names = [name for own in self.world.gather([str(p) for p in update.bad]) for name in own]
         step, records = self.state.step, self.records
@@ -185,10 +200,13 @@ class Loop:
             )
 
     def _note_bad_images(self, bad: list[tuple[str, str]]) -> None:
-        """Record the unusable images of all processes.
+        """Record the unusable images that all processes found in one step. Every process must call this.
+
+        Args:
+            bad: (image, reason) of each unusable image of this process.
 
         Raises:
-            ValueError: there are more than `max_bad_images`.
+            ValueError: on rank 0, if the run has more than `max_bad_images` unusable images so far.
         """
         images = [one for own in self.world.gather(bad) for one in own]
         self.problems += [reason for _, reason in dict(images).items() if reason not in self.problems]
@@ -196,20 +214,23 @@ class Loop:
             self.records.quarantine.add_images(self.state.step, images)
 
     def _stop_asked(self) -> bool:
-        """Return whether any process of the run was asked to stop."""
+        """Return whether any process of the run was asked to stop. Every process must call this."""
         if self.world.size == 1:
             return self.stop.asked
         return bool(self.world.sum(torch.tensor(int(self.stop.asked), device=self.world.device)).item())
 
     def _save_due(self) -> bool:
-        """Return whether a state is to be saved after this step."""
+        """Return whether a state is due after the steps so far: every `save_every` steps, or after every epoch."""
         return self.state.step % (self.config.save_every or self.inputs.order.steps) == 0
 
     def _save(self) -> None:
-        """Save the current state. Rank 0 writes it; under FSDP all processes take part in gathering it.
+        """Save the current state.
+
+        Every process must call this: rank 0 writes the file, and under FSDP all processes gather the state.
 
         Raises:
-            OSError: the state cannot be written; the earlier states are kept.
+            OSError: on rank 0, if the state cannot be written; the earlier states are kept.
+            ValueError: on the other ranks in this case, with the same message.
         """
         state, first = self.state, self.world.first
         saved: dict[str, Any] = {}
@@ -219,7 +240,10 @@ class Loop:
         self.world.agree(lambda: self.states.save(state.step, saved) if first else None)
 
     def _evaluation_due(self) -> bool:
-        """Return whether an evaluation during the run is due after this step and has not been done yet."""
+        """Return whether an evaluation during the run is due after the steps so far. Every process must call this.
+
+        It is due after every `eval_every` epochs (never if 0), unless metrics.jsonl already has one for this step.
+        """
         epochs, rest = divmod(self.state.step, self.inputs.order.steps)
         if not self.inputs.val or not self.config.eval_every or rest or epochs % self.config.eval_every:
             return False
@@ -229,8 +253,14 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         """Evaluate every task that has validation data, record the metrics, and save the model if it is the best.
 
+        With EMA, the averaged weights are evaluated and saved. Every process must call this: all of them predict, and
+        rank 0 writes the files. The BatchNorm statistics of rank 0 replace those of all other processes.
+
+        The score, by which models are compared, is the headline metric of the first task. An evaluation of a step that
+        metrics.jsonl already has is not recorded again.
+
         Returns:
-            The metrics by name; with several tasks, names begin with the task.
+            The metrics by name, the same in every process; with several tasks, names begin with the task.
         """
         config, state, records = self.config, self.state, self.records
         by_task = by_data_set(self.inputs.val)

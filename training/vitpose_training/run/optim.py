@@ -17,11 +17,12 @@ class OptimizerConfig:
     """AdamW with layer-wise learning rate decay: the first layers of the backbone learn slowest.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: `lr`, `layer_decay` or `clip` is not a positive number, `layer_decay` is above 1, or `weight_decay`
+            is negative or not finite.
     """
 
     lr: float = 5e-4
-    """Learning rate of the heads after the warm-up."""
+    """Learning rate of the heads after the warm-up and before the decay."""
     weight_decay: float = 0.1
     """Weight decay of AdamW. Not applied to biases, norms and the position embedding."""
     layer_decay: float = 0.75
@@ -46,12 +47,14 @@ class ScheduleConfig:
     """Learning rate schedule: a linear warm-up, then a decay.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: `decay` is neither "cosine" nor fractions in ascending order, above 0 and at most 1, or `warmup` is
+            negative.
     """
 
     decay: Literal["cosine"] | tuple[float, ...] = (170 / 210, 200 / 210)
-    """cosine: decay to 0 at the end of the run. Or rising fractions of the run, for example 0.8 0.95.
-    At each fraction the learning rate is divided by 10; without any it stays constant."""
+    """cosine: decay to 0 at the end of the run.
+    Or rising fractions of the run, for example 0.8 0.95, at each of which the learning rate is divided by 10.
+    Without any fraction it stays constant after the warm-up."""
     warmup: int = 500
     """Optimizer steps in which the learning rate rises linearly, from a thousandth of its full value."""
 
@@ -66,7 +69,10 @@ class ScheduleConfig:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Return the layer number of a parameter: 0 for the embeddings, i + 1 for block i, depth + 1 after the blocks."""
+    """Return the layer number of a parameter of a `ViTPose`, given its name and the number of blocks.
+
+    0 for the patch and position embeddings, i + 1 for block i (from 0), depth + 1 for the last norm and the heads.
+    """
     if name.startswith(("backbone.pos_embed", "backbone.patch_embed")):
         return 0
     match = re.match(r"backbone\.blocks\.(\d+)\.", name)
@@ -74,10 +80,11 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def make_optimizer(model: ViTPose, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW over the trainable parameters, in one parameter group per layer and kind of weight decay.
+    """Build AdamW over the trainable parameters.
 
-    The `lr_scale` of a group is layer_decay ** (depth + 1 - layer); `set_lr` multiplies it into the learning rate.
-    Vectors (biases, norms, expert biases) and the position embedding have no weight decay.
+    Each layer (see `layer_of`) has up to two parameter groups, one with weight decay and one without. Biases, norms and
+    the position embedding have no weight decay. The `lr_scale` of a group is layer_decay ** (depth + 1 - layer), where
+    depth is the number of blocks; `set_lr` multiplies it into the learning rate.
     """
     depth = model.config.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -97,11 +104,11 @@ def make_optimizer(model: ViTPose, config: OptimizerConfig) -> torch.optim.AdamW
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
-    """Return the factor that the schedule applies to the learning rate.
+    """Return the factor, from 0 to 1, that the schedule applies to the learning rate.
 
     Args:
-        step: optimizer steps done, for the warm-up.
-        progress: fraction of the run that is done, from 0 to 1, for the decay.
+        step: optimizer steps done, skipped ones included. It determines the warm-up.
+        progress: fraction of the run that is done, from 0. It determines the decay; above 1 it counts as 1.
     """
     if isinstance(schedule.decay, tuple):
         factor = 0.1 ** sum(progress >= m for m in schedule.decay)
@@ -121,10 +128,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Ema:
     """Exponential moving average of parameters, with the dtype and sharding of the parameters.
 
+    It starts with a copy of the parameters.
+
     Args:
         parameters: the trainable parameters.
-        decay: weight of the old average. Update n uses at most (1 + n) / (10 + n), so that the initial weights are
-            forgotten quickly.
+        decay: factor of the old average in an update; the current parameters get 1 - decay. Update n, counted from 1,
+            uses at most (1 + n) / (10 + n), so that the initial parameters are forgotten quickly.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:

@@ -1,6 +1,7 @@
 """Named training configurations: the runs of the paper's tables, and two small ones.
 
-Where the paper and the released configuration differ, the preset follows the paper, and its description says so.
+Where the paper and the released configuration of a model differ, the preset follows the paper, and its description
+names the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 
-Preset = tuple[str, TrainConfig]
+Preset = tuple[str, TrainConfig]  # the description that --help shows, and the configuration
 
 _RELEASED = {  # model -> how the released configuration differs
     "vitpose-h": "the released configuration has layer decay 0.85",
@@ -24,9 +25,14 @@ _RELEASED = {  # model -> how the released configuration differs
 
 
 def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
-    """Return the recipe of Table 1 for a model: AdamW for 210 epochs, with `changes` to the config.
+    """Return the training recipe of Table 1: AdamW for 210 epochs.
 
-    The batch size is 512 and the learning rate 5e-4; on several data sets they are 1024 and 1e-3.
+    The batch size is 512 and the learning rate 5e-4; if `changes` has several tasks, they are 1024 and 1e-3.
+
+    Args:
+        name: name of the preset; the output folder is runs/`name`.
+        model: model preset, whose size determines the drop path rate and the layer decay.
+        changes: fields of `TrainConfig` that replace the values of the recipe.
     """
     size = SIZES[model.rsplit("-", 1)[1]]
     joint = len(changes.get("tasks", ())) > 1
@@ -42,7 +48,7 @@ def _recipe(name: str, model: str, **changes: Any) -> TrainConfig:
 
 
 def _presets() -> dict[str, Preset]:
-    """Build the presets of the paper's tables."""
+    """Build the presets of the paper's tables, by name."""
     out: dict[str, Preset] = {}
 
     def add(name: str, text: str, model: str, **changes: Any) -> None:

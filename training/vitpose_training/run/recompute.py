@@ -6,6 +6,10 @@ Each level recomputes more than the level before it:
     ffn:  also the hidden activations of the FFN, which repeats its first matrix product.
     most: also the qkv projection, which repeats its matrix product. What is kept is the input of the block, the output
           and the log-sum-exp of attention, and the output of its projection. Attention itself is never repeated.
+
+This holds for a dense FFN. The split FFN of ViTPose++ is one op, which ffn and most repeat as a whole. With a whole FFN
+per task, every level but none also repeats the second product of the experts and, in IS-FFN, the first product of the
+shared FFN.
 """
 
 from __future__ import annotations
@@ -26,10 +30,13 @@ _SPLIT_FFN = "vitpose_fast::split_ffn"
 
 
 class _Policy:
-    """Decide for every operator of a block whether its result is kept.
+    """Decide for every operator in one call of a block whether its result is kept or recomputed.
 
     Matrix products are identified by their order: qkv, attention projection, then the FFN. They are counted separately
     in the forward pass and in the recomputation.
+
+    Args:
+        level: one of `LEVELS` except "none".
     """
 
     def __init__(self, level: str) -> None:
@@ -49,7 +56,7 @@ class _Policy:
 
 
 def _call_with_recompute(level: str, block: nn.Module, *args: Any) -> Tensor:
-    """Call a block under selective checkpointing."""
+    """Call a block so that its backward pass recomputes activations. Without gradients, just call it."""
     if not torch.is_grad_enabled():
         return block(*args)
     contexts = partial(create_selective_checkpoint_contexts, _Policy(level))
@@ -61,7 +68,7 @@ def set_recompute(backbone: Backbone, level: str) -> None:
     """Make the blocks of a backbone recompute activations in the backward pass, as `level` says.
 
     Args:
-        level: one of `LEVELS`, see the module docstring.
+        level: one of `LEVELS`, see the module docstring. "none" leaves the backbone unchanged.
 
     Raises:
         ValueError: an unknown level (the message lists the valid ones).

@@ -10,15 +10,20 @@ from vitpose_training.run.config import TrainConfig
 
 
 def build_model(config: TrainConfig) -> ViTPose:
-    """Build the model of a run, with seeded random weights or, if given, the weights of `config.init`.
+    """Build the model of a run, with random weights or with weights of the checkpoint `config.init`.
 
-    - An MAE backbone, or any checkpoint for a model with experts or several tasks: the backbone is loaded, and so are
-      the heads of a ViTPose whose task name and shapes match.
-    - A ViTPose for a plain single-task model: its backbone and head are copied (see `ViTPose.with_keypoints`), from the
-      head of the same task, else from the first head.
+    What is taken from a checkpoint depends on the model of the run:
+
+    - With several tasks or with experts: the backbone, and each head whose task name and shapes match.
+    - With one task and without experts: from an MAE checkpoint the backbone. From a ViTPose the backbone and one head,
+      that of the same task or else the first, as far as keypoints have the same names (`ViTPose.with_keypoints`).
+
+    All other weights are random; torch's global generators are seeded with `config.seed` first. What was loaded is
+    printed, except if one head of a ViTPose was taken.
 
     Raises:
-        ValueError: the checkpoint does not fit the model.
+        ValueError: the checkpoint is unusable or does not fit the model, or the model options are invalid.
+        FileNotFoundError: there is no such checkpoint.
     """
     torch.manual_seed(config.seed)
     model = ViTPose(config.model_config())
@@ -45,7 +50,10 @@ def build_model(config: TrainConfig) -> ViTPose:
 
 
 def _copy_heads(model: ViTPose, source: ViTPose) -> None:
-    """Copy the heads whose task name and shapes match those of the source, and print which were copied."""
+    """Copy weights into the heads of `model` from heads of `source` with the same task name and tensor shapes.
+
+    Print which heads were copied and which stay newly initialized.
+    """
     copied = []
     for name, head in model.heads.items():
         own, theirs = head.state_dict(), source.heads[name].state_dict() if name in source.heads else {}

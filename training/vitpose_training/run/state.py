@@ -21,23 +21,23 @@ from vitpose_training.run.step import PoseLoss, Updater
 
 @dataclass
 class State:
-    """A model in training after `step` optimizer steps."""
+    """A model in training after `step` optimizer steps, with its optimizer."""
 
     model: ViTPose
     """The model on the device of the run; under FSDP its parameters are sharded."""
     loss: PoseLoss
-    """The model with its losses, not wrapped by DDP."""
+    """The module that computes the losses of `model`, not wrapped by DDP."""
     optimizer: torch.optim.AdamW
     updater: Updater
-    """Makes the optimizer steps, and holds the EMA of the weights, if there is one."""
+    """Makes the optimizer steps, and holds the EMA of the parameters (`updater.ema`, None without EMA)."""
     step: int = 0
-    """Optimizer steps done, those before a resume included."""
+    """Optimizer steps done, skipped ones and those before a resume included."""
     seconds: float = 0.0
-    """Seconds that the earlier parts of a resumed run took."""
+    """Seconds that the earlier parts of a resumed run took; 0 for a new run."""
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Return a context in which the model has its averaged weights; without EMA nothing changes."""
+        """Return a context manager during which the model has its averaged weights. Without EMA, it does nothing."""
         ema = self.updater.ema
         if ema is None:
             yield
@@ -49,9 +49,10 @@ class State:
             ema.swap()
 
     def whole_model(self) -> ViTPose:
-        """Return the unsharded model: under FSDP a gathered copy in every process, else the model itself.
+        """Return the unsharded model: under FSDP a copy on the same device, otherwise the model itself.
 
-        Every process must call this.
+        Under FSDP every process must call this, and gets a copy with the gathered parameters and its own BatchNorm
+        statistics.
         """
         if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
             return self.model
@@ -67,8 +68,9 @@ def start_state(config: TrainConfig, world: World, resumes: bool) -> State:
     """Build the initial state of a run, or restore the last saved state if it resumes. Every process must call this.
 
     Raises:
-        ValueError, OSError: the checkpoint does not fit the model, or the state cannot be resumed. If one process
-            fails, all of them raise.
+        ValueError, OSError: the checkpoint `config.init` is unusable or does not fit the model, the model options are
+            invalid, or the state cannot be resumed. If building the model or reading the state fails in one process,
+            the others raise ValueError with its message.
     """
     model, loss = world.agree(lambda: _model_and_loss(config, world.device))
     module = share(loss, list(model.backbone.blocks), world, config.parallel)
@@ -86,7 +88,7 @@ def start_state(config: TrainConfig, world: World, resumes: bool) -> State:
 
 
 def _model_and_loss(config: TrainConfig, device: torch.device) -> tuple[ViTPose, PoseLoss]:
-    """Build the model of a run, in training mode on `device`, and its loss module."""
+    """Build the model of a run, in training mode on `device`, and the module that computes its losses."""
     model = build_model(config).to(device).train()
     shape = model.config
     codecs = {t.name: HeatmapCodec(t, shape.image_size, shape.heatmap_size, config.sigma) for t in shape.tasks}

@@ -1,4 +1,4 @@
-"""One optimizer step: losses of the crops, gradients over micro-batches and processes, skipped if not finite."""
+"""One optimizer step over micro-batches and processes. A step with a non-finite loss or gradient is skipped."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from vitpose_training.run.optim import Ema
 class PoseLoss(nn.Module):
     """A model and its losses in one module, which DDP or FSDP can wrap.
 
-    The total loss (docs/numerics.md 4.6) is the sum of one weighted mean squared error per task, each averaged over all
-    samples of the optimizer step, including the samples of other tasks.
+    The total loss (docs/numerics.md 4.6) is the sum of one loss per task. The loss of a task is the weighted mean
+    squared error of its heatmaps. The mean is over all samples of the optimizer step; samples of other tasks add 0.
 
     Args:
-        model: the model, on its device.
-        codecs: codec of each task, in the order of the task ids.
-        batchnorm: "all" passes the samples of all tasks through every head, so that its BatchNorm sees them all, as in
-            the official code; "own" passes only the samples of the head's task.
-        autocast: compute the network in bfloat16. The losses are computed in float32 in any case.
+        model: the model, on its device. Every task has a head.
+        codecs: codec of each task by name, in the order of `model.tasks`.
+        batchnorm: "all" passes all samples of a micro-batch through every head, so that its BatchNorm sees them all, as
+            in the official code; "own" passes only the samples of the head's task.
+        autocast: compute the network in bfloat16 autocast. The losses are computed in float32 in any case.
     """
 
     def __init__(
@@ -42,17 +42,20 @@ class PoseLoss(nn.Module):
         self.model, self.codecs, self.batchnorm, self.autocast = model, dict(codecs), batchnorm, autocast
 
     def forward(self, batch: Batch, uniform: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
-        """Compute the losses of a micro-batch.
+        """Compute what a micro-batch contributes to the losses of its optimizer step.
 
         Args:
             batch: crops and targets of B samples.
-            uniform: numbers for drop path [depth, 2, B] in [0, 1), or None to draw them if they are needed.
-            samples: samples of the whole optimizer step, over which the losses are averaged.
+            uniform: numbers for drop path [depth, 2, B] in [0, 1) (depth is the number of blocks), or None to draw them
+                from torch's global generator if the model uses drop path.
+            samples: number of samples in the whole optimizer step, by which the losses are divided.
 
         Returns:
-            The losses [T] of the T tasks, and bool [2, B]: whether the keypoints and features of a sample are finite,
-            and whether its heatmaps are finite, too. They are reported separately because one bad sample makes the
-            heatmaps of all samples non-finite through BatchNorm.
+            The losses [T] of the T tasks in the order of `model.tasks`, 0 for a task without samples here; their sums
+            over all micro-batches are the losses of the step. And bool [2, B], with the samples in the order of
+            `batch`: row 0 says whether keypoints and features of a sample are finite, row 1 whether keypoints,
+            features and heatmaps are. The heatmaps count separately, because through BatchNorm one bad sample makes
+            those of all samples non-finite.
         """
         device = batch.crops.device
         ids = torch.zeros(len(batch.crops), dtype=torch.int64)
@@ -76,7 +79,10 @@ class PoseLoss(nn.Module):
         return torch.stack(losses), finite
 
     def _heatmaps(self, name: str, features: Tensor, batch: Batch) -> Tensor:
-        """Return the heatmaps of task `name` for the samples of that task. If there are none, the result is unused."""
+        """Return the heatmaps of task `name` [n, K, h, w] for its n samples in the batch.
+
+        If n is 0, the result is not meant to be used. With "all", the head still runs, to update its BatchNorm.
+        """
         part, head = batch.parts.get(name), self.model.heads[name]
         if part is None:
             return head(features) if self.batchnorm == "all" else features.new_empty(0)
@@ -87,24 +93,24 @@ class PoseLoss(nn.Module):
 
 @dataclass
 class Update:
-    """The outcome of one optimizer step. All values but `bad` are over all processes."""
+    """The outcome of one optimizer step. All values except `bad` are for all processes together."""
 
     losses: dict[str, float]
-    """Loss of each task."""
+    """Loss of each task by name; their sum is the total loss."""
     norm: float
-    """Norm of the gradient before clipping."""
+    """L2 norm of the gradient before clipping."""
     taken: bool
-    """False if the step was skipped because a loss or the gradient was not finite."""
+    """False if the step was skipped because a loss, the gradient or a value of a sample was not finite."""
     bad: list[Person]
     """The samples of this process that may have caused a skipped step; empty if the step was taken."""
     images: int
-    """Number of samples."""
+    """Number of samples: the global batch size."""
     replaced: int
     """Number of unusable images that were replaced."""
 
     @property
     def loss(self) -> float:
-        """The total loss."""
+        """The total loss, the sum over the tasks."""
         return sum(self.losses.values())
 
 
@@ -112,8 +118,11 @@ class Updater:
     """Makes the optimizer steps of a run.
 
     Args:
-        module: the `PoseLoss`, wrapped for distributed training.
+        module: the `PoseLoss` as wrapped by `distributed.share`.
         inner: the same `PoseLoss`, not wrapped.
+
+    Attributes:
+        ema: the moving average of the trainable parameters, None if `config.ema` is None.
     """
 
     def __init__(
@@ -125,13 +134,14 @@ class Updater:
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
 
     def __call__(self, step: int, feeder: Feeder, pieces: int) -> tuple[Update, list[tuple[str, str]]]:
-        """Make optimizer step number `step` from the next `pieces` micro-batches of the feeder.
+        """Make optimizer step number `step`, counted from 0, from the next `pieces` micro-batches of the feeder.
 
-        If a loss or the gradient is not finite, the step is skipped: neither the parameters nor the optimizer, the EMA
-        or the BatchNorm statistics change.
+        Every process must call this. If a loss, the gradient, or the keypoints, features or heatmaps of a sample are
+        not finite in any process, all processes skip the step: neither the parameters nor the optimizer, the EMA or
+        the BatchNorm statistics change.
 
         Returns:
-            The outcome, and (image, reason) for every image of this process that had to be replaced.
+            The outcome, and (image path, reason) of every unusable image that was replaced in this process.
         """
         before = [b.clone() for b in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,8 +185,13 @@ class Updater:
     def _samples_to_blame(good: Tensor, people: list[Person], any_bad: bool) -> list[Person]:
         """Return the samples of this process that may have caused a non-finite step.
 
-        These are the samples with non-finite keypoints or features; if there are none, the samples with non-finite
-        heatmaps. If no sample of any process is bad (`any_bad` is False: a gradient overflowed), all samples.
+        These are its samples with non-finite keypoints or features; if it has none, its samples with non-finite
+        heatmaps, which may be none either. If no sample of any process is bad (a gradient overflowed), all its samples.
+
+        Args:
+            good: bool [2, n] for the n samples of this process in the step, as from `PoseLoss.forward`.
+            people: the n samples.
+            any_bad: whether `good` is False anywhere in any process.
         """
         if not any_bad:
             return people
@@ -184,9 +199,9 @@ class Updater:
         return [p for p, fine in zip(people, maps if all(own) else own) if not fine]
 
     def _uniform(self, step: int) -> Tensor | None:
-        """Return the drop path numbers [depth, 2, batch_size] of a step on the CPU, or None without drop path.
+        """Return the drop path numbers [depth, 2, batch_size] of a step on the CPU, or None if the rate is 0.
 
-        They depend only on seed, step and position in the batch, not on how the batch is divided.
+        They depend only on seed, step and position in the global batch, not on how the batch is divided.
         """
         config = self.inner.model.config
         if not config.drop_path:

@@ -18,17 +18,21 @@ from vitpose_training.run.config import TrainConfig
 
 
 class Tracker(Protocol):
-    """An experiment tracker: it receives the numbers of every row of metrics.jsonl."""
+    """An experiment tracker: it receives the numbers of every new row of metrics.jsonl."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log named values after `step` optimizer steps."""
+        """Log the numbers of a row by name. `step` is the step of the row, see `MetricsFile`."""
 
     def close(self) -> None:
         """Finish logging."""
 
 
 class TensorBoard:
-    """TensorBoard event files in `out`/tensorboard."""
+    """TensorBoard event files in `out`/tensorboard.
+
+    Raises:
+        ImportError: the package tensorboard is not installed.
+    """
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
         try:
@@ -48,7 +52,13 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases, in the project vitpose-fast. A resumed run continues the same W&B run."""
+    """Weights & Biases (W&B), in the project vitpose-fast.
+
+    The path `out` names the W&B run, so a resumed run with the same path continues it.
+
+    Raises:
+        ImportError: the package wandb is not installed.
+    """
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
         try:
@@ -70,15 +80,18 @@ TRACKERS: dict[str, Callable[[Path, TrainConfig], Tracker]] = {"tensorboard": Te
 
 
 class MetricsFile:
-    """The file `metrics.jsonl`, with one row per line, flushed after every row.
+    """The file `metrics.jsonl`, with one row per line (a JSON object), flushed after every row.
 
-    Every row has a `step`. Rows of evaluations also have a `score`, by which the best model is chosen. When a run
-    resumes, the rows of the steps that it repeats are removed.
+    A row is about an evaluation or an optimizer step. For an evaluation it has a `score`, by which the best model is
+    chosen, and its `step` is the number of optimizer steps done. For an optimizer step, taken or skipped, its `step` is
+    the index of that step, from 0. Skipped steps count in both.
+
+    When a run resumes, the rows of the steps that it repeats are removed.
 
     Args:
         path: path of the file.
-        step: optimizer steps already done; 0 starts an empty file.
-        trackers: receive the numbers of every row, too.
+        step: number of optimizer steps already done; 0 starts an empty file.
+        trackers: receive the numbers of every new row as well.
     """
 
     def __init__(self, path: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -88,11 +101,11 @@ class MetricsFile:
         write_atomic(path, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.best = max([r["score"] for r in rows if "score" in r], default=-1.0)
-        """Highest score so far; -1 before the first evaluation."""
+        """Highest score in the file; -1 if it has no evaluation."""
         self._scored = {r["step"] for r in rows if "score" in r}
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row.
+        """Append a row, which must have a `step`, and pass its other numbers to the trackers.
 
         Raises:
             OSError: the file cannot be written, for example because the disk is full.
@@ -106,7 +119,7 @@ class MetricsFile:
             tracker.write(row["step"], numbers)
 
     def scored(self, step: int) -> bool:
-        """Return whether there is an evaluation row for this step."""
+        """Return whether the file has an evaluation after `step` optimizer steps."""
         return step in self._scored
 
     def close(self) -> None:
@@ -128,11 +141,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Quarantine:
-    """The file `quarantine.jsonl`: every unusable image, once, and the samples of every skipped optimizer step.
+    """The file `quarantine.jsonl`: every unusable image, once, and the suspect samples of every skipped optimizer step.
 
     Args:
-        path: path of the file. Rows of earlier parts of a resumed run are kept and counted.
-        limit: largest number of unusable images.
+        path: path of the file. If it exists, its rows are kept, and its images count toward the limit.
+        limit: largest number of unusable images in the file.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -141,11 +154,11 @@ class Quarantine:
         self.images = {row["image"]: row["reason"] for row in rows if "image" in row}
 
     def add_images(self, step: int, bad: Iterable[tuple[str, str]]) -> None:
-        """Add images that are not in the file yet.
+        """Add the images that are not in the file yet.
 
         Args:
-            step: optimizer steps done.
-            bad: (image, reason) pairs.
+            step: index of the optimizer step that was to use the images, from 0.
+            bad: (image path, reason) pairs.
 
         Raises:
             ValueError: the file now has more images than the limit.
@@ -161,7 +174,7 @@ class Quarantine:
             )
 
     def add_step(self, step: int, samples: Iterable[Any], reason: str) -> None:
-        """Add the samples of a skipped optimizer step, with the reason."""
+        """Add a skipped optimizer step: its index from 0, the samples that may have caused it, and the reason."""
         self._write({"step": step, "samples": [str(s) for s in samples], "reason": reason})
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -171,7 +184,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class Records:
-    """The files that rank 0 writes to during a run. A context manager that closes them."""
+    """The files metrics.jsonl and quarantine.jsonl of a run. A context manager that closes them and the trackers."""
 
     metrics: MetricsFile
     quarantine: Quarantine
@@ -186,9 +199,12 @@ class Records:
 def start_records(config: TrainConfig, step: int) -> Records:
     """Create the output folder, write config.json, and open the records of a run that has done `step` optimizer steps.
 
+    Call this on rank 0 only. If `step` is 0 and `config.overwrite` is set, the files of an earlier run are removed.
+    Under torchrun the file `job` with the identifier of the torchrun job is written too.
+
     Raises:
         OSError: the folder cannot be written.
-        ImportError: the package of a tracker is not installed.
+        ImportError: the package of a tracker is not installed. The other files have been written or removed before.
     """
     out = config.out
     make_folder(out)
@@ -204,12 +220,15 @@ def start_records(config: TrainConfig, step: int) -> Records:
 
 
 class Meter:
-    """Measures throughput, share of the time spent waiting for data, memory and MFU between rows of metrics.
+    """Measures throughput, waiting time for data and MFU between rows of metrics, and the peak memory.
 
     Args:
         device: the device whose memory is measured.
         flops: FLOPs to train on one image (three times the forward pass).
         peak: peak FLOP/s of all devices together. None means unknown: MFU is then left out.
+
+    Attributes:
+        images: number of images since the last row, over all processes. The caller adds to it.
     """
 
     def __init__(self, device: torch.device, flops: float, peak: float | None) -> None:
@@ -217,13 +236,15 @@ class Meter:
         self.images, self._since, self._waited = 0, time.monotonic(), 0.0
 
     def row(self, waited: float) -> dict[str, float]:
-        """Return the numbers since the last call.
+        """Return the numbers of a row of metrics, and start the next row.
 
         Args:
-            waited: seconds spent waiting for data in total, so far.
+            waited: seconds that this process has spent waiting for data in total, so far.
 
         Returns:
-            `images_per_s`, `data_wait` (fraction of the time), `memory_mib` (peak) and, if `peak` is known, `mfu`.
+            `images_per_s` and, if `peak` is known, `mfu` (a fraction), both since the last call of `row` or
+            `start_again`; `data_wait`, the seconds waited since the last call of `row` as a fraction of this time; and
+            `memory_mib`, the peak since the process started.
         """
         seconds = max(time.monotonic() - self._since, 1e-9)
         speed = self.images / seconds
@@ -235,12 +256,15 @@ class Meter:
         return out
 
     def start_again(self) -> None:
-        """Restart the clock and the image count, for example to leave out an evaluation."""
+        """Restart the clock and the image count, to leave out an evaluation. The waiting time is not restarted."""
         self.images, self._since = 0, time.monotonic()
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return the peak memory in bytes: on a GPU what torch allocated, on a CPU the resident set of the process."""
+    """Return the peak memory in bytes since the process started.
+
+    On a GPU it is the memory that torch allocated, on a CPU the resident set of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

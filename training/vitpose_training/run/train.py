@@ -30,18 +30,23 @@ from vitpose_training.run.tracking import start_records
 def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
     """Train a model, in a single process or as one of the processes that torchrun started.
 
-    Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (unusable images and samples),
-    `states/` (to resume from), `model/` (the final model) and `best/` (the model with the highest score). The score is
-    the headline metric of the first evaluated task.
+    Under torchrun every process must call this; the process group stays open afterwards, see `distributed.leave`.
+
+    Writes into `config.out`: `config.json`, `metrics.jsonl`, `quarantine.jsonl` (unusable training images, and the
+    samples of skipped optimizer steps), `states/` (to resume from), `model/` (the final model) and `best/` (the model
+    with the highest score). The score is the headline metric of the first evaluated task. A dry run writes all this
+    into a temporary folder and removes it.
 
     Returns:
-        The metrics of the final evaluation, and one line for every annotation or image that was left out. The metrics
-        are empty without validation data; with several evaluated tasks, their names begin with the task.
+        The metrics of the final evaluation, and one line for each annotation, image, box or detection that was left
+        out. The metrics are empty without validation data; with several evaluated tasks, their names begin with the
+        task.
 
     Raises:
         ValueError, OSError: before anything is written, options, data or folders cannot be used; or later, ten
-            optimizer steps in a row were not finite, too many images are unusable, or the disk is full. The last saved
-            state is kept.
+            optimizer steps in a row were skipped, too many images are unusable, memory is exhausted, or the disk is
+            full. The last saved state is kept. Later errors may occur in one process only, which must then exit.
+        ImportError: the package of a tracker is not installed; in processes other than rank 0, a ValueError.
         InterruptedError: SIGTERM stopped the run; its state was saved.
     """
     with _dry_run_folder(config) as config:
@@ -59,7 +64,10 @@ def train(config: TrainConfig) -> tuple[dict[str, float], list[str]]:
 
 @contextmanager
 def _dry_run_folder(config: TrainConfig) -> Iterator[TrainConfig]:
-    """Yield the config to run. A dry run gets a temporary output folder, which is removed at the end."""
+    """A context manager that yields the config to run. A dry run gets a temporary folder, removed at the end, as `out`.
+
+    A dry run also logs every step and never resumes. It leaves the given `out` untouched.
+    """
     config = replace(config, out=Path(config.out))
     if not config.dry_run:
         yield config
@@ -74,7 +82,7 @@ def _dry_run_folder(config: TrainConfig) -> Iterator[TrainConfig]:
 
 @contextmanager
 def _explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
-    """Turn an out-of-memory error into a ValueError that says which options to change."""
+    """A context manager that turns an out-of-memory error into a ValueError that says which options to change."""
     try:
         yield
     except RuntimeError as error:
@@ -89,7 +97,7 @@ def _explain_out_of_memory(config: TrainConfig, world: World) -> Iterator[None]:
 
 
 def _print_summary(config: TrainConfig, world: World, inputs: Inputs, state: State) -> None:
-    """Print the model, the data sets and the devices."""
+    """Print the size of the model, the number of training samples, the devices, and a line for each annotation file."""
     count = sum(p.numel() for p in state.model.parameters())
     print(f"{config.model}: {count:,} parameters, {len(inputs.samples)} people, {world.size} x {world.device}")
     for use, labels in (("train", inputs.labels), ("evaluate", inputs.val)):
@@ -98,10 +106,11 @@ def _print_summary(config: TrainConfig, world: World, inputs: Inputs, state: Sta
 
 
 def _exit_if_distributed(error: Exception) -> None:
-    """Exit immediately when this rank fails: an orderly shutdown would deadlock with the ranks that wait for it.
+    """Exit immediately with code 1 when this rank fails, if there are several processes; else do nothing.
 
-    torchrun then ends the other ranks. Errors that the user can cause are printed in one line. A broken connection
-    means that another rank failed, so its details are not printed. Do nothing in a single process.
+    An orderly shutdown would deadlock with the ranks that wait for this one; torchrun ends them instead. Errors that
+    the user can cause are printed in one line. A broken connection means that another rank failed, so only this is
+    said. Of any other error the traceback is printed.
     """
     if not several():
         return
@@ -115,7 +124,10 @@ def _exit_if_distributed(error: Exception) -> None:
 
 
 def parse(args: list[str]) -> TrainConfig:
-    """Parse the arguments of `vitpose-fast train`: a preset by name, then flags. Exits with code 2 on wrong usage."""
+    """Parse the arguments of `vitpose-fast train`: the name of a preset, then flags that change it.
+
+    Wrong usage, such as an unknown preset, prints a message and exits with code 2; --help exits with code 0.
+    """
     import tyro
 
     prog, name = "vitpose-fast train", args[0] if args else ""
@@ -126,7 +138,14 @@ def parse(args: list[str]) -> TrainConfig:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run `vitpose-fast train` and return the exit code: 1 if any input was left out, else 0."""
+    """Run `vitpose-fast train` and return the exit code: 1 if any input was left out, else 0.
+
+    Under torchrun the code is 0 in both cases, since torchrun would take 1 for a crash. With several processes, this
+    exits with the code instead of returning it, and with 1 on an error.
+
+    Args:
+        args: the arguments after `vitpose-fast train`. None means `sys.argv[1:]`.
+    """
     config = parse(sys.argv[1:] if args is None else args)
     try:
         metrics, problems = train(config)
