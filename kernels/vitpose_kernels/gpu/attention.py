@@ -1,11 +1,13 @@
 """Triton kernels of the `attention` forward pass: pooled keys, and the attention itself.
 
-One program computes a tile of queries of one window and one head, with a running softmax over tiles of keys. Windows,
-shift and padding are index arithmetic: no tensor is partitioned, rolled or masked in memory.
+One program computes a tile of queries of one window, head and sample, with an online softmax over tiles of keys.
+Windows, shift and padding are index arithmetic: no tensor is partitioned, rolled or masked in memory.
 
-Relative position takes one small matrix product of each query tile with the tables. A gather reorders its columns, from
-one per table entry to one per row (or column) of keys, and a product with a one-hot matrix broadcasts these terms over
-the keys and adds them to the fp32 logits, on the tensor cores.
+For relative position, a small matrix product multiplies each tile of queries with each of the two tables. A gather
+reorders the columns of the result, from one per table entry to one per row (or column) of keys in the window. A product
+with a one-hot matrix then broadcasts these terms over the keys and adds them to the fp32 logits, on the tensor cores.
+
+The letters, and the terms slot, rows and parts, are defined in `attention_steps`.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ from vitpose_kernels.windows import Windows
 
 
 class Softmax(NamedTuple):
-    """State of a running softmax over the keys, for a tile of m queries.
+    """State of an online softmax over the keys, for a tile of m queries. All float32.
 
     Attributes:
         top: [m], the largest logit so far.
-        total: [m], the sum of exp(logit - top).
-        acc: [m, D] as parts, the sum of exp(logit - top) * value.
+        total: [m], the sum of exp(logit - top) over the keys so far.
+        acc: [m, D] as parts, the sum of exp(logit - top) * value over the keys so far.
     """
 
     top: tl.tensor
@@ -59,7 +61,7 @@ class Softmax(NamedTuple):
 
 @triton.jit
 def attend(state, logits, v):
-    """Update a `Softmax` with a tile of keys: their logits [m, n] and their values v."""
+    """Return the `Softmax` after n more keys: `logits` [m, n] and the values `v`, [n, D] as parts."""
     top = tl.maximum(state.top, tl.max(logits, 1))
     p = tl.exp2((logits - top[:, None]) * LOG2_E)  # subtract first: exact for the logits near the top
     shrink = tl.exp2((state.top - top) * LOG2_E)
@@ -76,10 +78,12 @@ def attention_forward_kernel(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a tile of BLOCK_M queries, for one window, head and sample.
+    """Compute the output and the log-sum-exp of the logits for BLOCK_M queries of one window, head and sample.
 
-    rel_h_ptr and rel_w_ptr are None without relative position, pooled_ptr is None without pooled keys. FULL: every slot
-    of every tile holds a token, so that keys need no mask.
+    out_ptr is [B, N, C] and lse_ptr is [B, H, N], both contiguous. rel_h_ptr and rel_w_ptr are None without relative
+    position, pooled_ptr is None without pooled keys. SHIFTED: the windows are shifted, so that a query may not attend
+    to keys of another region (see `Slots`). FULL: every slot of every tile holds a token, so that no key is masked as
+    padding.
     """
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
@@ -119,7 +123,10 @@ def pool_kernel(
     stride_b, stride_n, stride_3, stride_h, stride_d,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Mean key or mean value of one unshifted window, for one head of one sample."""
+    """Compute the mean key or the mean value of one unshifted window, for one head of one sample.
+
+    pooled_ptr is [B, M, 2, H, D], contiguous. BLOCK_D is at least D; slots are read BLOCK_N at a time.
+    """
     grid = Grid(rows, columns, windows_y, windows_x, 0, 0)
     pid = tl.program_id(0)
     head = pid % num_heads
@@ -140,7 +147,7 @@ def pool_kernel(
 
 
 def shape_arguments(qkv: Tensor, windows: Windows, scale: float) -> dict:
-    """Return the arguments that the forward and backward kernels share."""
+    """Return the arguments that the forward and backward kernels share: qkv, its strides, and the window geometry."""
     _, _, _, heads, width = qkv.shape
     h, w = windows.window
     return dict(
@@ -162,7 +169,11 @@ def shape_arguments(qkv: Tensor, windows: Windows, scale: float) -> dict:
 
 
 def extra_arguments(rel_h: Tensor | None, rel_w: Tensor | None, pooled: Tensor | None) -> dict:
-    """Return the arguments for relative position and pooled keys."""
+    """Return the arguments for relative position and pooled keys.
+
+    rel_h and rel_w are [2h - 1, D] and [2w - 1, D], pooled is [B, G, 2, H, D]. The pointer of a tensor that is None, or
+    of a `pooled` with G = 0, is None.
+    """
     count = 0 if pooled is None else pooled.shape[1]
     strides = (0, 0, 0, 0, 0) if pooled is None else pooled.stride()
     return dict(
@@ -176,7 +187,10 @@ def extra_arguments(rel_h: Tensor | None, rel_w: Tensor | None, pooled: Tensor |
 
 
 def pool(qkv: Tensor, windows: Windows) -> tuple[Tensor, Launch]:
-    """Return the mean keys and values of the unshifted windows, [B, M, 2, H, D], and the launch that fills them."""
+    """Return the mean keys and values of the unshifted windows, [B, M, 2, H, D], and the launch that fills them.
+
+    The shift of `windows` is ignored.
+    """
     b, _, _, heads, width = qkv.shape
     count = windows.windows[0] * windows.windows[1]
     pooled = qkv.new_empty((b, count, 2, heads, width))
@@ -193,7 +207,10 @@ def pool(qkv: Tensor, windows: Windows) -> tuple[Tensor, Launch]:
 
 
 def is_full(windows: Windows, block: int) -> bool:
-    """Whether every slot of every tile of `block` slots holds a token, so that the kernels can omit a mask."""
+    """Return whether all tiles of `block` slots, in every window, hold only tokens, so that keys need no mask.
+
+    This requires that the windows divide the grid without padding and that `block` divides the slots of a window.
+    """
     return windows.padded == windows.grid and windows.window[0] * windows.window[1] % block == 0
 
 
@@ -207,7 +224,15 @@ def forward(
     pooled: Tensor | None,
     arch: int,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Return ((out [B, N, C], log-sum-exp of the logits [B, H, N] float32), launches)."""
+    """Return ((out [B, N, C], log-sum-exp of the logits [B, H, N] float32), launches).
+
+    Args:
+        qkv: [B, N, 3, H, D]; `out` has its dtype.
+        with_pool: let every query also attend to the mean key and value of every unshifted window; `pooled` is ignored.
+        rel_h, rel_w: [2h - 1, D] and [2w - 1, D] for (h, w) windows, or None.
+        scale: factor on q.k.
+        pooled: [B, G, 2, H, D] pooled keys and values, or None.
+    """
     b, n, _, heads, width = qkv.shape
     length = windows.window[0] * windows.window[1]
     count = windows.windows[0] * windows.windows[1]
@@ -238,9 +263,9 @@ def forward(
 
 
 def forward_tile(length: int, element_size: int, relative: bool, arch: int) -> tuple[int, int, int, int]:
-    """Choose (queries, keys, warps, stages) of a program for windows of `length` tokens.
+    """Choose (BLOCK_M queries, BLOCK_N keys, warps, stages) of a program for windows of `length` slots.
 
-    No tile for a 16-bit dtype spills registers.
+    `relative` says whether the logits have relative position terms. No tile for a 16-bit dtype spills registers.
     """
     chip = usual_chip(arch)
     if element_size == 4:

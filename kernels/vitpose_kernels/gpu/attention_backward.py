@@ -1,4 +1,7 @@
-"""Launches of the `attention` backward pass: which kernels run, in which order, and with which tiles."""
+"""Launches of the `attention` backward pass: which kernels run, in which order, and with which tiles.
+
+The kernels are in `attention_gradients`. The letters and the term slot are defined in `attention_steps`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,27 @@ from vitpose_kernels.windows import Windows
 
 
 class Gradients(NamedTuple):
-    """Outputs of the backward kernels; None for gradients that are not wanted.
+    """Outputs of the backward kernels. A gradient is None if it is not wanted, or if its input is None.
 
-    All but `qkv` are partial sums along the first dimension, to be added up by `summed`.
+    All but `qkv` are float32 partial sums, which `summed` adds up over the first dimension.
+
+    Attributes:
+        qkv: [B, N, 3, H, D], contiguous, the gradient in the dtype of qkv.
+        rel_h, rel_w: [programs, 2h - 1, D] and [programs, 2w - 1, D], a partial sum from every program.
+        pooled: [num_shares, B, G, 2, H, D], a partial sum from every share of the tokens (see `attention_gradients`).
+            None if the pooled keys are means of windows: `qkv` then includes their gradient.
     """
 
     qkv: Tensor
-    rel_h: Tensor | None  # [programs, 2h - 1, D] float32
+    rel_h: Tensor | None
     rel_w: Tensor | None
-    pooled: Tensor | None  # [shares, B, G, 2, H, D] float32
+    pooled: Tensor | None
 
     def summed(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of (qkv, rel_h, rel_w, pooled)."""
+        """Return the gradients of (qkv, rel_h, rel_w, pooled), without the dimension of the partial sums.
+
+        To be called after the kernels have run.
+        """
         rel_h, rel_w, pooled = (None if x is None else x.sum(0) for x in (self.rel_h, self.rel_w, self.pooled))
         return self.qkv, rel_h, rel_w, pooled
 
@@ -46,11 +58,15 @@ def backward(
     want_pooled: bool,
     arch: int,
 ) -> tuple[Gradients, list[Launch]]:
-    """Return the gradients and the launches that fill them, in order.
+    """Return the gradients, still to be filled, and the launches that fill them, in order.
 
     Args:
-        grad, out: [B, N, C], contiguous: the gradient of the output, and the output.
-        with_pool: the pooled keys are the means of the windows; they are recomputed here.
+        grad: [B, N, C], contiguous, in the dtype of qkv: the gradient of the output.
+        out: [B, N, C], contiguous: the output of the forward pass.
+        lse: [B, H, N] float32: the log-sum-exp of the logits from the forward pass.
+        qkv, rel_h, rel_w, scale: as in the forward pass.
+        with_pool: whether the pooled keys are the means of the windows. They are recomputed, and `pooled` is ignored.
+        pooled: [B, G, 2, H, D], given pooled keys and values, or None.
         want_tables: whether to compute the gradients of rel_h and rel_w.
         want_pooled: whether to compute the gradient of `pooled`.
     """
@@ -72,7 +88,7 @@ def backward(
         pooling = num_pooled > 0 and (with_pool or want_pooled)
         block_g = extra["BLOCK_G"]
         programs = b * heads * cdiv(num_pooled, block_g) if pooling else b * heads
-        num_shares = max(1, min(cdiv(264, max(programs, 1)), cdiv(n, 256)))  # 264: two for each of 132 SMs
+        num_shares = max(1, min(cdiv(264, max(programs, 1)), cdiv(n, 256)))  # 264 programs: two for each of 132 SMs
         if pooling:
             d_pooled = qkv.new_empty((num_shares, b, num_pooled, 2, heads, width), dtype=torch.float32)
         arguments = shape | extra
@@ -91,7 +107,7 @@ def backward(
                 pooled_backward,
                 (programs * num_shares,),
                 of_kernel(pooled_backward, arguments),
-                num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # 2 spill there, 3 do not
+                num_stages=3 if usual_chip(arch).tensor_cores == "tcgen05" else 2,  # 2 stages spill there
                 flops=8 * b * n * num_pooled * heads * width if pooling else 0,
                 bytes=num_bytes(grad, out, delta)
                 + (num_bytes(qkv) // 3 + num_bytes(lse, pooled, d_pooled) if pooling else 0),
@@ -140,14 +156,15 @@ def backward(
 
 
 def of_kernel(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return those `arguments` that are parameters of `kernel`."""
+    """Return the entries of `arguments` that are parameters of `kernel`. All of its parameters must be there."""
     return {name: arguments[name] for name in kernel.arg_names}
 
 
 def fits_one_tile(length: int, width: int, element_size: int, relative: bool, arch: int) -> bool:
-    """Whether one program can hold a whole window, as keys and as queries at once, without spilling registers.
+    """Return whether one program can hold a whole window of `length` slots, as keys and as queries at once.
 
-    The accepted exceptions are in `aot.KNOWN_SPILLS`.
+    The limits are such that no registers spill, except for `aot.KNOWN_SPILLS`. `width` is the head width D; `relative`
+    says whether there are relative position terms.
     """
     if element_size == 4 or (relative and (arch == 120 or (usual_chip(arch).tensor_cores == "mma" and width > 64))):
         return length <= 32
@@ -157,10 +174,11 @@ def fits_one_tile(length: int, width: int, element_size: int, relative: bool, ar
 def backward_tile(
     length: int, width: int, element_size: int, relative: bool, both: bool, arch: int
 ) -> tuple[int, int, int, int]:
-    """Choose (own slots, other slots, warps, stages) of a program for windows of `length` tokens.
+    """Choose (BLOCK_M, BLOCK_N, warps, stages) of a program for windows of `length` slots.
 
-    A program computes the gradients of its own slots and loops over tiles of the other slots; with `both` it holds all
-    slots of a window. No tile for a 16-bit dtype spills registers, except for `aot.KNOWN_SPILLS`.
+    A program of `key_backward` computes the gradients of BLOCK_M keys, BLOCK_N queries at a time; a program of
+    `query_backward` computes the gradients of BLOCK_M queries, BLOCK_N keys at a time. With `both` (`window_backward`)
+    a program holds all slots of a window. No tile for a 16-bit dtype spills registers, except for `aot.KNOWN_SPILLS`.
     """
     if both:
         return block_size(length), block_size(length), 8 if relative and length > 32 else 4, 1

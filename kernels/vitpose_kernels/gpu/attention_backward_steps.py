@@ -1,4 +1,11 @@
-"""Functions that the `attention` backward kernels share; `attention_steps` has those shared with the forward pass."""
+"""Functions that the `attention` backward kernels share. What the forward kernel uses too is in `attention_steps`.
+
+The letters, and the terms slot, rows and parts, are defined in `attention_steps`. Names of gradients: dq, dk and dv are
+the gradients of the queries, keys and values, ds [m, n] is the gradient of the logits (which include the factor
+`scale`), and d_pooled is the gradient of the pooled keys and values. delta [m] is, for every query, the dot product of
+its output and the gradient of its output; ds = p (dp - delta), where p are the softmax probabilities and dp [m, n] are
+the dot products of the gradient of the output with the values.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +35,12 @@ from vitpose_kernels.gpu.attention_steps import (
 
 
 class Queries(NamedTuple):
-    """A tile of m queries.
+    """What the backward pass needs of a tile of m queries.
 
     Attributes:
         q: the queries, [m, D] as parts.
-        grad: the gradient of the output, [m, D] as parts.
-        lse: [m], the log-sum-exp of their logits.
+        grad: the gradients of their outputs, [m, D] as parts.
+        lse: [m], the log-sum-exp of the logits of each query; infinity for padding.
     """
 
     q: tl.tensor
@@ -43,14 +50,18 @@ class Queries(NamedTuple):
 
 @triton.jit
 def dense_rows_of(ptr, place, count, PARTS: tl.constexpr, num_heads, D: tl.constexpr):
-    """Return the `Rows` of a head of a sample in a contiguous [B, count, PARTS, H, D]: row PARTS * item + part."""
+    """Return the `Rows` of the head and sample of `place` in a contiguous tensor [B, count, PARTS, H, D].
+
+    Row PARTS * i + j is entry j of token (or pooled key) i. PARTS is 3 for q, k and v, 2 for key and value, or 1; it is
+    unrelated to the parts of a row.
+    """
     stride = num_heads * D
     return Rows(ptr + (place.sample * count * PARTS * stride + place.head * D), stride, 1)
 
 
 @triton.jit
 def load_queries(q_rows, grad_rows, lse_ptr, query, D: tl.constexpr):
-    """Load the `Queries` of the slots `query`; lse_ptr points to one number per token of the head."""
+    """Load the `Queries` of the `Slots` query. lse_ptr points to the [N] numbers of one head of one sample."""
     q = load_rows(q_rows, query.token, query.valid, D)
     grad = load_rows(grad_rows, query.token, query.valid, D)
     lse = tl.load(lse_ptr + query.token, query.valid, float("inf"))  # exp(logit - inf) = 0: no probability for padding
@@ -59,7 +70,7 @@ def load_queries(q_rows, grad_rows, lse_ptr, query, D: tl.constexpr):
 
 @triton.jit
 def row_sums(a, b):
-    """Sum a * b over the head width: rows [n, D] -> [n] float32."""
+    """Return the sum of a * b over the head width, [n] float32, for rows a and b [n, D], both given as parts."""
     out = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
     for i in tl.static_range(1, len(a)):
         out += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), 1)
@@ -68,10 +79,12 @@ def row_sums(a, b):
 
 @triton.jit
 def shares(logits, queries, v, delta):
-    """Recompute (softmax probabilities, gradients of the logits), both [queries, keys] in the dtype of the values.
+    """Return (softmax probabilities p, gradients of the logits ds), both [m, n] in the dtype of the values.
 
-    delta: [queries], the sum of the output times its gradient. None if the tile holds all keys of the queries: delta is
-    then computed from the probabilities, without the rounding error of the stored output.
+    They are recomputed from the logits [m, n] of the `Queries` and the values v, [n, D] as parts.
+
+    delta: [m], see the module docstring. None if the tile holds all keys of the queries: delta is then computed from
+    the probabilities, without the rounding error of the stored output.
     """
     p = tl.exp2((logits - queries.lse[:, None]) * LOG2_E)
     dp = products(queries.grad, v)
@@ -84,7 +97,10 @@ def shares(logits, queries, v, delta):
 def add_pooled_keys(
     dq, queries, delta, k_rows, v_rows, num_pooled, scale, D: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
-    """Add the contribution of the pooled keys to dq, before dq is multiplied by `scale`."""
+    """Return dq, [m, D] as parts, plus the contribution of all pooled keys, both before multiplication by `scale`.
+
+    k_rows and v_rows are the `Rows` of the pooled keys and values, which are loaded BLOCK_G at a time.
+    """
     for start in tl.range(0, num_pooled, BLOCK_G):
         g = start + tl.arange(0, BLOCK_G)
         known = g < num_pooled
@@ -97,16 +113,17 @@ def add_pooled_keys(
 
 @triton.jit
 def zero_position(QUERIES: tl.constexpr, WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr):
-    """Return a `Position` of fp32 zeros, the accumulator of `add_position`."""
+    """Return a `Position` of fp32 zeros for a number of queries, the initial sums for `add_position`."""
     by_row = tl.zeros([QUERIES, power_of_two(WINDOW_H)], tl.float32)
     return Position(by_row, tl.zeros([QUERIES, power_of_two(WINDOW_W)], tl.float32))
 
 
 @triton.jit
 def add_position(sums, ds, key):
-    """Add the gradients of the logits of a tile of keys to their sums per key row and per key column.
+    """Return the `Position` sums plus the gradients ds [m, n] of the logits of n more keys, whose `Slots` are `key`.
 
-    The sums over keys are products with one-hot matrices, so that they run on the tensor cores.
+    Each sum runs over the keys in one row, or in one column, of the window. The sums are computed as products with
+    one-hot matrices, so that they run on the tensor cores.
     """
     by_row = dot(ds, one_hot(key.row, sums.by_row.shape[1], ds.dtype), sums.by_row)
     return Position(by_row, dot(ds, one_hot(key.column, sums.by_column.shape[1], ds.dtype), sums.by_column))
@@ -114,9 +131,12 @@ def add_position(sums, ds, key):
 
 @triton.jit
 def by_table_entry(sums, place, SIZE: tl.constexpr, dtype: tl.constexpr):
-    """Reorder sums [m, keys] per key row (or column) into gradients [m, entries] of the products q . table.
+    """Reorder the sums [m, keys] for each key row (or column) into the gradients of the products q . table.
 
-    The inverse of the gather in `position_terms`: the entry of a query and a key is place - key + SIZE - 1.
+    place: [m], the row (or column) of each query in the window, which has SIZE of them.
+
+    Returns [m, power_of_two(2 SIZE - 1)] in `dtype`, one column per table entry. This is the inverse of the gather in
+    `attention_steps`: key row `key` uses table entry place - key + SIZE - 1. Entries without a key are 0.
     """
     key = place[:, None] + SIZE - 1 - tl.arange(0, power_of_two(2 * SIZE - 1))[None, :]
     known = (key >= 0) & (key < SIZE)
@@ -125,7 +145,11 @@ def by_table_entry(sums, place, SIZE: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def store_table(ptr, by_entry, q, SIZE: tl.constexpr, D: tl.constexpr):
-    """Store the partial gradient of a position table, from the queries of this program: [programs, 2 SIZE - 1, D]."""
+    """Store the gradient of a position table [2 SIZE - 1, D] that the queries of this program contribute.
+
+    ptr: [programs, 2 SIZE - 1, D], of which this program writes its own slice. by_entry: from `by_table_entry`.
+    q: the queries, [m, D] as parts.
+    """
     entry = tl.arange(0, power_of_two(2 * SIZE - 1))
     d_table = add_rows(tl.trans(by_entry), q, zero_rows(power_of_two(2 * SIZE - 1), D))
     own = ptr + tl.program_id(0).to(tl.int64) * ((2 * SIZE - 1) * D)
@@ -137,10 +161,12 @@ def position_backward(
     dq, sums, q, query, rel_h_ptr, rel_w_ptr, d_rel_h_ptr, d_rel_w_ptr,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Add the contribution of relative position to dq, and store the partial gradients of the tables.
+    """Return dq plus the contribution of relative position, and store the partial gradients of the tables.
 
-    sums: `Position` of the gradients of the logits, summed over the keys of each row and of each column.
-    d_rel_h_ptr, d_rel_w_ptr: None if the gradients of the tables are not wanted.
+    dq: [m, D] as parts, already multiplied by `scale` (the position terms do not have this factor).
+    sums: `Position` of the gradients of the logits, from `add_position` for all keys of the window.
+    q: the queries, [m, D] as parts; `query` are their `Slots`.
+    d_rel_h_ptr, d_rel_w_ptr: where `store_table` stores; None if the gradients of the tables are not wanted.
     """
     by_row = by_table_entry(sums.by_row, query.row, WINDOW_H, q[0].dtype)
     by_column = by_table_entry(sums.by_column, query.column, WINDOW_W, q[0].dtype)
@@ -157,9 +183,11 @@ def add_pooled_shares(
     dk, dv, key, grid, place, d_pooled_ptr, num_heads, num_shares, stride_share,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Add to dk and dv the gradients that arrive through the mean key and mean value of each token's window.
+    """Return dk and dv, [n, D] as parts, plus the gradients through the mean key and the mean value of a window.
 
-    Windows are unshifted here. A token receives the gradient of the mean, divided by the tokens in its window.
+    The window of a token is its unshifted window here. A token receives the gradient of the mean, divided by the number
+    of tokens in the window. key: the `Slots` of the n tokens. d_pooled_ptr: [num_shares, B, M, 2, H, D] partial sums,
+    stride_share elements apart.
     """
     home = (key.y // WINDOW_H) * grid.windows_x + key.x // WINDOW_W
     count = tokens_in_window(home, grid, WINDOW_H, WINDOW_W)
@@ -170,7 +198,10 @@ def add_pooled_shares(
 
 @triton.jit
 def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_share, D: tl.constexpr):
-    """Add row `index` of the gradient of the means, divided by `count`; it is stored as `num_shares` partial sums."""
+    """Return rows [n, D], given as parts, plus the rows `index` [n] of the gradient of the means over `count` [n].
+
+    d_mean: the `Rows` of the first of `num_shares` partial sums of this gradient, stride_share elements apart.
+    """
     for _ in tl.range(0, num_shares):
         parts = sum_of(parts, divided(load_rows(d_mean, index, valid, D), count))
         d_mean = Rows(d_mean.ptr + stride_share, d_mean.stride, d_mean.stride_d)
@@ -179,7 +210,7 @@ def _add_pooled_shares(parts, d_mean, index, valid, count, num_shares, stride_sh
 
 @triton.jit
 def sum_of(a, b):
-    """Add rows in parts."""
+    """Return a + b for rows [n, D] given as parts."""
     if len(a) > 1:
         return (a[0] + b[0], a[1] + b[1])
     else:

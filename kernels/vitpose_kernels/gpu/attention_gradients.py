@@ -1,13 +1,20 @@
-"""Triton kernels of the `attention` backward pass.
+"""Triton kernels of the `attention` backward pass. `attention_backward` chooses and launches them.
 
 The softmax is recomputed from qkv and the log-sum-exp, tile by tile: nothing of size L x L is stored in memory.
 
-Every gradient is written by one program, so there are no atomics and reruns are equal bit for bit:
-  * `key_backward` owns a tile of keys and loops over the queries of their window, `query_backward` owns a tile of
-    queries and loops over the keys. If a window fits in one tile, one program of `window_backward` does both.
-  * `pooled_backward` owns a block of pooled keys and loops over all tokens, or over one share of them. It runs first,
-    because the other kernels read delta and add the gradient of a window's mean to the tokens of that window.
-  * Each program stores its own partial sum for the position tables; PyTorch adds them up at the end.
+Every element of a gradient or of a partial sum is written by one program, so there are no atomics and reruns are equal
+bit for bit:
+  * A program of `key_backward` computes dk and dv of a tile of keys and loops over the queries of their window. A
+    program of `query_backward` computes dq of a tile of queries and loops over the keys of their window. If a window
+    fits in one tile, `window_backward` takes the place of both: a program computes all gradients of one window.
+  * A program of `pooled_backward` computes the gradients of a block of pooled keys from one share of the tokens. The
+    N tokens of a sample are divided into `num_shares` consecutive ranges, the shares. The kernel runs first, because
+    the others read delta, and because they add the gradient of a window's mean to the tokens of that window. It does
+    not run if `window_backward` is used and there are no pooled keys.
+  * Each program stores its own partial sum for the position tables. PyTorch adds up the partial sums at the end.
+
+The letters, and the terms slot, rows and parts, are defined in `attention_steps`; delta and the names of the gradients
+are defined in `attention_backward_steps`. SHIFTED and FULL are as in `attention_steps.window_logits`.
 """
 
 from __future__ import annotations
@@ -56,7 +63,12 @@ def window_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all slots of a window, as keys (dk, dv) and as queries (dq, position tables)."""
+    """Compute all gradients of one window, head and sample: dq, dk, dv and the partial gradients of the tables.
+
+    BLOCK_M is at least the number of slots of the window. delta_ptr is None if there are no pooled keys: delta is then
+    computed here. d_pooled_ptr is None unless the pooled keys are the means of the windows; if they are, their gradient
+    is added to dk and dv. pooled_ptr is None without pooled keys, d_rel_h_ptr and d_rel_w_ptr if not wanted.
+    """
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, 1)
     tokens = rows * columns
@@ -111,7 +123,10 @@ def key_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of BLOCK_M keys of a window, looping over its queries BLOCK_N at a time."""
+    """Compute dk and dv of BLOCK_M keys of a window, looping over the queries of the window BLOCK_N at a time.
+
+    d_pooled_ptr is None unless the pooled keys are the means of the windows; if they are, their gradient is added.
+    """
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
     tokens = rows * columns
@@ -155,7 +170,10 @@ def query_backward(
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, SHIFTED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """dq and table gradients of a tile of BLOCK_M queries of a window, looping over its keys BLOCK_N at a time."""
+    """Compute dq and the partial gradients of the tables for BLOCK_M queries of a window.
+
+    The program loops over the keys of the window BLOCK_N at a time, then over the pooled keys BLOCK_G at a time.
+    """
     grid = Grid(rows, columns, windows_y, windows_x, shift_y, shift_x)
     place = place_of_program(windows_y * windows_x, num_heads, tl.cdiv(WINDOW_H * WINDOW_W, BLOCK_M))
     tokens = rows * columns
@@ -201,10 +219,10 @@ def pooled_backward(
     stride_b, stride_n, stride_h, stride_d, stride_pb, stride_pg, stride_p2, stride_ph, stride_pd, stride_share,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """delta of a share of the tokens, and the partial gradients of BLOCK_G pooled keys from these tokens.
+    """Compute delta of a share of the tokens, and the partial gradients of BLOCK_G pooled keys from these tokens.
 
-    delta is the sum over the head width of out times its gradient; the programs of the first block of pooled keys store
-    it. pooled_ptr is None if only delta is needed.
+    All programs compute delta, and those of the first block of pooled keys store it. pooled_ptr is None if only delta
+    is wanted. The tokens of the share are processed BLOCK_M at a time.
     """
     blocks = tl.cdiv(num_pooled, BLOCK_G) if pooled_ptr is not None else 1
     place = place_of_program(blocks, num_heads, num_shares)
