@@ -1,7 +1,10 @@
 """Triton kernel of `crop`: one program samples a strip of one crop and, if asked to, also writes its mirror image.
 
-Source coordinates are fixed-point int64 in units of 1/1024 px for "exact-cv4" (as in OpenCV) and 2^-32 px for "float".
-The float64 arithmetic is done once per column and once per row of a tile; each pixel only adds the two integers.
+A strip is a few tiles of pixels, one below the other. P is the number of crops, and (H, W) is their size.
+
+For every pixel of a crop the inverse matrix gives source coordinates: a position in the image. They are fixed-point
+int64 numbers in units of 1/1024 px for "exact-cv4" (as in OpenCV) and of 2^-32 px for "float". The float64 arithmetic
+is done once for every column and once for every row of a tile; each pixel only adds the two integers.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from torch import Tensor
 from vitpose_kernels.launch import Launch, block_size, cdiv
 from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
-_PIXELS = 512  # of a tile: four per thread, which keep 48 loads in flight
-_TILES = 4  # per program, stacked vertically: the matrix is inverted once for all of them
+_PIXELS = 512  # pixels of a tile: four per thread, hence 48 loads in flight (4 neighbors x 3 channels for each)
+_TILES = 4  # tiles of a strip: the matrix is inverted once for all of them
 
 MEAN = tl.constexpr(IMAGENET_MEAN)
 STD = tl.constexpr(IMAGENET_STD)
@@ -25,16 +28,20 @@ STD = tl.constexpr(IMAGENET_STD)
 
 @triton.jit
 def _product(a, b):
-    """a * b, rounded on its own.
+    """Return a * b, rounded before anything is added to it.
 
-    The compiler must not fuse it with a following addition, because the last bit decides how OpenCV rounds.
+    The compiler must not fuse the product with a following addition, because the last bit decides how OpenCV rounds.
     """
     return tl.math.fma(a, b, 0.0)
 
 
 @triton.jit
 def _inverse(matrix_ptr):
-    """Return the inverse (a, b, c, d, e, f) of an affine matrix, computed in OpenCV's order of operations."""
+    """Return the inverse (a, b, c, d, e, f) of an affine matrix from image to crop, float64 [2, 3], row-major.
+
+    A crop pixel (column, row) comes from x = a column + b row + c and y = d column + e row + f in the image. The order
+    of operations is OpenCV's.
+    """
     m00 = tl.load(matrix_ptr)
     m01 = tl.load(matrix_ptr + 1)
     m02 = tl.load(matrix_ptr + 2)
@@ -53,15 +60,17 @@ def _inverse(matrix_ptr):
 
 @triton.jit
 def _rint(x):
-    """Round to the nearest integer, ties to even: int64. Exact below 2^51, beyond it within one step of float64."""
+    """Round float64 to the nearest int64, ties to even. Exact below 2^51, beyond it within one step of float64."""
     return (x + 6755399441055744.0 - 6755399441055744.0).to(tl.int64)
 
 
 @triton.jit
 def _taps(a, b, c, column, row, size, EXACT: tl.constexpr):
-    """Return the two neighbors of the source coordinate a * column + b * row + c along one axis.
+    """Return the two image pixels next to the source coordinate a * column + b * row + c along one axis of the image.
 
-    Each neighbor is an index inside 0..size - 1 and a bilinear weight, which is 0 if the neighbor lies outside.
+    `size` is the size of the image along this axis. Returns (index, weight) of the lower neighbor, then of the upper
+    one. The indices are inside 0..size - 1; the bilinear weight of a neighbor outside the image is 0. Weights are
+    integers in units of 1/32 if EXACT, otherwise float32 in 0..1.
     """
     STEPS: tl.constexpr = 1024.0 if EXACT else 4294967296.0
     source = _rint(_product(a, column) * STEPS) + _rint((_product(b, row) + c) * STEPS)
@@ -80,7 +89,7 @@ def _taps(a, b, c, column, row, size, EXACT: tl.constexpr):
 
 @triton.jit
 def _inside(place, weight, size):
-    """Return (place, weight) if the place is inside 0..size - 1, else (0, 0): zero padding without an invalid load."""
+    """Return (place, weight) where place is in 0..size - 1, else (0, 0): zero padding that loads no invalid address."""
     inside = (place >= 0) & (place < size)
     return tl.where(inside, place, 0), tl.where(inside, weight, 0)
 
@@ -93,11 +102,14 @@ def crop_kernel(
     UPRIGHT: tl.constexpr, EXACT: tl.constexpr, TWIN: tl.constexpr,
     TILES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A strip of one crop: TILES tiles of BLOCK_ROWS x BLOCK_COLUMNS pixels, stacked vertically.
+    """Sample and normalize a strip of one crop: TILES tiles of BLOCK_ROWS x BLOCK_COLUMNS pixels, stacked vertically.
 
-    table_ptr: None for one image; for several the table of `_image_arguments`, in which index_ptr selects a row per
-    crop. flip_ptr: None, or whether each crop is mirrored. UPRIGHT: no crop is rotated. EXACT: OpenCV's arithmetic.
-    TWIN: write the mirror image of crop p to crop num_crops + p too.
+    table_ptr: None for one image. For several it is the table of `_image_arguments`, and index_ptr [P] holds the row of
+    the table, that is the image, of each crop.
+    matrices_ptr: float64 [P, 2, 3]. A matrix that is not finite makes its crop NaN.
+    flip_ptr: None, or [P], not 0 for crops to mirror.
+    UPRIGHT: promises that no crop is rotated. EXACT: compute as OpenCV does ("exact-cv4").
+    TWIN: write crop p and also its mirror image, as crop num_crops + p.
     """
     across = tl.cdiv(num_columns, BLOCK_COLUMNS)
     strips = across * tl.cdiv(num_rows, TILES * BLOCK_ROWS)
@@ -157,11 +169,12 @@ def crop_kernel(
 
 
 def _image_arguments(images: Sequence[Tensor]) -> dict:
-    """Return the arguments that describe where the images are in memory.
+    """Return the arguments of `crop_kernel` that describe where the images, uint8 [h_i, w_i, 3], are in memory.
 
-    One image is passed as a pointer with its strides. Several are passed as a table of (offset in bytes from the first
-    image, height, width, strides of row, column and channel). While tracing, tensors have no address, and a table of
-    addresses would not keep the images alive in a graph: they are then copied into one buffer.
+    One image is passed as a pointer with its strides. Several are passed as a pointer to the first image and an int64
+    table with a row (offset in bytes from the first image, height, width, strides of row, column and channel) for each.
+    While tracing, tensors have no address, and a table of addresses would not keep the images alive in a graph: several
+    images are then copied into one buffer, which the table describes.
     """
     first = images[0]
     if len(images) == 1:
@@ -194,7 +207,18 @@ def forward(
     dtype: torch.dtype,
     twin: bool,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (crops, launches): crops [P, 3, H, W], or [2 P, 3, H, W] with the mirror images in the second half."""
+    """Return (crops, launches): crops [P, 3, H, W], or with `twin` [2 P, 3, H, W], the second half mirror images.
+
+    Args:
+        images: uint8 [h_i, w_i, 3].
+        image_index: [P], the index in `images` of the image of each crop.
+        matrices: float64 [P, 2, 3], from image to crop.
+        size: (H, W).
+        flip: bool [P], which crops to mirror, or None.
+        upright: promises that no matrix rotates.
+        exact: sample as "exact-cv4" instead of "float".
+        dtype: of the crops.
+    """
     p, (rows, columns) = matrices.shape[0], size
     out = matrices.new_empty((2 * p if twin else p, 3, rows, columns), dtype=dtype)
     block_columns = block_size(columns, 16, 64)

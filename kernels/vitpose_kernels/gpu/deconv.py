@@ -1,8 +1,12 @@
 """Triton kernel of `deconv`: a program computes one of the four phases for a block of tokens; one launch does them all.
 
-A phase is a 2x2 convolution, computed as a matrix product whose K axis runs over blocks of channels and, within a
-block, over the four taps. With a predictor a program holds all channels of its tokens, so that the heatmaps are
-computed in its epilogue and the features are never stored.
+Letters: B batch, (h, w) grid of tokens, Ci input and Co output channels, K keypoints.
+
+The output of phase (py, px), with py and px 0 or 1, is the pixels (2 y + py, 2 x + px) for the tokens (y, x). Each
+depends on four tokens, the taps: (y, x) and its neighbors in the direction of the phase. A phase is thus a 2x2
+convolution, computed as a matrix product whose inner axis runs over blocks of channels and, within a block, over the
+four taps. With a predictor a program holds all Co channels of its tokens, so that the heatmaps are computed in its
+epilogue and the features are never stored.
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ def deconv_kernel(
     stride_xb, stride_xn, num_tokens, h, w, in_channels, out_channels, num_keypoints,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_KEYPOINTS: tl.constexpr,
 ):  # fmt: skip
-    """One phase (py, px) of BLOCK_M tokens and BLOCK_N channels.
+    """Compute one phase (py, px) of the output for BLOCK_M tokens and BLOCK_N output channels.
 
-    BLOCK_KEYPOINTS: 0 without a predictor, 1 to loop over single keypoints, else the keypoints per `tl.dot`.
+    num_tokens: B h w. BLOCK_KEYPOINTS: 0 without a predictor, 1 to compute one keypoint at a time without tensor cores,
+    otherwise the number of keypoints of one `tl.dot`. With a predictor BLOCK_N is at least Co.
     """
-    # Consecutive programs compute the phases of one block of tokens: they read the same tokens from L2, and the two
-    # phases of a row, which write alternating pixels of the heatmaps, complete each other's cache lines in L2.
+    # Consecutive programs compute the four phases of one block of tokens. They read the same tokens from L2. The phases
+    # px = 0 and px = 1 write alternating pixels of a row, so that they fill the same cache lines in L2.
     blocks_n = tl.cdiv(out_channels, BLOCK_N)
     n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     phase = tl.program_id(0) // blocks_n % 4
@@ -62,8 +67,8 @@ def deconv_kernel(
         acc = tl.dot(neighbors, weight, acc, input_precision="tf32x3")
 
     bias = tl.load(bias_ptr + n, n < out_channels, 0.0).to(tl.float32)
-    # NaN propagates, as in torch's ReLU. Rounded to the output dtype, so that the predictor sees what it would if the
-    # features had been stored.
+    # ReLU, which propagates NaN as in torch. The features are rounded to the output dtype, so that the predictor gets
+    # the numbers that it would get if they had been stored.
     features = tl.maximum(acc + bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL).to(out_ptr.dtype.element_ty)
     pixel = (2 * y + py) * (2 * w) + 2 * x + px
     if BLOCK_KEYPOINTS == 0:
@@ -84,17 +89,17 @@ def deconv_kernel(
                 0.0,
             )
             heat = tl.dot(features, weight) + tl.load(predictor_bias_ptr + keypoint, known, 0.0).to(tl.float32)[None, :]
-            # Transposed, so that consecutive threads write consecutive pixels of one map. (This phase has every second
-            # pixel.)
+            # Transposed, so that consecutive threads write neighboring pixels of one map: every second one, as the rest
+            # belongs to the other phase.
             maps = out_ptr + (b[None, :] * num_keypoints + keypoint[:, None]) * (4 * h * w)
             heat = tl.trans(heat.to(out_ptr.dtype.element_ty))
             tl.store(maps + pixel[None, :], heat, known[:, None] & valid[None, :])
 
 
 def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens and `channels` output channels.
+    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens (of all samples) and `channels` outputs.
 
-    No shape of a released model spills registers.
+    With a `predictor` BLOCK_N covers all channels, up to 256. No shape of a released model spills registers.
     """
     full = block_size(channels, high=256)
     if dtype == torch.float32:
@@ -116,7 +121,15 @@ def forward(
     predictor_bias: Tensor | None,
     arch: int,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (out, launches); out is tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor."""
+    """Return (out, launches); out is tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor.
+
+    Args:
+        x: [B, h w, Ci], tokens; copied if the channels are not contiguous. `out` has its dtype.
+        weight: [4 phases, 4 taps, Ci, Co].
+        bias: [Co].
+        grid: (h, w).
+        predictor_weight, predictor_bias: [K, Co] and [K], or both None.
+    """
     (h, w), (b, n, in_channels), out_channels = grid, x.shape, weight.shape[-1]
     x = x if x.stride(-1) == 1 else x.contiguous()
     keypoints = 0 if predictor_weight is None else predictor_weight.shape[0]

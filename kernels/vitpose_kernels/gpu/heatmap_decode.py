@@ -1,4 +1,7 @@
-"""Triton kernel of `heatmap_decode`: one program finds the maximum of one map and refines it from nearby pixels."""
+"""Triton kernel of `heatmap_decode`: one program finds the maximum of one map and refines it from nearby pixels.
+
+Letters: B batch, K keypoints, (h, w) size of a map in pixels. A pixel has the index y * w + x in its map.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,11 @@ _EPSILON = tl.constexpr(EPSILON)
 
 
 class Maps(NamedTuple):
-    """The map [h, w] of one keypoint and the matching map of the mirrored image (flipped_ptr None: without one)."""
+    """Addresses and strides of the map [h, w] of one keypoint, and of the map to average it with (the flip test).
+
+    flipped_ptr, stride_fy, stride_fx: the map of the same keypoint in the network output for the mirrored image. It is
+    mirrored back while it is loaded. flipped_ptr is None without a flip test.
+    """
 
     ptr: tl.tensor
     flipped_ptr: tl.tensor
@@ -33,9 +40,10 @@ class Maps(NamedTuple):
 
 @triton.jit
 def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
-    """Load the pixels (y, x) at `offset`, averaged with the mirrored map if there is one; 0 where not `inside`.
+    """Load the pixels (y, x), float32, averaged with the flipped map if there is one; 0 where not `inside`.
 
-    SHIFT: the mirrored map is aligned by moving it one pixel to the right.
+    offset: of these pixels from `maps.ptr`, in elements. SHIFT: the flipped map, after it is mirrored back, is moved
+    one pixel to the right, while column 0 keeps its value.
     """
     value = tl.load(maps.ptr + offset, inside, 0.0).to(tl.float32)
     if maps.flipped_ptr is not None:
@@ -47,7 +55,7 @@ def _load(maps, offset, y, x, inside, SHIFT: tl.constexpr):
 
 @triton.jit
 def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
-    """Load the pixels (y, x) like `_load`, with coordinates outside of the map clamped to its border."""
+    """Load the pixels (y, x) like `_load`, after clamping coordinates outside of the map to its border."""
     y = tl.minimum(tl.maximum(y, 0), maps.h - 1)
     x = tl.minimum(tl.maximum(x, 0), maps.w - 1)
     return _load(maps, y.to(tl.int64) * maps.stride_y + x.to(tl.int64) * maps.stride_x, y, x, inside, SHIFT)
@@ -55,7 +63,10 @@ def _load_near(maps, y, x, inside, SHIFT: tl.constexpr):
 
 @triton.jit
 def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """Return (maximum, first pixel that has it, whether any pixel is NaN) of one map."""
+    """Return (maximum, index of the first pixel that has it, whether any pixel is NaN) of one map.
+
+    The averaged map counts if there is a flipped one. With a NaN the first two are meaningless.
+    """
     lane = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     where = lane
@@ -64,7 +75,7 @@ def _arg_max(maps, DENSE: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
         inside = pixel < maps.h * maps.w
         offset = pixel_offset(pixel, maps.w, maps.stride_y, maps.stride_x, DENSE)
         value = _load(maps, offset, pixel // maps.w, pixel % maps.w, inside, SHIFT)
-        better = inside & ((value > best) | (value != value))  # a NaN stays: no comparison with it is true
+        better = inside & ((value > best) | (value != value))  # a NaN in best stays
         best = tl.where(better, value, best)
         where = tl.where(better, pixel, where)
     maximum = tl.max(best, 0)
@@ -82,10 +93,12 @@ def _reflect101(index, size):
 
 @triton.jit
 def _derivatives(maps, y, x, SHIFT: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr):
-    """Return the derivatives (dx, dy, dxx, dyy, dxy) of log(clip(blur)) at (y, x), from a stencil of seven pixels.
+    """Return the derivatives (dx, dy, dxx, dyy, dxy) of log(clip(blur(map), 0.001, 50)) at (y, x), per pixel.
 
-    All seven pixels are blurred by the same sums in the same order, so that a flat map gives exact zeros. The center is
-    subtracted first, because differences of nearly equal numbers are exact.
+    They come from seven pixels: the center, its four neighbors, and the neighbors at the lower right and upper left.
+    The blur is separable, with the taps TAPS. dxx and dyy include the epsilon that the official code adds. All seven
+    pixels are blurred by the same sums in the same order, so that a flat map gives zeros (plus epsilon) exactly. The
+    center is subtracted first, because differences of nearly equal numbers are exact.
     """
     place = tl.arange(0, 8)  # the center, then right, left, below, above, lower right, upper left, and an idle lane
     step_x = tl.where((place == 1) | (place == 5), 1, tl.where((place == 2) | (place == 6), -1, 0))
@@ -124,7 +137,10 @@ def _difference_of_products(a, b, c, d):
 
 @triton.jit
 def _quarter(maps, y, x, step_y, step_x, SHIFT: tl.constexpr):
-    """Return 0.25, -0.25 or 0: a quarter pixel towards the higher of the pixels one step ahead and one step back."""
+    """Return the "msra" refinement along one axis: 0.25, -0.25, or 0 if the pixels ahead and behind are equal.
+
+    The pixels are (y + step_y, x + step_x) ahead and (y - step_y, x - step_x) behind; 0.25 means that ahead is higher.
+    """
     inside = x >= 0
     on = _load_near(maps, y + step_y, x + step_x, inside, SHIFT)
     back = _load_near(maps, y - step_y, x - step_x, inside, SHIFT)
@@ -138,9 +154,14 @@ def heatmap_decode_kernel(
     CODEC: tl.constexpr, FLIP: tl.constexpr, TAPS: tl.constexpr, TAPS_BLOCK: tl.constexpr,
     DENSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keypoint, score and (unless covariances_ptr is None) covariance of one map.
+    """Compute the keypoint, the score and (unless covariances_ptr is None) the covariance of one map.
 
-    centers_ptr and scales_ptr are None for coordinates in heatmap pixels, else those of each crop in the image.
+    flipped_ptr: None, or the heatmaps of the mirrored images. FLIP: tuple [K], the channel there of each keypoint.
+    centers_ptr, scales_ptr: center and size (x, y) of each crop in image pixels; None for results in heatmap pixels.
+    CODEC: "udp", "msra" or "argmax". TAPS: of the blur for "udp" and the covariance. DENSE: see `pixel_offset`.
+
+    A maximum <= 0 gives the keypoint (-1, -1). A NaN in the map makes keypoint, score and covariance NaN. The
+    covariance is also NaN where the log map is not concave.
     """
     SHIFT: tl.constexpr = CODEC == "msra"
     b = (tl.program_id(0) // num_keypoints).to(tl.int64)
@@ -175,7 +196,7 @@ def heatmap_decode_kernel(
             point_x -= tl.where(determinant == 0, 0.0, _difference_of_products(dyy, dx, dxy, dy) / determinant)
             point_y -= tl.where(determinant == 0, 0.0, _difference_of_products(dxx, dy, dxy, dx) / determinant)
         if covariances_ptr is not None:
-            concave = (determinant > 0) & (dxx < 0)  # false if no value is positive: the clipped map is flat
+            concave = (determinant > 0) & (dxx < 0)  # false for a maximum <= 0: the clipped map is then flat
             inverse = tl.where(concave & (broken == 0), -1.0 / determinant, float("nan"))
             covariances_ptr += 4 * one_map
             tl.store(covariances_ptr, dyy * inverse * pixels_x * pixels_x)
@@ -206,10 +227,19 @@ def forward(
     scales: Tensor | None,
     covariance: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
-    """Return ((keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2] or empty), launches).
+    """Return ((keypoints [B, K, 2], scores [B, K], covariances [B, K, 2, 2]), launches); all outputs are float32.
 
     The taps of the blur and the flip permutation are compile-time constants, so nothing is copied to the device, which
     also keeps the launch capturable in a CUDA graph.
+
+    Args:
+        heatmaps: [B, K, h, w], any strides.
+        codec: "udp", "msra" or "argmax".
+        blur_kernel: odd size of the Gaussian blur.
+        flipped: [B, K, h, w], the heatmaps of the mirrored images, or None.
+        permutation: for each keypoint its channel in `flipped`; ignored if that is None.
+        centers, scales: [B, 2], center and size of each crop in image pixels, or None for results in heatmap pixels.
+        covariance: whether to compute the covariances; an empty tensor is returned otherwise.
     """
     b, k, h, w = heatmaps.shape
     points = heatmaps.new_empty((b, k, 2), dtype=torch.float32)
@@ -234,6 +264,6 @@ def forward(
         BLOCK=block_size(h * w, 128, _PIXELS),
     )
     arguments |= stride_arguments(heatmaps if flipped is None else flipped, "f")
-    arguments |= stride_arguments(heatmaps, "h")  # after the flipped maps: DENSE describes these
+    arguments |= stride_arguments(heatmaps, "h")  # last, so that DENSE describes `heatmaps`
     size = num_bytes(heatmaps, flipped, centers, scales, points, scores, covariances)
     return (points, scores, covariances), [Launch(heatmap_decode_kernel, (b * k,), arguments, bytes=size)]

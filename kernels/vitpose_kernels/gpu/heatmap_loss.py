@@ -1,4 +1,9 @@
-"""Triton kernels of `heatmap_loss`: one program compares a piece of one map with its target, rendered in registers."""
+"""Triton kernels of `heatmap_loss`: one program compares BLOCK pixels of one map with the target of these pixels.
+
+The target is rendered in registers and never stored. Letters: B batch, P people, K keypoints, (h, w) size of a map in
+pixels. Map b * K + k belongs to keypoint k of sample b. A pixel has the index y * w + x in its map, and the pixels of a
+program are consecutive.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,11 @@ def _compare(
     maps, mask_ptr, keypoints, one_map, pixel, count, h,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr,
 ):  # fmt: skip
-    """Return (P - G, w^2 mask / count) at pixels of one map: heatmap P, target G, keypoint weight w."""
+    """Return (heatmap - target, weight^2 mask / count) at the pixels `pixel` [n] of map `one_map`, both [n] float32.
+
+    weight: of the keypoint, from `render`. mask_ptr: float32 [B, h, w], or None for 1 everywhere. count: B K h w. For
+    indices beyond the last pixel of the map the results are meaningless.
+    """
     b = (one_map // keypoints.num_keypoints).to(tl.int64)
     k = (one_map % keypoints.num_keypoints).to(tl.int64)
     target, weight = render(keypoints, b, k, pixel, h, W, UDP, RADIUS)
@@ -49,7 +58,7 @@ def heatmap_loss_kernel(
     stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Partial sum of the loss over BLOCK pixels of one map."""
+    """Sum the loss over BLOCK pixels of one map; partials_ptr [programs] gets one such sum per program."""
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
@@ -66,7 +75,10 @@ def heatmap_loss_backward_kernel(
     stride_x, stride_y, factor, count, h, stride_hb, stride_hk, stride_hy, stride_hx,
     W: tl.constexpr, DENSE: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of BLOCK pixels of one map; the target is rendered again, not read."""
+    """Compute the gradient of BLOCK pixels of one map; the target is rendered again.
+
+    grad_ptr: the gradient of the loss, one number. d_heatmaps_ptr: [B, K, h, w], contiguous.
+    """
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = tl.program_id(0) // pieces
     pixel = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
@@ -86,7 +98,10 @@ def _plan(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[int, dict]:
-    """Return (number of programs, arguments), which the forward and backward kernels share."""
+    """Return (number of programs, arguments) of a launch, as far as the forward and the backward kernel share them.
+
+    The parameters are those of `forward`.
+    """
     b, k, h, w = heatmaps.shape
     arguments = target_arguments(keypoints, visible, (h, w), image_size, udp, sigma)
     arguments |= stride_arguments(heatmaps, "h")
@@ -100,7 +115,7 @@ def _plan(
 
 
 def _num_warps(heatmaps: Tensor) -> int:
-    """Number of warps of a program, chosen so that every thread reads 16 bytes of the heatmaps."""
+    """Return the number of warps of a program, such that every thread reads 16 bytes of the heatmaps."""
     return _PIXELS * heatmaps.element_size() // (16 * 32)
 
 
@@ -113,7 +128,17 @@ def forward(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (partial sums of the loss, float32, one per program; launches)."""
+    """Return (partial sums, launches). The loss is the sum of the partial sums, float32 [programs].
+
+    Args:
+        heatmaps: [B, K, h, w], any strides.
+        keypoints: [B, K, 2] or [B, P, K, 2], (x, y) in crop pixels.
+        visible: [B, K] or [B, P, K].
+        image_size: (rows, columns) of the crop in pixels.
+        udp: codec "udp" instead of "msra".
+        sigma: standard deviation of the Gaussians in heatmap pixels.
+        mask: [B, h, w], a factor on the squared error of each pixel, or None.
+    """
     programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
     partials = heatmaps.new_empty(programs, dtype=torch.float32)
     size = num_bytes(heatmaps, keypoints, visible, mask, partials)
@@ -131,7 +156,10 @@ def backward(
     sigma: float,
     mask: Tensor | None,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (gradient of the heatmaps, launches); grad is a float32 scalar."""
+    """Return (gradient of the heatmaps [B, K, h, w] in their dtype, launches).
+
+    grad is the gradient of the loss, a float32 scalar. The other parameters are those of `forward`.
+    """
     programs, arguments = _plan(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
     d_heatmaps = torch.empty(heatmaps.shape, dtype=heatmaps.dtype, device=heatmaps.device)
     arguments |= dict(grad_ptr=grad, d_heatmaps_ptr=d_heatmaps)

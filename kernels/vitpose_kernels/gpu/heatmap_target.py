@@ -1,4 +1,9 @@
-"""Triton kernel of `heatmap_target`: one program renders a piece of one keypoint's map, the maximum over all people."""
+"""Triton kernel of `heatmap_target`: one program renders BLOCK pixels of one map, the maximum over all people.
+
+Letters: B batch, P people, K keypoints, (h, w) size of a map in pixels. Map b * K + k belongs to keypoint k of sample
+b. A pixel has the index y * w + x in its map, and the pixels of a program are consecutive. `heatmap_loss` and
+`heatmap_decode` use some of these functions.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,14 @@ _PIXELS = 1024  # pixels of a map per program
 
 
 class Keypoints(NamedTuple):
-    """The keypoints [B, P, K, 2] and visibility [B, P, K] of a batch, and their mapping to heatmap pixels.
+    """The keypoints of a batch, and how they become Gaussians.
 
     Attributes:
-        stride_x, stride_y: crop pixels per heatmap pixel.
-        factor: -log2(e) / (2 sigma^2).
+        ptr: keypoints [B, P, K, 2], (x, y) in crop pixels, float32.
+        visible_ptr: visibilities [B, P, K], float32.
+        num_people, num_keypoints: P and K.
+        stride_x, stride_y: crop pixels per heatmap pixel, by which coordinates are divided.
+        factor: -log2(e) / (2 sigma^2), so that a Gaussian is exp2(squared distance * factor).
     """
 
     ptr: tl.tensor
@@ -31,7 +39,10 @@ class Keypoints(NamedTuple):
 
 
 class Keypoint(NamedTuple):
-    """A keypoint in heatmap pixels: the center of its Gaussian, the nearest pixel, and its weight."""
+    """A keypoint in heatmap pixels: the center (x, y) of its Gaussian, the nearest pixel, and its weight; all float32.
+
+    With the codec "msra" the center is the nearest pixel.
+    """
 
     x: tl.tensor
     y: tl.tensor
@@ -42,7 +53,12 @@ class Keypoint(NamedTuple):
 
 @triton.jit
 def load_keypoint(keypoints, index, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
-    """Load the `Keypoint` at `index`; its weight is 0 if it is not finite or its Gaussian misses the map."""
+    """Load the `Keypoint` at `index`, (b * P + person) * K + k, for a map [h, w].
+
+    Its weight is its visibility clamped to 0..1, or 0 if a coordinate is not finite or if the window of RADIUS pixels
+    around the nearest pixel misses the map (at the left and top a window that only borders on the map does not miss
+    it). A NaN visibility gives a NaN weight. UDP: the center is not rounded.
+    """
     x = tl.load(keypoints.ptr + 2 * index)
     y = tl.load(keypoints.ptr + 2 * index + 1)
     weight = tl.load(keypoints.visible_ptr + index)
@@ -62,13 +78,17 @@ def load_keypoint(keypoints, index, h, w, UDP: tl.constexpr, RADIUS: tl.constexp
 
 @triton.jit
 def _truncate(x):
-    """Round towards zero, as a C cast does."""
+    """Round float numbers towards zero, as a C cast to an integer does."""
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))
 
 
 @triton.jit
 def gaussian(px, py, keypoint, factor, RADIUS: tl.constexpr):
-    """Value of the Gaussian of a `Keypoint` at the pixels (px, py); factor = -log2(e) / (2 sigma^2)."""
+    """Return the Gaussian of a `Keypoint` at the pixels (px, py); `factor` is that of `Keypoints`.
+
+    The Gaussian is 0 at pixels that are more than RADIUS rows or columns from the nearest pixel, and everywhere if the
+    weight of the keypoint is not above 0.5.
+    """
     inside = (tl.abs(px - keypoint.near_x) <= RADIUS) & (tl.abs(py - keypoint.near_y) <= RADIUS)
     drawn = tl.where(keypoint.weight > 0.5, 1.0, 0.0)
     dx = px - keypoint.x
@@ -78,7 +98,10 @@ def gaussian(px, py, keypoint, factor, RADIUS: tl.constexpr):
 
 @triton.jit
 def render(keypoints, b, k, pixel, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr):
-    """Return (target at the pixels [n], weight) of keypoint k in sample b, both the maximum over all people."""
+    """Return (target [n], weight) of keypoint k in sample b, both the maximum over all people (0 without people).
+
+    target: at the pixels with the indices `pixel` [n] of a map [h, w]. weight: NaN if that of any person is NaN.
+    """
     row = pixel // w
     px = (pixel - row * w).to(tl.float32)
     py = row.to(tl.float32)
@@ -94,7 +117,10 @@ def render(keypoints, b, k, pixel, h, w, UDP: tl.constexpr, RADIUS: tl.constexpr
 
 @triton.jit
 def pixel_offset(pixel, w, stride_y, stride_x, DENSE: tl.constexpr):
-    """Offset of the pixel with index `pixel` in a map; DENSE: there is no gap between its rows."""
+    """Return the offset in elements, int64, of the pixel with index `pixel` in a map of `w` columns.
+
+    DENSE: stride_y is w * stride_x, that is, the map has no gaps between its rows.
+    """
     if DENSE:  # no division by w, so that the compiler vectorizes the loads for any w
         return pixel.to(tl.int64) * stride_x
     return (pixel // w).to(tl.int64) * stride_y + (pixel % w).to(tl.int64) * stride_x
@@ -106,7 +132,10 @@ def heatmap_target_kernel(
     num_people, num_keypoints, stride_x, stride_y, factor, h,
     W: tl.constexpr, UDP: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK pixels of the map of one keypoint; the first program of a map stores its weight."""
+    """Render BLOCK pixels of one map; the first program of a map also stores the weight of its keypoint.
+
+    heatmaps_ptr is [B, K, h, w] and weights_ptr is [B, K], both contiguous.
+    """
     pieces = tl.cdiv(h * W, BLOCK)
     one_map = (tl.program_id(0) // pieces).to(tl.int64)
     piece = tl.program_id(0) % pieces
@@ -122,7 +151,17 @@ def heatmap_target_kernel(
 def target_arguments(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> dict:
-    """Return the arguments of `render`; keypoints [B, K, 2] or [B, P, K, 2] become contiguous float32."""
+    """Return the arguments from which kernels build `Keypoints` and call `render`.
+
+    Args:
+        keypoints: [B, K, 2] or [B, P, K, 2], (x, y) in crop pixels. They become contiguous float32, and so does
+            `visible`.
+        visible: [B, K] or [B, P, K].
+        size: (h, w) of the heatmaps.
+        image_size: (rows, columns) of the crop in pixels.
+        udp: codec "udp" instead of "msra".
+        sigma: standard deviation of the Gaussians in heatmap pixels.
+    """
     (h, w), (rows, columns) = size, image_size
     stride_x, stride_y = columns / w, rows / h
     if udp:
@@ -143,7 +182,7 @@ def target_arguments(
 
 
 def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
-    """Return the strides of heatmaps [B, K, h, w] as stride_<letter>b, ..., and DENSE (see `pixel_offset`)."""
+    """Return the strides of heatmaps [B, K, h, w] as stride_<letter>b, k, y and x, and DENSE (see `pixel_offset`)."""
     strides = {f"stride_{letter}{axis}": stride for axis, stride in zip("bkyx", heatmaps.stride(), strict=True)}
     return strides | dict(DENSE=heatmaps.stride(2) == heatmaps.shape[3] * heatmaps.stride(3))
 
@@ -151,7 +190,10 @@ def stride_arguments(heatmaps: Tensor, letter: str) -> dict:
 def forward(
     keypoints: Tensor, visible: Tensor, size: tuple[int, int], image_size: tuple[int, int], udp: bool, sigma: float
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Return ((heatmaps [B, K, h, w], weights [B, K]), launches)."""
+    """Return ((heatmaps [B, K, h, w], weights [B, K]), launches), in the dtype of `keypoints`.
+
+    The parameters are those of `target_arguments`.
+    """
     b, k = keypoints.shape[0], keypoints.shape[-2]
     heatmaps = keypoints.new_empty((b, k, *size))
     weights = keypoints.new_empty((b, k))
