@@ -1,7 +1,11 @@
 """Triton kernels of `layer_norm`: every row is read once and stays in registers.
 
-Forward: a program is one warp for rows of up to 4 KiB. Backward: a bounded number of programs loop over the rows, so
-that the gradients of weight and bias need one partial sum per program and no atomics.
+Forward: a program has one warp if a row, padded to a power of two of channels, has at most 4 KiB. Backward: a bounded
+number of programs loop over the rows, so that the gradients of weight and bias need one partial sum per program and no
+atomics.
+
+Letters: R rows, C channels. s is the input of the norm: x, or x + residual rounded to the dtype of x. The output is
+y = (s - mean) * rstd * weight + bias with rstd = 1 / sqrt(variance + eps).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from vitpose_kernels.launch import Launch, block_size, cdiv, num_bytes
 
-_WARPS = 2048  # of the whole backward grid: about as many as are resident on a GPU at once
+_WARPS = 2048  # warps of all programs of the backward kernel: about as many as are resident on a GPU at once
 
 
 @triton.jit
@@ -22,11 +26,15 @@ def layer_norm_kernel(
     num_rows, stride_xr, stride_rr, eps,
     C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_R rows. residual_ptr is None without a residual, y_ptr is None if only mean and rstd are wanted."""
+    """Normalize BLOCK_R rows, and store mean and rstd of each.
+
+    s_ptr: where to store s; it and residual_ptr are None without a residual. y_ptr: where to store y; it, weight_ptr
+    and bias_ptr are None if only mean and rstd are wanted. stride_xr, stride_rr: of the rows of x and of the residual.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
     in_row = (column < C)[None, :]
-    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row  # one row per program: all exist
+    valid = in_row if BLOCK_R == 1 else (row < num_rows)[:, None] & in_row  # with one row per program every row exists
     out = row[:, None] * C + column[None, :]
     s = tl.load(x_ptr + row[:, None] * stride_xr + column[None, :], valid, other=0.0).to(tl.float32)
     if residual_ptr is not None:
@@ -34,7 +42,7 @@ def layer_norm_kernel(
         rounded = s.to(s_ptr.dtype.element_ty)
         tl.store(s_ptr + out, rounded, valid)
         s = rounded.to(tl.float32)
-    # The rounding error of a mean far from zero matters. The mean of the centered values is that error: correct for it.
+    # The rounding error of a mean far from zero matters. It equals the mean of the centered values, and is corrected.
     coarse = tl.math.div_rn(tl.sum(s, 1), C * 1.0)
     centered = tl.where(in_row, s - coarse[:, None], 0.0)
     missed = tl.math.div_rn(tl.sum(centered, 1), C * 1.0)
@@ -56,9 +64,12 @@ def layer_norm_backward_kernel(
     NEED_INPUT: tl.constexpr, NEED_PARAMETERS: tl.constexpr,
     C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of s for every num_programs-th block of BLOCK_R rows, and their partial sums for weight and bias.
+    """Compute the gradient of s for every num_programs-th block of BLOCK_R rows, starting with the program's index.
 
-    grad_s_ptr: None, or the gradient that reaches s directly (through the residual stream), added to the result.
+    partial_ptr: [2, num_programs, C] float32, the sums over these rows for the gradients of weight and bias.
+    grad_y_ptr: the gradient of y. grad_s_ptr: None, or the gradient that reaches s directly (through the residual
+    stream), added to the result. grad_ptr: the result [R, C], contiguous.
+    NEED_INPUT, NEED_PARAMETERS: whether to compute the gradient of s, and those of weight and bias.
     """
     column = tl.arange(0, BLOCK_C)
     weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
@@ -93,9 +104,10 @@ def layer_norm_backward_kernel(
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """Return ((s, y, mean, rstd), launches) for x and residual [R, C] with contiguous channels.
+    """Return ((s [R, C], y [R, C], mean [R], rstd [R]), launches) for x and residual [R, C] with contiguous channels.
 
-    s is empty without a residual. y is empty without weight and bias: only the statistics are computed.
+    weight and bias are [C]. s is an empty tensor without a residual. If weight and bias are None, y is empty and only
+    the statistics mean and rstd, float32, are computed.
     """
     rows, c = x.shape
     y = x.new_empty(0 if weight is None else x.shape)
@@ -141,9 +153,16 @@ def backward(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Return ((gradient of s, partial gradients of weight and bias [2, programs, C]), launches).
+    """Return ((gradient of s [R, C], partial gradients [2, programs, C] float32), launches).
 
-    A gradient that is not needed is empty.
+    The gradients of weight and bias are the sums of partial[0] and of partial[1] over the programs.
+
+    Args:
+        grad_y: [R, C], the gradient of y.
+        grad_s: [R, C], the gradient that reaches s directly, or None.
+        s, weight, mean, rstd: from the forward pass, [R, C], [C], [R] and [R].
+        need_input: whether to compute the gradient of s; otherwise it is empty.
+        need_parameters: whether to compute the partial gradients; otherwise they are [2, 0, C].
     """
     rows, c = s.shape
     grad_y = _contiguous_channels(grad_y)

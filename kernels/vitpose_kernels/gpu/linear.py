@@ -1,13 +1,15 @@
 """Triton kernels of `linear`, with the tile order, GELU, epilogue and choice of tiles that `split_ffn` shares.
 
-Two kernels have the same epilogue. `linear_kernel` loads through pointers and runs on every GPU; its rows may be
-grouped into samples, and some rows of its weight may come from one of several experts, as `split_ffn` needs.
-`linear_descriptor_kernel` is a persistent kernel that loads through tensor descriptors (TMA), on Hopper and
-data-center Blackwell.
+Letters: x [M, C] has M rows (tokens) of C inputs, weight [F, C] has F outputs, the columns of the result [M, F].
+
+Two kernels have the same epilogue. `linear_kernel` loads through pointers and runs on every GPU. Its rows may be
+grouped into samples of num_tokens rows each, and the last columns of the result may be computed with the weight of an
+expert that is chosen for each sample, as `split_ffn` needs. `linear_descriptor_kernel` is a persistent kernel that
+loads through tensor descriptors (TMA), on Hopper and data-center Blackwell.
 
 A tile has BLOCK_M + TAIL rows, computed as two products that share one tile of the weight. 128 + 64 = 192 rows are the
 tokens of a 256 x 192 image, so that a tile can be one sample; such tiles also fill 132 multiprocessors better than
-tiles of a power of two.
+tiles whose number of rows is a power of two.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 @triton.jit
 def normal_cdf(x):
-    """Upper tail of the standard normal distribution at |x|, for fp32 x.
+    """Compute the upper tail of the standard normal distribution at |x|, for fp32 x.
 
-    Returns (a, q, e): a = min(|x|, 16), q = P(Z > a) for a standard normal Z, e = exp(-a^2 / 2).
+    Returns (a, q, e): a = min(|x|, 16), q = P(Z > a) for a standard normal Z, e = exp(-a^2 / 2). NaN gives NaN.
 
     q = e t (c1 + c2 t + ... + c5 t^4), t = 1 / (1 + p a): Hastings' form (Abramowitz and Stegun 7.1.26), refitted so
-    that q max(a, 1) is within 9.1e-8 everywhere. In fp32 this is as accurate as erf, with half the instructions.
+    that the error of q max(a, 1) is at most 9.1e-8. In fp32 this is as accurate as erf, with half the instructions.
     """
     a = tl.minimum(tl.abs(x), 16.0, propagate_nan=tl.PropagateNan.ALL)
     t = 1.0 / (1.0 + 0.33298835 * a)
@@ -42,7 +44,7 @@ def normal_cdf(x):
 
 @triton.jit
 def gelu(x):
-    """Exact (erf) GELU of fp32 values, x P(Z < x), within 1.3e-7 + half a rounding step of the true value."""
+    """Return the exact (erf) GELU x P(Z < x) of fp32 values, within 1.3e-7 + half a rounding step of the true value."""
     a, q, _ = normal_cdf(x)
     return tl.maximum(x, 0.0) - a * q
 
@@ -57,7 +59,7 @@ def gelu_and_slope(x):
 
 @triton.jit
 def tile_order(pid, blocks_m, blocks_n, GROUP: tl.constexpr):
-    """Return (block of rows, block of columns) of a tile.
+    """Return (block of rows, block of columns) of tile number `pid` of a result of blocks_m x blocks_n tiles.
 
     Consecutive tiles run down GROUP blocks of rows before they move on to the next block of columns, so that the
     operands that they share stay in L2.
@@ -70,7 +72,7 @@ def tile_order(pid, blocks_m, blocks_n, GROUP: tl.constexpr):
 
 @triton.jit
 def load(block, inside, EVEN: tl.constexpr):
-    """Load a tile of pointers, with zeros where not `inside`. EVEN: all of it is inside, so that no mask is needed."""
+    """Load a tile through the pointers `block`, with zeros where not `inside`. EVEN: ignore `inside` and load all."""
     if EVEN:
         return tl.load(block)
     else:
@@ -78,13 +80,14 @@ def load(block, inside, EVEN: tl.constexpr):
 
 
 class Epilogue(NamedTuple):
-    """Operands of the epilogue of a product; a step whose pointer is None is skipped.
+    """Operands of the epilogue of a product. A step of the epilogue is skipped if its pointer is None.
 
     Attributes:
-        mean_ptr, rstd_ptr, weight_sums_ptr: statistics of the folded LayerNorm, all or none.
-        residual_ptr, stride_residual: rows to add at the end.
-        before_ptr: where to store the input of the GELU.
-        out_ptr: where to store the result.
+        mean_ptr, rstd_ptr: [M] float32, statistics of the rows for the LayerNorm that is folded into the weight.
+        weight_sums_ptr: [F] float32, sums of the rows of that weight. None if and only if mean_ptr and rstd_ptr are.
+        residual_ptr: [M, F], added after the GELU; stride_residual is the stride of its rows.
+        before_ptr: [M, F], where to store the input of the GELU.
+        out_ptr: [M, F], where to store the result; never None.
     """
 
     mean_ptr: tl.tensor
@@ -98,7 +101,11 @@ class Epilogue(NamedTuple):
 
 @triton.jit
 def finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU: tl.constexpr):
-    """Epilogue for the rows `row + r` (valid: r < left) of a product: folded LayerNorm, bias, GELU, residual, store."""
+    """Apply the epilogue to a tile of a product: folded LayerNorm, bias, GELU, residual, store.
+
+    acc is the tile, in fp32. Its rows are `row + r`, of which those with r < left exist. Its columns are `column`, of
+    which those below num_columns exist. bias has one number per column. The steps are those of `Epilogue`.
+    """
     keep = (r < left)[:, None] & (column < num_columns)[None, :]
     if epilogue.mean_ptr is not None:
         mean = tl.load(epilogue.mean_ptr + row + r, r < left, 0.0)
@@ -126,10 +133,13 @@ def linear_kernel(
     GELU: tl.constexpr, EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M + TAIL rows of one sample and BLOCK_N columns, loaded through pointers.
+    """Compute a tile of BLOCK_M + TAIL rows of one sample and BLOCK_N columns, loaded through pointers.
 
-    task_ptr: None, or the task of every sample; the last `part` columns are then computed with the expert of that task.
-    ALIGNMENT: bytes to which every row of the weights is aligned.
+    M is num_samples * num_tokens, F is num_columns, and C is num_inputs.
+    task_ptr: None, or the task of every sample. The last `part` columns are then computed with the expert of that task,
+    from expert_weight_ptr [num_tasks, part, C] and expert_bias_ptr [num_tasks, part], and weight_ptr and bias_ptr hold
+    the other F - part columns. A task outside 0..num_tasks - 1 makes the last `part` columns NaN.
+    EVEN_K: C is a multiple of BLOCK_K. ALIGNMENT: bytes to which the rows of both weights are aligned, with task_ptr.
     """
     blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
     block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_columns, BLOCK_N), 8)
@@ -147,7 +157,8 @@ def linear_kernel(
         # Every column reads its row of the weight from the shared part or from the expert of this sample.
         task = tl.load(task_ptr + sample)
         known = (task >= 0) & (task < num_tasks)
-        expert = tl.where(known, task, 0) * part - (num_columns - part)  # its row for column 0, if it had one
+        # Column n reads row `expert + n` of the weights of all experts, [num_tasks * part, C].
+        expert = tl.where(known, task, 0) * part - (num_columns - part)
         poison = tl.where(known, 0.0, float("nan"))
         w_row = tl.where(n < num_columns - part, w_row, expert_weight_ptr + (expert + n) * num_inputs)
         # Selecting between two pointers hides their alignment from the compiler, which would load single elements.
@@ -180,7 +191,7 @@ def linear_kernel(
     if task_ptr is not None:
         mine = (column >= num_columns - part) & (column < num_columns)
         bias += tl.load(expert_bias_ptr + expert + column, mine, 0.0).to(tl.float32)
-        bias += tl.where(mine, poison, 0.0)  # an unknown task has used expert 0: NaN, not a wrong number
+        bias += tl.where(mine, poison, 0.0)  # an unknown task has used expert 0: return NaN instead
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU)
     if TAIL:
@@ -193,7 +204,11 @@ def linear_descriptor_kernel(
     before_ptr, out_ptr, num_rows, num_columns, num_inputs, num_programs, stride_residual,
     GELU: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Every num_programs-th tile of BLOCK_M + TAIL rows and BLOCK_N columns, loaded through tensor descriptors."""
+    """Compute every num_programs-th tile, starting with the program's index, loaded through tensor descriptors.
+
+    A tile has BLOCK_M + TAIL rows and BLOCK_N columns. num_rows, num_columns, num_inputs: M, F and C. x_tail_descriptor
+    loads the last TAIL rows of a tile; it is None if TAIL is 0.
+    """
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     blocks_m = tl.cdiv(num_rows, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_columns, BLOCK_N)
@@ -221,7 +236,10 @@ def linear_descriptor_kernel(
 
 
 class Tiles(NamedTuple):
-    """Shape of the tile of a program, its warps and its pipeline stages."""
+    """Shape of the tiles of a program, its number of warps and its pipeline stages.
+
+    The result has tiles of BLOCK_M + TAIL rows and BLOCK_N columns; BLOCK_K inputs are multiplied at a time.
+    """
 
     BLOCK_M: int
     TAIL: int
@@ -232,19 +250,21 @@ class Tiles(NamedTuple):
 
     @property
     def shape(self) -> dict[str, int]:
-        """The compile-time arguments of a kernel."""
+        """The compile-time arguments of a kernel by name: BLOCK_M, TAIL, BLOCK_N and BLOCK_K."""
         return dict(BLOCK_M=self.BLOCK_M, TAIL=self.TAIL, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
 
 
 def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arch: int, processors: int) -> Tiles:
-    """Choose tiles by a cost model for `sections` products of rows x columns; a tile belongs to one section.
+    """Choose tiles by a cost model, for `sections` products with a result of `rows` x `columns` each.
 
-    The time is the number of waves of tiles over the multiprocessors, times the cost of a tile: its multiply-adds, plus
+    Sections are samples or experts; a tile belongs to one of them. `processors` is the number of multiprocessors.
+
+    The cost is the number of waves of tiles over the multiprocessors, times the cost of a tile: its multiply-adds plus
     its loads from L2, where one element costs as much as about 64 multiply-adds. Large tiles therefore win, unless they
     leave few tiles for the last wave. The model is not fitted to measurements.
     """
     shapes = [(128, 64, 128), (128, 0, 128), (128, 0, 64), (64, 0, 64)]  # BLOCK_M, TAIL, BLOCK_N
-    if dtype == torch.float32:  # tf32x3: three products for one, and the remainders of both operands in registers
+    if dtype == torch.float32:  # tf32x3 keeps the remainders of both operands in registers: use smaller tiles
         shapes = shapes[2:]
 
     def cost(shape: tuple[int, int, int]) -> int:
@@ -256,32 +276,32 @@ def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arc
     if dtype == torch.float32:
         return Tiles(m, tail, n, 32, num_warps, 3)
     chip = usual_chip(arch)
-    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # 4 spill there
+    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # 4 stages spill there
     return Tiles(m, tail, n, 64 if chip.has_large_shared_memory else 32, num_warps, stages)
 
 
 def has_address(x: Tensor) -> bool:
-    """Whether `x` is a tensor in memory or on the meta device, rather than a tensor that is being traced."""
+    """Return whether `x` is a plain tensor or parameter (also on the meta device), and not a tensor being traced."""
     return type(x) in (Tensor, torch.nn.Parameter)
 
 
 def address(x: Tensor) -> int:
-    """Address of `x`; while tracing, its offset in bytes in its storage, which is aligned to 16 bytes."""
+    """Return the address of `x`; while tracing, its offset in bytes in its storage, which is aligned to 16 bytes."""
     return x.data_ptr() if has_address(x) else int(x.storage_offset()) * x.element_size()
 
 
 def alignment(*tensors: Tensor) -> int:
-    """Return 16 if the rows of all `tensors` (contiguous) are aligned to 16 bytes, else the size of an element."""
+    """Return the alignment in bytes of the rows of all `tensors` (contiguous): 16, or else the size of an element."""
     size = tensors[0].element_size()
     return 16 if all((address(t) | t.shape[-1] * size) % 16 == 0 for t in tensors) else size
 
 
 def takes_descriptors(x: Tensor, weight: Tensor, arch: int) -> bool:
-    """Whether the product of x [M, C] and weight [F, C] is loaded through tensor descriptors.
+    """Return whether x [M, C] and weight [F, C] are loaded through tensor descriptors.
 
-    This requires Hopper or data-center Blackwell, a 16-bit dtype, and rows aligned to 16 bytes. A descriptor contains
-    the address of its tensor, which does not exist while tracing (nor does PyTorch record descriptors), so compiled
-    models load through pointers.
+    This requires Hopper or data-center Blackwell, a 16-bit dtype, rows aligned to 16 bytes, and that neither tensor is
+    empty. A descriptor contains the address of its tensor, which does not exist while tracing (nor does PyTorch record
+    descriptors), so compiled models load through pointers.
     """
     if not usual_chip(arch).has_descriptors or x.element_size() != 2 or not x.numel() or not weight.numel():
         return False
@@ -298,9 +318,15 @@ def forward(
     arch: int,
     before: Tensor | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (out [M, F], launches) for x [M, C], weight [F, C] and residual [M, F] with contiguous rows.
+    """Return (out [M, F], launches). `out` has the dtype of the residual, or without a residual that of x.
 
-    before: [M, F], filled with the input of the GELU; None if it is not wanted.
+    Args:
+        x, weight: [M, C] and [F, C], with contiguous channels.
+        bias: [F], or None.
+        gelu: whether to apply the GELU.
+        residual: [M, F] with contiguous channels, added after the GELU, or None.
+        norm: (mean [M], rstd [M], weight_sums [F]) of the folded LayerNorm (see `Epilogue`), or None.
+        before: [M, F], contiguous, which the launch fills with the input of the GELU, or None.
     """
     (m, c), f = x.shape, weight.shape[0]
     out = x.new_empty((m, f), dtype=x.dtype if residual is None else residual.dtype)

@@ -1,7 +1,10 @@
 """Triton kernel of `patch_embed`: one matrix product whose left operand is gathered from the images (implicit GEMM).
 
-A row of a patch begins at column 16 i - 2 (stride 16) or 8 i - 4 (stride 8), which is aligned to 4 or 8 bytes in 16-bit
-dtypes, so contiguous images are loaded in copies of that size. Channels-last images are loaded value by value.
+Letters: B batch, N tokens (patches) per image, C channels of a token. A patch has 3 x 16 x 16 = 768 values.
+
+A row of the patch in column i of the grid begins at image column 16 i - 2 (stride 16) or 8 i - 4 (stride 8). In 16-bit
+dtypes this is aligned to 4 or 8 bytes, so contiguous images are loaded in copies of that size. Channels-last images are
+loaded value by value.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ def patch_embed_kernel(
     STRIDE: tl.constexpr, PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M tokens and BLOCK_N channels."""
-    # Consecutive programs compute the channel blocks of one block of tokens: they gather the same pixels from L2.
+    """Compute a tile of BLOCK_M tokens and BLOCK_N channels; num_rows is B * N, the tokens of all images."""
+    # Consecutive programs compute the blocks of channels of one block of tokens: they gather the same pixels from L2.
     blocks_n = tl.cdiv(channels, BLOCK_N)
     n = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = (tl.program_id(0) // blocks_n).to(tl.int64) * BLOCK_M
@@ -64,9 +67,10 @@ def patch_embed_kernel(
 
 
 def tiles(rows: int, channels: int, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens; BLOCK_K is a multiple of 16 pixels.
+    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens (of all images) and `channels` channels.
 
-    No shape of a released model spills registers.
+    BLOCK_K is a multiple of 16, so that a block holds whole rows of a patch. No shape of a released model spills
+    registers.
     """
     if dtype == torch.float32:
         return 64, block_size(channels, high=128), 32, 8, 3
@@ -86,7 +90,16 @@ def forward(
     padding: int,
     arch: int,
 ) -> tuple[Tensor, list[Launch]]:
-    """Return (tokens [B, N, C], launches) for a grid of N = rows * columns tokens."""
+    """Return (tokens [B, N, C] in the dtype of `weight`, launches).
+
+    Args:
+        images: [B, 3, height, width], any strides.
+        weight: [C, 3, 16, 16].
+        bias: [C].
+        position: [N, C], added to the tokens.
+        grid: (rows, columns) of patches, N = rows * columns.
+        stride, padding: of the convolution, in pixels.
+    """
     b, channels = images.shape[0], weight.shape[0]
     tokens = grid[0] * grid[1]
     out = weight.new_empty((b, tokens, channels))

@@ -1,10 +1,14 @@
 """Triton kernels of `split_ffn`, the feed-forward network with a shared part and one expert per task.
 
+Letters: B samples, N tokens, C channels, F hidden channels, T tasks, P expert channels. The weight of the second layer
+(fc2) has C rows: C - P shared rows, shared_weight [C - P, F], then P rows of the expert of the sample's task, from
+expert_weight [T, P, F]. `before` [B, N, F] is the input of the GELU, `hidden` [B, N, F] its output.
+
 Forward: two products of `linear`; the second uses the expert of each sample.
 
-Backward: `before_gradient_kernel` propagates the gradient through fc2 and the GELU; like the forward pass, it reads
-shared rows of the weight and rows of one expert. `expert_gradient_kernel` sums the weight gradient of each expert over
-the samples of its task. The remaining gradients are plain matrix products, left to PyTorch.
+Backward: `before_gradient_kernel` propagates the gradient through fc2 and the GELU. `expert_gradient_kernel` sums the
+weight gradient of each expert over the samples of its task. The remaining gradients are plain matrix products, left to
+PyTorch.
 """
 
 from __future__ import annotations
@@ -30,9 +34,10 @@ from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
 
 @triton.jit
 def finish_before_gradient(acc, r, row, left, first_column, num_hidden, before_ptr, d_before_ptr, hidden_ptr):
-    """Epilogue for rows `row + r` (valid: r < left): multiply by the derivative of the GELU, store; store the GELU too.
+    """Multiply a tile by the derivative of the GELU, store it as the gradient of `before`; store `hidden` if wanted.
 
-    hidden_ptr: None if the value of the GELU is not wanted.
+    acc is the tile of the gradient of `hidden`, in fp32. Its rows are `row + r`, of which those with r < left exist.
+    Its columns start at first_column; those below num_hidden exist. hidden_ptr is None if `hidden` is not wanted.
     """
     BLOCK_M: tl.constexpr = acc.shape[0]
     HALF: tl.constexpr = acc.shape[1] // 2
@@ -60,7 +65,12 @@ def before_gradient_kernel(
     EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input of the GELU: a tile of BLOCK_M + TAIL rows of one sample and BLOCK_N hidden channels."""
+    """Compute the gradient of `before` for BLOCK_M + TAIL tokens of one sample and BLOCK_N hidden channels.
+
+    grad_ptr: [B, N, C], the gradient of the output. hidden_ptr: where to store the GELU of `before`, or None. The
+    gradient of a sample whose task is outside 0..T - 1 is NaN. `part`: P. EVEN_K: C is a multiple of BLOCK_K.
+    ALIGNMENT: bytes to which every row of both weights is aligned.
+    """
     blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
     block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_hidden, BLOCK_N), 8)
     sample = block_m // blocks
@@ -92,7 +102,7 @@ def before_gradient_kernel(
             acc_tail = tl.dot(g_tail, w, acc_tail, input_precision="tf32x3")
         g_block += BLOCK_K
         g_tail_block += BLOCK_K
-    poison = tl.where(known, 0.0, float("nan"))  # an unknown task has used expert 0: NaN, not a wrong number
+    poison = tl.where(known, 0.0, float("nan"))  # an unknown task has used expert 0: return NaN instead
     finish_before_gradient(
         acc + poison, r, row, left, block_n * BLOCK_N, num_hidden, before_ptr, d_before_ptr, hidden_ptr
     )
@@ -107,9 +117,10 @@ def expert_gradient_kernel(
     grad_ptr, hidden_ptr, order_ptr, starts_ptr, d_weight_ptr, num_tokens, num_channels, num_hidden, part,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Weight gradient of one expert: a tile of BLOCK_M + TAIL output channels and BLOCK_N hidden channels.
+    """Compute the weight gradient of one expert for BLOCK_M + TAIL of its channels and BLOCK_N hidden channels.
 
-    order_ptr: the samples sorted by task; the samples of task t are at starts[t] to starts[t + 1].
+    order_ptr: [B], the samples sorted by task. starts_ptr: [T + 1]; the samples of task t are order[starts[t]] to
+    order[starts[t + 1] - 1]. The gradient is 0 if there are none. `part`: P.
     """
     blocks_m = tl.cdiv(part, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_hidden, BLOCK_N)
@@ -166,7 +177,17 @@ def forward(
     save: bool,
     arch: int,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Return ((out [B, N, C], input of the GELU [B, N, F], empty unless `save`), launches); tensors are contiguous."""
+    """Return ((out [B, N, C], `before` [B, N, F]), launches). All tensors must be contiguous.
+
+    Args:
+        x: [B, N, C].
+        fc1_weight, fc1_bias: [F, C] and [F].
+        shared_weight, shared_bias: [C - P, F] and [C - P].
+        expert_weight, expert_bias: [T, P, F] and [T, P].
+        task: int64 [B].
+        residual: [B, N, C], added to the output, which takes its dtype; or None.
+        save: whether to store `before`; otherwise an empty tensor is returned for it.
+    """
     (b, n, c), (t, p, f) = x.shape, expert_weight.shape
     before = x.new_empty((b, n, f) if save else 0)
     rows = x.view(b * n, c)
@@ -223,9 +244,14 @@ def backward(
     wanted: Sequence[bool],
     arch: int,
 ) -> tuple[tuple[Tensor | None, Tensor | None, Tensor | None], list[Launch]]:
-    """Return ((gradient of `before`, GELU of `before`, gradient of the expert weights), launches).
+    """Return ((gradient of `before`, GELU of `before`, gradient of expert_weight), launches).
 
-    wanted: whether to compute each of the three; None is returned for the others.
+    Args:
+        grad: [B, N, C], the gradient of the output.
+        before: [B, N, F], from the forward pass.
+        shared_weight, expert_weight, task: as in the forward pass.
+        wanted: whether to compute each of the three results; None is returned for the others. The third is computed
+            only if the second is wanted too.
     """
     (b, n, c), (t, p, f) = grad.shape, expert_weight.shape
     processors = multiprocessors(grad, arch)
@@ -289,7 +315,7 @@ def backward(
                 (t * cdiv(p, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N),),
                 arguments,
                 tiles.num_warps,
-                2 * tiles.num_stages - 1,  # rows are loaded half of the stages after their index in `order`
+                2 * tiles.num_stages - 1,  # a row is loaded half of the stages after its index
                 flops=2 * b * n * p * f,
                 bytes=num_bytes(grad) * p // c + num_bytes(hidden, d_expert),
             )
