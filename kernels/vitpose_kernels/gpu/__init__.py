@@ -1,7 +1,15 @@
-"""Triton kernels, one file per op and named after it.
+"""Triton kernels. Every op has a file with its name; `attention` has four more, and `aot` compiles all of them.
 
-A file of this package is imported when its op first launches a kernel and never earlier, so that the PyTorch references
-run without triton.
+An op imports its file here inside the function that builds its launches, not at module level, so that the PyTorch
+references run without triton.
+
+The functions named `forward` and `backward` allocate outputs and return (outputs, launches). They launch nothing:
+`launch.run` runs the `Launch` values, or records them. `arch` is a compute capability times ten, such as 90.
+
+Terms:
+  * A program is one instance of a kernel, a CUDA thread block; its index is `tl.program_id(0)`.
+  * A tile is the block of rows and columns that a program holds at a time. The constants `BLOCK_...` are its sizes.
+  * `..._ptr` is the address of a tensor, `stride_...` a stride in elements.
 
 Kernels are launched with scalars, pointers and strides, and build structured values (`NamedTuple`s and tuples of
 tensors) from them in their first lines. Triton would accept such tuples as launch arguments, compiled ahead of time or

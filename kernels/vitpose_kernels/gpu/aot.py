@@ -1,9 +1,12 @@
 """Ahead-of-time compilation of kernel launches for any GPU architecture, without a GPU.
 
 Measures what each kernel uses: registers, register spills, shared memory and tensor-core instructions. The calls of
-`calls.py` run on the meta device, and their launches take the same path as on a GPU (`JITFunction.warmup`), with a stub
-in place of the GPU driver. The compiler, cuobjdump and nvdisasm inside the triton package are all that is needed.
-Does not work in a process that runs Triton's interpreter.
+`calls.py` run on the meta device, which records their launches. A recorded kernel is then compiled by the code that
+compiles it on a GPU (`JITFunction.warmup`), with a stub in place of the GPU driver. This needs only the compiler,
+cuobjdump and nvdisasm, which are inside the triton package. It does not work in a process that runs Triton's
+interpreter.
+
+Everywhere in this module, `arch` is a compute capability times ten (80, 90, ...).
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from vitpose_kernels.sizes import Model
 _TENSOR_CORES = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
 
 
-# (kernel, arch, constants, bytes, reason): register spills that are known and accepted.
+# Register spills that are known and accepted: (kernel, arch, constants, bytes per thread, reason). An entry applies to
+# every specialization of the kernel whose compile-time constants include `constants`.
 KNOWN_SPILLS: tuple[tuple[str, int, dict[str, Any], int, str], ...] = (
     (
         "window_backward",
@@ -45,7 +49,7 @@ KNOWN_SPILLS: tuple[tuple[str, int, dict[str, Any], int, str], ...] = (
 
 
 def known_spill(src: Source, arch: int) -> int:
-    """Return how many bytes a kernel may spill on an architecture: 0 unless `KNOWN_SPILLS` lists it."""
+    """Return how many bytes per thread a kernel may spill on an architecture: 0 unless `KNOWN_SPILLS` lists it."""
     for kernel, chip, wanted, size, _ in KNOWN_SPILLS:
         if (src.kernel, arch) == (kernel, chip) and wanted.items() <= src.constants.items():
             return size
@@ -53,9 +57,10 @@ def known_spill(src: Source, arch: int) -> int:
 
 
 def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, Launch]]:
-    """Yield every distinct launch of an op for the shapes of a model, as ("attention window+shift+pool", launch).
+    """Yield every distinct launch of an op for the shapes of a model, as ("attention window+shift+pool 8x8", launch).
 
-    A launch that several calls share (training repeats launches of inference) is yielded once.
+    Launches with equal `Source`, grid, FLOPs and bytes (training repeats launches of inference) are yielded once, with
+    the label of the first call that makes them. `dtype` is the dtype of the network's tensors. Nothing is compiled.
     """
     seen = set()
     for call in calls(op, model, Draw("meta", dtype)):
@@ -69,27 +74,33 @@ def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tu
 
 
 class Pointer(NamedTuple):
-    """A tensor as the compiler sees it: its dtype, and whether its address is a multiple of 16 bytes."""
+    """A tensor as the compiler sees it: its dtype, and whether its address is a multiple of 16 bytes.
+
+    The address is judged by the offset of the tensor in its storage, because meta tensors have none.
+    """
 
     dtype: torch.dtype
     aligned: bool
 
 
 class Descriptor(NamedTuple):
-    """A host-side tensor descriptor as the compiler sees it."""
+    """A tensor descriptor made on the host (for TMA loads) as the compiler sees it: its dtype and the tile it loads."""
 
     dtype: torch.dtype
     block_shape: tuple[int, ...]
 
 
 class Source(NamedTuple):
-    """Everything that determines the compiled code of a kernel.
+    """Everything that determines the compiled code of a kernel, except for the architecture.
 
     Plain data, so that it can be compared and sent to another process.
 
     Attributes:
-        arguments: (name, value) for every parameter. Constants keep their values, tensors become `Pointer` or
-            `Descriptor`, and a number is replaced by one representative of all numbers that give the same code.
+        module, kernel: names of the module and of the kernel in it.
+        arguments: (name, value) for every parameter of the kernel, in order. `tl.constexpr` parameters keep their
+            values; the other arguments are replaced by `_representative`: a tensor by a `Pointer`, a tensor descriptor
+            by a `Descriptor`, a number by one number for which Triton generates the same code.
+        num_warps, num_stages: launch options of Triton.
     """
 
     module: str
@@ -100,22 +111,26 @@ class Source(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Compile-time constants by name: `tl.constexpr` parameters, None, and integers equal to 1."""
+        """Compile-time constants by name: `tl.constexpr` parameters, and arguments that are None or the integer 1.
+
+        An integer 1 is included even if the kernel excludes its parameter from specialization (`do_not_specialize`).
+        """
         kernel = _kernel(self)
         constant = {p.name for p in kernel.params if p.is_constexpr}
         return {n: v for n, v in self.arguments if n in constant or v is None or (type(v) is int and v == 1)}
 
 
 class Resources(NamedTuple):
-    """Resources that one program of a kernel uses.
+    """Resources that a compiled kernel uses.
 
     Attributes:
-        registers: per thread.
-        spills: bytes per thread of spilled registers.
-        shared: bytes of shared memory.
-        tensor_cores: the instruction that feeds them: "mma", "wgmma", "tcgen05", or "" for none.
+        registers: registers per thread.
+        spills: bytes of spilled registers per thread.
+        shared: bytes of shared memory per program.
+        tensor_cores: the kernel's matrix instruction, "mma", "wgmma" or "tcgen05"; "" if it does not use tensor cores.
         has_dot: whether the kernel contains a `tl.dot`.
-        error: why the kernel does not compile (all other fields keep their defaults then), or "".
+        error: the end of the error message if the kernel does not compile; all other fields keep their defaults then.
+            Otherwise "".
     """
 
     registers: int = 0
@@ -127,7 +142,10 @@ class Resources(NamedTuple):
 
 
 def source(launch: Launch) -> Source:
-    """Return the specialization that Triton compiles for the arguments of a launch."""
+    """Return the `Source` of a launch: the specialization that Triton compiles for its arguments.
+
+    Raises AssertionError if an argument is not a parameter of the kernel.
+    """
     parameters = launch.kernel.params
     unknown = launch.arguments.keys() - {p.name for p in parameters}
     assert not unknown, f"{launch.kernel.__name__} has no parameter {unknown}"
@@ -138,7 +156,11 @@ def source(launch: Launch) -> Source:
 
 
 def _representative(value: Any) -> Any:
-    """Map an argument to one representative of all arguments for which Triton generates the same code."""
+    """Map an argument to a representative of arguments for which Triton generates the same code.
+
+    Two floats always have the same representative. Two integers have the same one if both are 1, or if neither is 1,
+    both or neither are multiples of 16, and both or neither need 64 bits. Booleans and None stay as they are.
+    """
     if isinstance(value, Tensor):
         return Pointer(value.dtype, value.storage_offset() * value.element_size() % 16 == 0)
     if isinstance(value, TensorDescriptor):
@@ -152,7 +174,10 @@ def _representative(value: Any) -> Any:
 
 
 def _example(value: Any) -> Any:
-    """Return an actual argument of the kind that `value` represents."""
+    """Return an actual argument whose `_representative` is `value`.
+
+    A small CPU tensor for a `Pointer`, a tensor descriptor for a `Descriptor`, and `value` itself otherwise.
+    """
     if isinstance(value, Pointer):
         return torch.empty(32, dtype=value.dtype)[0 if value.aligned else 1 :]
     if isinstance(value, Descriptor):
@@ -161,7 +186,7 @@ def _example(value: Any) -> Any:
 
 
 class _Driver:
-    """Stub for the driver of a GPU that is not present: answers everything that Triton asks before a launch."""
+    """Stub for the driver of a GPU that is not present. It has everything that Triton calls before a launch."""
 
     launcher_cls = None
 
@@ -186,10 +211,10 @@ def _kernel(src: Source) -> Any:
 
 
 def compile_source(src: Source, arch: int) -> CompiledKernel:
-    """Compile a kernel for a compute capability (80, 90, ...) through the code path of a launch.
+    """Compile a kernel for an architecture as a launch would, or read it from Triton's on-disk cache.
 
-    The result is therefore the program that runs on the GPU, and Triton's on-disk cache keeps it. The kernel is
-    compiled, or read from that cache; nothing is launched and no GPU is needed.
+    The result is the code that a launch would run, and is stored in the cache, where a launch finds it. Nothing is
+    launched and no GPU is needed. Errors of the compiler are raised.
     """
     before = getattr(driver, "_active", None)  # `driver.active` itself would search for a GPU
     driver.set_active(_Driver(arch))
@@ -201,13 +226,13 @@ def compile_source(src: Source, arch: int) -> CompiledKernel:
 
 
 def build_launcher(compiled: CompiledKernel) -> bool:
-    """Build the C function that launches a kernel, if this version of Triton compiles one per signature.
+    """Build the C function that launches a kernel, if this version of Triton needs one for each kernel signature.
 
-    Triton 3.6 compiles it at the first launch of a kernel (gcc, a quarter of a second); later versions use one function
-    for all kernels. Needs the CUDA driver library, but no GPU.
+    Triton 3.6 otherwise builds this function at the first launch of the kernel (with gcc, in a quarter of a second).
+    Later versions use one function for all kernels: then nothing is done. Needs the CUDA driver library, but no GPU.
 
     Returns:
-        Whether a launcher was built.
+        Whether a function was built.
     """
     nvidia = importlib.import_module("triton.backends.nvidia.driver")
     if not hasattr(nvidia, "make_launcher"):
@@ -217,7 +242,7 @@ def build_launcher(compiled: CompiledKernel) -> bool:
 
 
 def measure_source(src: Source, arch: int) -> Resources:
-    """Compile a kernel and return what it uses; a compile error is returned in `Resources.error`."""
+    """Compile a kernel for an architecture and return what it uses; `Resources.error` says why it does not compile."""
     try:
         compiled = compile_source(src, arch)
     except Exception as error:  # the compiler and the traced code may raise anything
@@ -228,9 +253,10 @@ def measure_source(src: Source, arch: int) -> Resources:
 
 
 def _registers_and_spills(cubin: bytes) -> tuple[int, int]:
-    """Return (registers per thread, spilled bytes per thread).
+    """Return (registers per thread, spilled bytes per thread) of the compiled code `cubin`.
 
-    ptxas may reserve a stack that no instruction uses. The stack counts as spilled only if one accesses it (STL, LDL).
+    The spilled bytes are the size of the stack if an instruction accesses it (STL, LDL), otherwise 0: ptxas may reserve
+    a stack that no instruction uses.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
