@@ -13,6 +13,7 @@ from PIL import Image
 import vitpose_fast as vp
 from vitpose_fast.__main__ import main
 from vitpose_training.data.read import read_labels
+from vitpose_training.distributed import World
 from vitpose_training.evaluation.validate import evaluate, evaluate_labels
 
 COCO = vp.KEYPOINT_SETS["coco"]
@@ -240,3 +241,18 @@ def test_failures_print_one_line(data, model, capsys, files, options, message):
     assert run(*options) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_metric_that_fails_on_rank_0_fails_everywhere(data, model):
+    """Else the other ranks would wait for numbers that never come."""
+
+    class RankOne(World):
+        def gather(self, value):
+            heard.append(value)
+            return ["rank 0 cannot score" if value is None else value, value]
+
+    heard: list = []
+    labels = [read_labels("coco", *data([person(1, 1)])[0])]
+    with pytest.raises(ValueError, match="rank 0 cannot score"):
+        evaluate_labels(model, labels, world=RankOne(torch.device("cpu"), rank=1, size=2))
+    assert heard[-1] is None  # this rank did not fail itself

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from vitpose_training.run.config import TrainConfig
-from vitpose_training.run.tracking import Meter, MetricsFile, Quarantine, TensorBoard, Wandb, memory_in_use
+from vitpose_training.run.tracking import (
+    Meter,
+    MetricsFile,
+    Quarantine,
+    TensorBoard,
+    Wandb,
+    memory_in_use,
+    start_records,
+)
 
 
 class FakeTracker:
@@ -72,6 +80,12 @@ def test_the_meter_measures_since_the_last_row(monkeypatch):
     assert (row["images_per_s"], row["data_wait"], row["mfu"]) == (10, 0.2, 0.02)
     meter.images, now[0] = 10, 106.0
     assert meter.row(waited=1.5)["data_wait"] == 0.5
+    meter.images, now[0] = 30, 109.0  # three seconds, then an evaluation that takes a minute, and another three
+    with meter.paused():
+        now[0] = 169.0
+    now[0] = 172.0
+    row = meter.row(waited=4.5)
+    assert (row["images_per_s"], row["data_wait"]) == (5, 0.5)
     assert "mfu" not in Meter(torch.device("cpu"), 1.0, None).row(0)
     assert memory_in_use(torch.device("cpu")) > 2**24  # Python and torch alone need more
 
@@ -94,3 +108,15 @@ def test_a_missing_package_is_reported_in_one_line(tmp_path, monkeypatch, kind, 
     name = module.split(".")[-1]
     with pytest.raises(ImportError, match=f"--track {name} needs the package {name}: pip install {name}"):
         kind(tmp_path, TrainConfig())
+
+
+def test_a_missing_tracker_leaves_the_earlier_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = TrainConfig(out=tmp_path, overwrite=True, track=("wandb",))
+    (tmp_path / "states").mkdir()
+    for file in ("states/state-4.pt", "quarantine.jsonl", "config.json", "metrics.jsonl"):
+        (tmp_path / file).write_text("old")
+    with pytest.raises(ImportError, match="pip install wandb"):
+        start_records(config, 0)
+    assert {p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {"old"}
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 4

@@ -121,7 +121,7 @@ def evaluate_labels(
     results include every person whose image and box can be used.
 
     Every process of `world` must call this. Each predicts the poses in a share of the images, and all return the same
-    values. If the metric raises ValueError, only rank 0 raises it, and the other processes wait for rank 0.
+    values. If the metric raises ValueError, every process does.
 
     Args:
         model: The model.
@@ -190,11 +190,12 @@ def evaluate_labels(
     if by_oks and detections is not None:
         results = suppress(results, own.keypoint_set)
     problems = list(dict.fromkeys(p for part in world.gather(problems) for p in part))
-    metrics: dict[str, float] = {}
-    if world.first:
-        metrics = score(labels, suppress(results, own.keypoint_set) if by_oks and detections is None else results)
-    metrics = world.gather(metrics)[0]
-    return metrics, results, problems
+
+    def metrics() -> dict[str, float]:
+        return score(labels, suppress(results, own.keypoint_set) if by_oks and detections is None else results)
+
+    by_rank = world.gather(world.agree(lambda: metrics() if world.first else {}))
+    return by_rank[0], results, problems
 
 
 def _row(person: Person) -> Row:

@@ -267,7 +267,7 @@ class Loop:
         metrics: dict[str, float] = {}
         score = 0.0  # of the first task
         self.world.from_first(state.model.buffers())  # evaluate with the BatchNorm statistics that are saved
-        with state.averaged():
+        with self.meter.paused(), state.averaged():
             model = state.whole_model()
             for i, (task, labels) in enumerate(by_task.items()):
                 found, _, left_out = evaluate_labels(
@@ -290,5 +290,4 @@ class Loop:
                     records.metrics.write(row)
                 if best:
                     save_model(model, config.out / "best", overwrite=True)
-        self.meter.start_again()
         return metrics

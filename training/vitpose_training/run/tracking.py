@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,17 +205,17 @@ def start_records(config: TrainConfig, step: int) -> Records:
 
     Raises:
         OSError: the folder cannot be written.
-        ImportError: the package of a tracker is not installed. The other files have been written or removed before.
+        ImportError: the package of a tracker is not installed. Nothing has been written or removed then.
     """
     out = config.out
     make_folder(out)
     remove_leftovers(out)
+    trackers = [TRACKERS[name](out, config) for name in config.track]  # before the earlier run is gone
     if step == 0 and config.overwrite:
         remove_run(out)
     if job():
         write_atomic(out / "job", lambda p: p.write_text(job(), encoding="utf-8"))
     write_atomic(out / "config.json", lambda p: p.write_text(json.dumps(config.to_dict(), indent=1)))
-    trackers = [TRACKERS[name](out, config) for name in config.track]
     metrics = MetricsFile(out / "metrics.jsonl", step, trackers)
     return Records(metrics, Quarantine(out / "quarantine.jsonl", config.max_bad_images))
 
@@ -242,9 +243,9 @@ class Meter:
             waited: seconds that this process has spent waiting for data in total, so far.
 
         Returns:
-            `images_per_s` and, if `peak` is known, `mfu` (a fraction), both since the last call of `row` or
-            `start_again`; `data_wait`, the seconds waited since the last call of `row` as a fraction of this time; and
-            `memory_mib`, the peak since the process started.
+            `images_per_s`; `data_wait`, the fraction of the time spent waiting for data; and, if `peak` is known, `mfu`
+            (a fraction): all since the last call of `row`, without paused time. `memory_mib` is the peak since the
+            process started.
         """
         seconds = max(time.monotonic() - self._since, 1e-9)
         speed = self.images / seconds
@@ -255,9 +256,12 @@ class Meter:
         self.images, self._since, self._waited = 0, time.monotonic(), waited
         return out
 
-    def start_again(self) -> None:
-        """Restart the clock and the image count, to leave out an evaluation. The waiting time is not restarted."""
-        self.images, self._since = 0, time.monotonic()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context manager whose time does not count, for example that of an evaluation."""
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started
 
 
 def memory_in_use(device: torch.device) -> int:
