@@ -1,4 +1,6 @@
-"""Write docs/api.md, the API reference, from the docstrings. With --check only say whether it is up to date.
+"""Write docs/api.md, the API reference, from the docstrings.
+
+With --check nothing is written: the script says whether the page is up to date, and the exit code is 1 if it is not.
 
 Run `python docs/make_api.py` in a checkout after changing a public docstring or signature.
 """
@@ -16,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "training")]
 
 FILE = ROOT / "docs" / "api.md"
-SECTIONS = {  # title -> (module, its public names: those in __all__, or these)
+SECTIONS = {  # title -> (module, names to document; None means all names in its __all__)
     "vitpose_fast": ("vitpose_fast", None),
     "vitpose_fast.functional": ("vitpose_fast.functional", None),
     "vitpose_fast.checkpoints": ("vitpose_fast.checkpoints", ("save_official", "save_hf")),
@@ -26,7 +28,10 @@ HEADINGS = ("Args", "Returns", "Raises", "Yields", "Attributes")
 
 
 def signature(name: str, value: Any) -> str:
-    """Return `name(parameters) -> result`, one parameter per line if it is long."""
+    """Return `name(parameters) -> result` for a function or a class, whose result is left out.
+
+    Above 100 characters, there is one parameter per line.
+    """
     found = inspect.signature(value)
     result = found.return_annotation
     end = f" -> {_written(result)}" if result is not inspect.Signature.empty and not inspect.isclass(value) else ""
@@ -56,7 +61,7 @@ def _default(value: Any) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """Return a docstring as Markdown: the sections of its arguments, results and errors become lists."""
+    """Return a docstring as Markdown: its sections, such as Args, Returns and Raises, become bold titles and lists."""
     out: list[str] = []
     inside = False
     for line in inspect.cleandoc(docstring).splitlines():
@@ -75,7 +80,10 @@ def markdown(docstring: str) -> str:
 
 
 def entry(name: str, value: Any, level: int = 3) -> list[str]:
-    """Return the lines of one function, or of one class with its public methods."""
+    """Return the lines of a function, or of a class with its public methods and `__call__` if they have docstrings.
+
+    `level` is the level of the heading.
+    """
     lines = [f"{'#' * level} `{name}`", "", "```text", signature(name, value), "```", ""]
     lines += [markdown(value.__doc__ or ""), ""]
     if inspect.isclass(value):
@@ -110,6 +118,7 @@ def reference() -> str:
 
 
 def main() -> int:
+    """Run the script and return its exit code."""
     text = reference()
     if "--check" in sys.argv[1:]:
         current = FILE.is_file() and FILE.read_text(encoding="utf-8") == text

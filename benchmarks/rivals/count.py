@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-adds (MACs) of a model, the latter also in the ways of the papers."""
+"""Count the parameters and the multiply-adds (MACs) of a model, the MACs also as the rivals' papers count them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def macs(model: nn.Module, image_size: tuple[int, int], attention: bool = True) 
     """Return the multiply-adds of all matrix products and convolutions for one image.
 
     Args:
+        image_size: (H, W).
         attention: also count the two products of attention (batched products and PyTorch's fused op).
     """
     model, image = _meta(model, image_size)
@@ -35,21 +36,22 @@ def macs(model: nn.Module, image_size: tuple[int, int], attention: bool = True) 
 
 
 def gmacs(model: nn.Module, image_size: tuple[int, int]) -> float:
-    """Return the multiply-adds in units of 10^9."""
+    """Return `macs` for one image in units of 10^9."""
     return macs(model, image_size) / 1e9
 
 
 def binary_gmacs_without_attention(model: nn.Module, image_size: tuple[int, int]) -> float:
-    """Return the multiply-adds of convolutions and linear layers alone, in units of 2^30."""
+    """Return the multiply-adds of convolutions and linear layers alone, for one image in units of 2^30."""
     return macs(model, image_size, attention=False) / 2**30
 
 
 def hrnet_tool(model: nn.Module, image_size: tuple[int, int]) -> float:
     """Return what the counter of the HRNet repository, also used by TokenPose and others, prints as GFLOPs.
 
-    It sums the multiply-adds of convolutions and linear layers in units of 2^30 and does not see the products of
-    attention. The published figures include its two errors: it counts a transposed convolution at the size of its
-    output (4 times too much at stride 2), and a linear layer on [B, N, C] as if it had N input channels.
+    The counter sums the multiply-adds of convolutions and linear layers for one image in units of 2^30, and does not
+    see the products of attention. The published figures include its two errors: it counts a transposed convolution at
+    the size of its output (4 times too much at stride 2), and a linear layer on [B, N, C] as if it had N input
+    channels.
     """
     total = 0
 

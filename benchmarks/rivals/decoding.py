@@ -18,9 +18,14 @@ def why_missing() -> str | None:
 
 
 def mmpose_udp(maps: Tensor, centers: Tensor, scales: Tensor, kernel: int = 11) -> tuple[Tensor, Tensor]:
-    """Decode heatmaps [B, K, h, w] float32 to keypoints [B, K, 2] and scores [B, K].
+    """Decode heatmaps to keypoints float64 [B, K, 2] in image pixels and scores [B, K], the maxima of the maps.
 
     The steps are arg-max, an OpenCV blur of every map, a logarithm and one Newton step.
+
+    Args:
+        maps: float32 [B, K, h, w], on the CPU.
+        centers, scales: [B, 2], centers and sizes of the crops in image pixels.
+        kernel: size of the Gaussian blur, in cells of a map.
     """
     import cv2
 
@@ -52,7 +57,10 @@ def mmpose_udp(maps: Tensor, centers: Tensor, scales: Tensor, kernel: int = 11) 
 
 
 def opencv_crop(image: Tensor, boxes: Tensor, size: tuple[int, int] = (256, 192)) -> Tensor:
-    """Crop and normalize each person with `cv2.warpAffine`: uint8 [h, w, 3] -> [P, 3, H, W] on the image's device."""
+    """Crop and normalize each person with `cv2.warpAffine`: uint8 [h, w, 3] -> [P, 3, H, W] on the image's device.
+
+    `boxes` are [P, 4] (x, y, width, height) in pixels of the image, and `size` is (H, W).
+    """
     import cv2
 
     pixels = image.cpu().numpy()
@@ -68,7 +76,16 @@ def opencv_crop(image: Tensor, boxes: Tensor, size: tuple[int, int] = (256, 192)
 def mmpose_target(
     points: Tensor, visible: Tensor, size: tuple[int, int] = (64, 48), sigma: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Draw UDP Gaussians person by person: [B, K, 2] in pixels of a crop 4x the heatmap's size -> heatmaps, weights."""
+    """Draw UDP Gaussians person by person; return heatmaps [B, K, h, w] and weights [B, K].
+
+    A weight is the visibility, or 0 if the Gaussian's window misses the map. Maps with a weight of 0.5 or less stay 0.
+
+    Args:
+        points: [B, K, 2] in pixels of a crop that is 4 times as large as a heatmap.
+        visible: visibilities [B, K].
+        size: (h, w) of a heatmap.
+        sigma: standard deviation of the Gaussians in cells of a heatmap.
+    """
     h, w = size
     stride = np.array([(4 * w - 1) / (w - 1), (4 * h - 1) / (h - 1)])
     radius = sigma * 3

@@ -11,7 +11,7 @@ from benchmarks.rivals.resnet import resnet
 
 
 def duc(inputs: int, outputs: int, count: int) -> nn.Module:
-    """Build a dense upsampling (DUC) stage: depth to space, then `count` 3x3 convolutions.
+    """Build a dense upsampling (DUC) stage: depth to space, then `count` 3x3 convolutions with BatchNorm and ReLU.
 
     It maps [B, inputs, h, w] to [B, outputs, 2h, 2w].
     """
@@ -25,7 +25,7 @@ class FastPose(nn.Module):
     """FastPose, images [B, 3, H, W] -> heatmaps [B, K, H/4, W/4].
 
     Args:
-        depth: depth of the SE-ResNet.
+        depth: depth of the ResNet with squeeze-and-excitation: 50, 101 or 152.
         num_keypoints: number of keypoints K.
         convolutions: number of convolutions in each upsampling stage.
     """

@@ -9,19 +9,23 @@ from torch.nn import functional as F
 from benchmarks.rivals.hrnet import HighResolutionTrunk
 from benchmarks.rivals.layers import Attend, conv_bn
 
-HEAD_WIDTHS = {32: 32, 78: 39}  # S and B: channels per attention head, in every branch
+HEAD_WIDTHS = {32: 32, 78: 39}  # width of the finest branch (32: S, 78: B) -> channels per attention head, all branches
 
 
 def depthwise_down(inputs: int, outputs: int, relu: bool) -> nn.Module:
-    """Build the layer that halves a map in HRFormer: a depthwise 3x3 convolution and a 1x1 convolution."""
+    """Build the layer that halves a map in HRFormer: a depthwise 3x3 convolution, a 1x1 convolution, and optional ReLU.
+
+    Both convolutions have BatchNorm. The layer maps [B, inputs, h, w] to [B, outputs, h/2, w/2].
+    """
     return nn.Sequential(conv_bn(inputs, inputs, 3, 2, relu=False, groups=inputs), conv_bn(inputs, outputs, relu=relu))
 
 
 class WindowAttention(nn.Module):
-    """Window attention on a centered, zero-padded map with learned relative position: [B, h, w, C] -> [B, h, w, C].
+    """Attention in windows, with learned relative position: [B, h, w, C] -> [B, h, w, C].
 
-    Padding is not masked, as in the original code. The original pose code has the position term commented out; the
-    paper and its other implementations include it.
+    The map is padded with zeros on all sides to a multiple of the window. Padding is not masked, as in the original
+    code. The original pose code has the position term commented out; the paper and its other implementations include
+    it.
     """
 
     def __init__(self, width: int, num_heads: int, window: int = 7) -> None:

@@ -12,20 +12,23 @@ from torch import Tensor, nn
 from benchmarks.rivals.layers import conv_bn
 from benchmarks.rivals.resnet import BasicBlock, bottlenecks
 
-MakeBlock = Callable[[int, int], nn.Module]  # channels, branch -> block
-MakeDown = Callable[[int, int, bool], nn.Module]  # inputs, outputs, relu -> layer that halves a map
+MakeBlock = Callable[[int, int], nn.Module]  # channels, index of the branch (0 is the finest) -> block
+MakeDown = Callable[[int, int, bool], nn.Module]  # inputs, outputs, whether a ReLU follows -> layer that halves a map
 
 
 def convolve_down(inputs: int, outputs: int, relu: bool) -> nn.Module:
-    """Build the layer that halves a map in HRNet: a full 3x3 convolution."""
+    """Build the layer that halves a map in HRNet: a full 3x3 convolution with BatchNorm and optional ReLU."""
     return conv_bn(inputs, outputs, 3, 2, relu)
 
 
 class Exchange(nn.Module):
-    """One module of a stage: every branch runs its blocks and then sums the features that all branches send it.
+    """One module of a stage: every branch runs its blocks, and then sums the resized features of all branches.
+
+    It maps a list of features [B, widths[i], h / 2^i, w / 2^i] to a list of the finest `outputs` of them.
 
     Args:
         widths: channels of the branches, from fine to coarse.
+        block, blocks, down, up_mode: as in `HighResolutionTrunk`.
         outputs: number of branches to compute, counted from the finest.
     """
 
@@ -70,11 +73,11 @@ class HighResolutionTrunk(nn.Module):
 
     Args:
         width: channels of the finest branch; they double from branch to branch.
-        block: makes a block of a branch.
+        block: makes a block from its channels and the index of its branch.
         blocks: number of blocks per branch and module.
         modules: number of modules in stages 2, 3, ...; stage s has s branches.
         bottleneck_blocks: number of blocks in stage 1.
-        down: makes the layer that halves a map.
+        down: makes the layer that halves a map, see `MakeDown`.
         up_mode: `mode` of `nn.Upsample`, which enlarges maps.
     """
 

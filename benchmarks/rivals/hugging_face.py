@@ -22,9 +22,9 @@ def why_missing() -> str | None:
 
 
 def twin(model: ViTPose) -> nn.Module:
-    """Return a `VitPoseForPoseEstimation` with the weights of `model`, which has one head, on the same device.
+    """Return a `VitPoseForPoseEstimation` with the weights of `model`, in evaluation mode on the same device.
 
-    Experts are kept, and attention uses SDPA.
+    `model` must have one head. Its experts are kept. The parameters are float32, and attention uses SDPA.
     """
     import transformers
 
@@ -42,7 +42,10 @@ def twin(model: ViTPose) -> nn.Module:
 
 
 def heatmaps(theirs: nn.Module, images: Tensor, experts: Tensor | None = None) -> Tensor:
-    """Compute heatmaps: images [B, 3, H, W] -> [B, K, h, w]. A ++ model needs `experts`, int64 [B]."""
+    """Compute heatmaps: images [B, 3, H, W] -> [B, K, h, w].
+
+    A ++ model needs `experts`, int64 [B], the index of the task whose expert each image uses.
+    """
     return theirs(images, dataset_index=experts).heatmaps
 
 
@@ -62,7 +65,13 @@ class Decoded:
 
 
 def decode(process: Any, maps: Tensor, boxes: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor]:
-    """Decode heatmaps to keypoints [P, K, 2] in image pixels and scores [P, K]; `boxes` are xywh, a list per image."""
+    """Decode heatmaps of P people to keypoints [P, K, 2] in image pixels and scores [P, K].
+
+    Args:
+        process: the result of `processor`.
+        maps: float32 [P, K, h, w] on the CPU.
+        boxes: for each image a list of its people's boxes [x, y, width, height], in the order of `maps`.
+    """
     people = [p for image in process.post_process_pose_estimation(Decoded(maps), boxes=boxes) for p in image]
     return tuple(torch.stack([torch.as_tensor(p[key]) for p in people]) for key in ("keypoints", "scores"))  # type: ignore[return-value]
 
@@ -75,12 +84,15 @@ def predict(
     flip_pairs: Tensor | None = None,
     experts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Predict keypoints and scores as shown in the documentation of `transformers`.
+    """Predict keypoints [P, K, 2] in image pixels and scores [P, K], as shown in the documentation of `transformers`.
 
     Args:
+        theirs: the model, from `twin`.
+        process: the result of `processor`.
         images: uint8 [h, w, 3] arrays.
-        boxes: xywh boxes of each image.
-        flip_pairs: [n, 2]; if given, heatmaps are averaged with those of the mirrored crop.
+        boxes: for each image a list of its people's boxes [x, y, width, height]; P people in total.
+        flip_pairs: [n, 2], channels that are mirror images of each other. If given, the heatmaps are averaged with the
+            heatmaps of the mirrored crop (flip test).
         experts: int64 [P], the expert of each person in a ++ model.
     """
     parameter = next(theirs.parameters())

@@ -12,7 +12,10 @@ from torch.nn import functional as F
 def conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, relu: bool = True, groups: int = 1
 ) -> nn.Module:
-    """Build a convolution without bias, BatchNorm and optionally ReLU; stride 1 keeps the size of the map."""
+    """Build a convolution without bias, BatchNorm and optionally ReLU.
+
+    It is padded by half the kernel, so that an odd kernel with stride 1 keeps the size of the map.
+    """
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -23,7 +26,8 @@ def conv_bn(
 class Attend(nn.Module):
     """softmax(scale * q k^T + bias) v, written out as in the papers' code or, with `sdpa`, by PyTorch's fused op.
 
-    It is a module, though without parameters, so that `use_sdpa` can find every attention of a model.
+    `scale` is 1 / sqrt(channels of a head). It is a module, though without parameters, so that `use_sdpa` can find
+    every attention of a model.
     """
 
     def __init__(self, sdpa: bool = False) -> None:
@@ -31,7 +35,10 @@ class Attend(nn.Module):
         self.sdpa = sdpa
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Map q [B, H, L, D], k and v [B, H, S, D], and bias broadcastable to [B, H, L, S], to [B, H, L, D]."""
+        """Map q [B, H, L, D], k and v [B, H, S, D], and bias broadcastable to [B, H, L, S], to [B, H, L, D].
+
+        H are attention heads of D channels, L the queries, and S the keys.
+        """
         scale = q.shape[-1] ** -0.5
         if self.sdpa:
             return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=scale)
@@ -40,7 +47,7 @@ class Attend(nn.Module):
 
 
 def use_sdpa(model: nn.Module, sdpa: bool = True) -> nn.Module:
-    """Switch every attention of a rival between the written-out form and PyTorch's fused one. Returns the model."""
+    """Switch every `Attend` in a model to PyTorch's fused op, or back with `sdpa=False`. Returns the model."""
     for module in model.modules():
         if isinstance(module, Attend):
             module.sdpa = sdpa

@@ -11,7 +11,10 @@ def masked_experts(
     x: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, expert_w: Tensor, expert_b: Tensor,
     task: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Sum the outputs of all experts, each times a mask over the samples; arguments as in `functional.split_ffn`."""
+    """Compute `functional.split_ffn` from the same arguments, with every expert on every sample.
+
+    The expert channels are the sum of the outputs of all experts, each times a 0/1 mask of the samples that use it.
+    """
     hidden = F.gelu(F.linear(x, fc1_w, fc1_b))
     chosen = torch.zeros_like(x[..., : expert_w.shape[1]])
     for i, (weight, bias) in enumerate(zip(expert_w, expert_b, strict=True)):

@@ -10,7 +10,10 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class SqueezeExcite(nn.Module):
-    """Gate channels by their mean over the image; in AlphaPose the hidden layer is as wide as the input."""
+    """Multiply each channel by a gate computed from the means of all channels over the map: [B, C, h, w] -> the same.
+
+    The hidden layer of the gate is as wide as its input, as in AlphaPose.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -23,7 +26,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual block of 1x1, 3x3 (with stride s) and 1x1 convolutions: [B, C, h, w] -> [B, 4 * mid, h/s, w/s]."""
+    """Residual block of 1x1, 3x3 (with stride s) and 1x1 convolutions: [B, inputs, h, w] -> [B, 4 * mid, h/s, w/s]."""
 
     def __init__(self, inputs: int, mid: int, stride: int = 1, squeeze: bool = False) -> None:
         super().__init__()
@@ -52,13 +55,19 @@ class BasicBlock(nn.Module):
 
 
 def bottlenecks(inputs: int, mid: int, count: int, stride: int = 1, squeeze: bool = False) -> nn.Module:
-    """Build a stage of `count` blocks; only the first has the stride, the widening and squeeze-and-excitation."""
+    """Build a stage of `count` bottleneck blocks: [B, inputs, h, w] -> [B, 4 * mid, h/stride, w/stride].
+
+    Only the first block has the stride, the change of width, and squeeze-and-excitation if `squeeze`.
+    """
     rest = [Bottleneck(4 * mid, mid) for _ in range(count - 1)]
     return nn.Sequential(Bottleneck(inputs, mid, stride, squeeze), *rest)
 
 
 def resnet(depth: int, squeeze: bool = False) -> nn.Sequential:
-    """Build a ResNet without its classifier: [B, 3, H, W] -> [B, 2048, H/32, W/32]."""
+    """Build a ResNet of depth 50, 101 or 152 without its classifier: [B, 3, H, W] -> [B, 2048, H/32, W/32].
+
+    With `squeeze`, the first block of each stage has squeeze-and-excitation.
+    """
     layers: list[nn.Module] = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
     inputs = 64
     for i, count in enumerate(DEPTHS[depth]):

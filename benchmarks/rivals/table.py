@@ -1,4 +1,4 @@
-"""The systems that Table 12 and Fig. 1 of the ViTPose++ paper compare with, and the figures published for them.
+"""The systems that Table 12 and Fig. 1 of the ViTPose++ paper compare ViTPose with, and the figures published for them.
 
 With the same random weights in every layer, HRNet's trunk, FastPose, TokenPose, TransPose and HRFormer (with its
 position term set to zero) give the outputs of the authors' code up to float rounding.
@@ -28,14 +28,17 @@ class Rival:
     """One row of the table.
 
     Attributes:
-        build: makes the network, with 17 keypoints.
+        name: name of the system, and its image size as height x width.
+        build: makes the network, with 17 keypoints and random weights.
         image_size: (H, W).
         published_params_m: published number of parameters in 10^6.
         published_gmacs: the figure that `source` calls GFLOPs.
-        counting: counts as `source` does; its result is compared with `published_gmacs`.
-        note: how the published figures were counted, and what does not agree.
+        source: where the two published figures are from.
+        counting: (model, image_size) -> the multiply-adds as `source` counts them, to compare with `published_gmacs`.
+        note: how the published figures were counted, and which of them do not agree with the network.
         tolerance: relative tolerance of the multiply-adds. Parameters must agree within 2 %.
-        paper: the row in Table 12 of ViTPose++: params_m, fps, gflops, memory_m, ap; None for a figure it lacks.
+        paper: the row in Table 12 of ViTPose++: params_m (10^6), fps, gflops, memory_m, ap. A value that the table does
+            not give is None.
     """
 
     name: str
@@ -193,7 +196,7 @@ RIVALS: tuple[Rival, ...] = (
 
 
 def rival(name: str) -> Rival:
-    """Return the row with this name.
+    """Return the row of `RIVALS` with this name.
 
     Raises:
         ValueError: there is no such row. The message lists the valid names.

@@ -11,7 +11,7 @@ from benchmarks.rivals.layers import Attend, sine_positions
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer: [B, N, C] -> [B, N, C]."""
+    """Pre-norm transformer layer: N tokens of C channels, [B, N, C] -> [B, N, C]."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class TokenPoseL(nn.Module):
         width: channels of a token.
         num_heads: number of attention heads.
         mlp_ratio: hidden channels of the MLPs over `width`.
-        patch: pixels of the HRNet features in a token, (rows, columns).
+        patch: (rows, columns) of HRNet's feature map that make up a token.
     """
 
     def __init__(

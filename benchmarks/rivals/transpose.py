@@ -9,7 +9,10 @@ from benchmarks.rivals.layers import Attend, sine_positions
 
 
 class Layer(nn.Module):
-    """Post-norm transformer layer of DETR, with positions added to queries and keys only: [B, N, C] -> [B, N, C]."""
+    """Post-norm transformer layer of DETR: N tokens of C channels, [B, N, C] -> [B, N, C].
+
+    `positions` [N, C] are added to the input of queries and keys, but not of values.
+    """
 
     def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
