@@ -1,13 +1,14 @@
 """`vitpose-fast bench --budget SECONDS --out DIR`: check the kernels and measure within a time budget.
 
-A run is a list of steps, the most important first. Each step runs in its own process group with a hard time limit: a
-step that fails, hangs or loses the device costs one line in the summary, and the next step starts. The runner itself
-never touches the device. Every measurement is written to disk at once, as one line of JSON, so a kill at any moment
-loses only the measurement in progress.
+A run is a list of steps, by default the most important first. Each step runs in its own process group with a hard
+time limit. If a step fails, hangs or loses the device, its line in the summary says so, and the next step starts. The
+process that starts the steps never uses the device itself. Each checked kernel call and each measured benchmark case
+is appended to a file at once, as lines of JSON, so a kill at any moment loses only the call or case in progress.
+(junit.xml is different: pytest writes it at the end of the step `tests`.)
 
 All files lie directly in DIR: env.json, compile.json, smoke.jsonl, results.jsonl, junit.xml, sanitizer.txt, log.txt and
-summary.txt, which is rewritten before and after every step and printed at the end. `python benchmarks/report.py convert
-DIR` makes a result file of them.
+summary.txt. The summary is rewritten whenever a step starts or ends, and printed at the end. `python
+benchmarks/report.py convert DIR` converts results.jsonl to a result file and a tuned.json.
 """
 
 from __future__ import annotations
@@ -43,13 +44,20 @@ FILES = (
 )
 RESERVE = 10.0  # seconds kept free for the summary
 _MAX_BUDGET = 7 * 86400.0  # seconds
-_GRACE = 4.0  # a step starts nothing new in its last 4 seconds, or in its last sixth if that is longer
+_GRACE = 4.0  # steps with an end time start nothing new in their last 4 seconds, or last sixth if that is longer
 _MAX_LOG = 1 << 20  # bytes of log kept per step
 
 
 @dataclass(frozen=True)
 class Run:
-    """The options of a run that its steps depend on."""
+    """The options of a run that its steps depend on.
+
+    Attributes:
+        out: folder for the files of the run, an absolute path.
+        device: "cuda" or "cpu".
+        commit: commit to record in the results; None asks git.
+        quick: rehearse with small shapes and few rounds.
+    """
 
     out: Path
     device: str
@@ -62,7 +70,7 @@ class Run:
 
     @property
     def small(self) -> list[str]:
-        """The `--small` flag if the run uses small shapes: in a rehearsal and on a CPU."""
+        """`["--small"]` in every quick run and in every run on a CPU, else []."""
         return [] if self.cuda and not self.quick else ["--small"]
 
 
@@ -71,10 +79,11 @@ class Step:
     """One step of a run.
 
     Attributes:
+        name: name in `--steps` and in the summary.
         seconds: time limit in seconds.
-        least: the step does not start with fewer seconds left; earlier steps leave this much time for it.
-        command: maps the run and the time (seconds since 1970) by which the step should end on its own to the arguments
-            after `python -m`. A step that is killed at its limit loses the measurement in progress.
+        least: the step does not start with fewer seconds left; earlier steps leave this much time for it if they can.
+        command: maps (run, time in seconds since 1970) to the arguments after `python -m`. The step should end on its
+            own by that time, because a step that is killed at its limit loses the measurement in progress.
         unavailable: maps the run to the reason why the step cannot take place, or to None if it can.
     """
 
@@ -100,7 +109,13 @@ def _smoke(run: Run, until: float) -> list[str]:
 
 
 def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no") -> Callable[[Run, float], list[str]]:
-    """Return a `command` that runs these benchmarks with pytest, in order; on a CPU, `on_cpu` replaces `select`."""
+    """Return a `Step.command` that runs `tests`, paths below benchmarks/, with pytest in this order.
+
+    Args:
+        select: expression for `pytest -k`; "" selects everything.
+        on_cpu: replaces `select` on a CPU, unless it is "".
+        compiled: value of the option `--compiled` in benchmarks/conftest.py.
+    """
 
     def command(run: Run, until: float) -> list[str]:
         out = ["pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--benchmark-columns=median,rounds"]
@@ -115,13 +130,13 @@ def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no"
 
 
 def _tests(run: Run, until: float) -> list[str]:
-    """Return the command of the tests that exercise a GPU; a quick run has two of the files."""
+    """Return the command that runs the tests that use a GPU if there is one; a quick run has only two of the files."""
     # -v: if the step is killed at its limit, the log shows how far it got.
     out = ["pytest", "-v", "-p", "no:cacheprovider", "--junitxml", str(run.out / "junit.xml")]
     if find_spec("xdist") is not None:
         out += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--max-worker-restart=20"]
     if find_spec("pytest_timeout") is not None:
-        out += [f"--timeout={max(until - time.time() - 10, 10):.0f}"]  # a property-based test compiles tens of kernels
+        out += [f"--timeout={max(until - time.time() - 10, 10):.0f}"]  # per test; property-based tests compile tens
     if run.quick:
         return [*out, "tests/kernels/gpu/test_heatmap_target.py", "tests/kernels/gpu/test_layer_norm.py"]
     more = ("test_graphs.py", "test_runtime.py", "test_predictor.py", "models/test_train_with_triton.py")
@@ -129,7 +144,7 @@ def _tests(run: Run, until: float) -> list[str]:
 
 
 def _sanitize(run: Run, until: float) -> list[str]:
-    """Return the command that runs the sanitizer on the ops with the most address arithmetic, memcheck first."""
+    """Return the command that runs memcheck and then racecheck on the five ops with the most address arithmetic."""
     ops = ["linear", "attention", "crop", "deconv", "split_ffn"]
     options = ["--out", str(run.out / "sanitizer.txt"), "--until", f"{until:.1f}"]
     return ["benchmarks.sanitize", *ops, "--tools", "memcheck", "racecheck", *options]
@@ -161,7 +176,7 @@ def _needs_pytest(run: Run) -> str | None:
 
 
 # The selections cover what dominates the speed of a model; `bench --all` measures everything.
-_NETWORK = "test_network and not decoding and not 16-8 and not 16-72"  # batch 64 and 1
+_NETWORK = "test_network and not decoding and not 16-8 and not 16-72"  # on a GPU: batch 64 and 1
 _ATTENTION = "B- and (whole or shift)"
 _MAPS = ("::test_heatmap_decode", "::test_heatmap_loss", "::test_crop")
 _DECODER = _suite(
@@ -176,7 +191,8 @@ _TABLE12 = _suite(
     select="bfloat16 or 1/16 or (8x8 and shift and pool)",
     on_cpu="ViTPose-S or 1/16",
 )
-# The limits are estimates for two runs of 260 and 385 seconds on one GPU with 16 cores; none has been measured yet.
+# The limits are estimates, not measured yet, for two runs with budgets of 260 and 385 seconds on a machine with one GPU
+# and 16 CPU cores.
 STEPS = (
     Step("env", 30, 3, _env),
     Step("warm", 70, 8, _warm, _needs_triton),
@@ -195,7 +211,7 @@ NAMES = tuple(step.name for step in STEPS)
 
 @dataclass
 class Outcome:
-    """State of a step, and the seconds that it took."""
+    """State of a step as the summary shows it ("done", "failed, code 1", ...), and the seconds that it took."""
 
     step: Step
     state: str = "not started"
@@ -208,19 +224,26 @@ class Runner:
     def __init__(self, run: Run, steps: Sequence[Step], clock: Clock) -> None:
         self.run, self.clock = run, clock
         self.outcomes = [Outcome(step) for step in steps]
-        self.running: tuple[Outcome, subprocess.Popen, float] | None = None  # the last value: when it began, by `clock`
+        self.running: tuple[Outcome, subprocess.Popen, float] | None = None  # (outcome, process, clock.used at start)
         self.text = ""  # the summary
         self._before = {path.name for path in run.out.iterdir()}
 
     def run_all(self) -> int:
-        """Run all steps. Return 0, or 1 if a step failed, was killed or did not start for lack of time."""
+        """Run all steps. Return 1 if a step failed, was killed or did not start for lack of time, else 0.
+
+        Steps that were skipped because they are unavailable do not count as failures.
+        """
         for i, outcome in enumerate(self.outcomes):
             self._run_step(outcome, [o.step for o in self.outcomes[i + 1 :]])
             self.save()
         return int(any(not o.state.startswith(("done", "skipped")) for o in self.outcomes))
 
     def _run_step(self, outcome: Outcome, later: Sequence[Step]) -> None:
-        """Run a step up to its limit, but leave the `least` seconds of every later step that still fits."""
+        """Run a step, or skip it if it is unavailable or has fewer than `least` seconds; store the state in `outcome`.
+
+        The limit is the step's own, lowered so that every later step that is available and still fits keeps its
+        `least` seconds.
+        """
         step, left = outcome.step, self.clock.left - RESERVE
         reason = step.unavailable(self.run)
         if reason is not None:
@@ -260,7 +283,10 @@ class Runner:
         print(f"{step.name:10}{outcome.state:28}{outcome.seconds:6.1f} s", flush=True)
 
     def _environment(self, step: Step) -> dict[str, str]:
-        """Return the environment of a step: the checkout on the path; on a CPU, smoke and tests interpret kernels."""
+        """Return the environment variables of a step: PYTHONPATH starts with the checkout.
+
+        TRITON_INTERPRET is set only on a CPU and only for the steps `smoke` and `tests`.
+        """
         environment = with_sources(ROOT) | {"PYTHONUNBUFFERED": "1"}
         environment.pop("TRITON_INTERPRET", None)
         if not self.run.cuda and step.name in ("smoke", "tests"):
@@ -268,12 +294,13 @@ class Runner:
         return environment
 
     def _remove_partial_files(self) -> None:
-        """Remove the `partial-*` files that a killed step left behind, but none that existed before this run."""
+        """Remove the temporary files (`partial-*`) of killed steps, but none that existed before this run."""
         for path in self.run.out.glob("partial-*"):
             if path.name not in self._before and path.is_file():
                 path.unlink(missing_ok=True)
 
     def save(self) -> None:
+        """Store the current summary in `text` and write it to summary.txt. An OSError is printed, not raised."""
         commit = self.run.commit or "unknown (pass --commit)"
         steps = [(o.step.name, o.seconds, o.state) for o in self.outcomes]
         steps.append(("total", self.clock.used, f"of {self.clock.budget:.0f}"))
@@ -296,7 +323,7 @@ class Runner:
 
 
 def _tail(path: Path, since: int, size: int) -> str:
-    """Return the text written to a file after offset `since`, but at most its last `size` bytes."""
+    """Return the text written to a file after byte offset `since`, but at most its last `size` bytes."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(since, end - size))
@@ -304,7 +331,7 @@ def _tail(path: Path, since: int, size: int) -> str:
 
 
 def _trim(path: Path, since: int) -> None:
-    """Cut the middle out of the log written after offset `since` if it is longer than `_MAX_LOG` bytes."""
+    """Shorten the log written after byte offset `since` to `_MAX_LOG` bytes and a note, by cutting out its middle."""
     size = path.stat().st_size - since
     if size <= _MAX_LOG:
         return
@@ -317,7 +344,12 @@ def _trim(path: Path, since: int) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command. Return 0, or 1 if a step failed or did not start for lack of time."""
+    """Run the command and return its exit code, see `Runner.run_all`. A signal ends the process with code 1.
+
+    Raises:
+        ValueError: a step is unknown, the budget is too small or too large, or DIR holds files of an earlier run.
+        OSError: DIR cannot be created or written to.
+    """
     parser = argparse.ArgumentParser(prog="vitpose-fast bench --budget", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--budget", type=float, required=True, metavar="SECONDS", help="finish within this many seconds"

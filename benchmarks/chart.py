@@ -1,6 +1,7 @@
-"""The chart at the top of the README: how many times faster than its rivals ours goes from a frame to keypoints.
+"""The chart in the README: how many times faster than its rivals our library gets from a frame to keypoints.
 
-Plain SVG text that depends on the result file alone, so that a test can check that the committed chart is up to date.
+The chart is SVG text that depends on nothing but the result file, so that a test can check whether the committed chart
+is up to date.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def comparisons(results: Results) -> list[tuple[str, float, Record, Record]]:
-    """Return (label, rival's time / our time, our record, the rival's) of every comparison from frame to keypoints."""
+    """Return (label, ratio, our record, the rival's record) for every measured rival in the suite `pipeline`.
+
+    The ratio is the rival's time over ours: above 1, ours is faster. Cases in which ours was not measured are left out.
+    """
     found = []
     for row in rows_of(results.suite("pipeline")):
         for record in row.records:
@@ -26,10 +30,10 @@ def comparisons(results: Results) -> list[tuple[str, float, Record, Record]]:
 
 
 def chart(results: Results) -> str:
-    """Return the chart as SVG: one bar for each comparison, and a line where both are equally fast.
+    """Return the chart as SVG: a bar for each of the `comparisons`, as long as its ratio, and a line at ratio 1.
 
     Raises:
-        ValueError: the file has no comparison from frame to keypoints.
+        ValueError: the file has no such comparison.
     """
     rows = comparisons(results)
     if not rows:

@@ -50,7 +50,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def time_left(request):
-    """Skip every benchmark that would start after the time given with --minutes or --until."""
+    """Skip every benchmark that would start after the time of --until, or --minutes after the first benchmark."""
     started = request.config.stash.setdefault(_STARTED, time.monotonic())
     over = time.monotonic() - started > 60 * request.config.getoption("--minutes")
     if over or time.time() > request.config.getoption("--until"):
@@ -60,7 +60,12 @@ def time_left(request):
 class Results:
     """The result file of a run, rewritten after every case so that an interrupted run keeps its records.
 
-    With `lines`, every record is instead appended to that file as one line of JSON.
+    Args:
+        path: the result file.
+        environment: `environment` of the result file, see `Machine.environment`.
+        append: if `path` exists, keep its records and its command, and add the new ones.
+        lines: if given, `path` is not written. Instead the environment and then every record are appended to `lines`,
+            each as one line of JSON.
     """
 
     def __init__(self, path: Path, environment: dict, append: bool, lines: Path | None) -> None:
@@ -75,6 +80,7 @@ class Results:
             self.environment = environment | {"command": "; ".join(dict.fromkeys(commands))}
 
     def add(self, records: list[dict]) -> None:
+        """Add the records of a case and write them to disk."""
         assert all(r["missing"] or math.isfinite(r["median_ms"]) for r in records)
         self.records += records
         if self.lines is not None:  # `bench --budget`: a record must survive a kill at any moment
@@ -102,7 +108,7 @@ def on(machine) -> torch.device:
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request, machine, quick) -> torch.dtype:
-    """Dtype of the op benchmarks: bfloat16 on a GPU; on a CPU both, in a quick run only float32."""
+    """Dtype of the op benchmarks: bfloat16 on a GPU; float32 and bfloat16 on a CPU, in a quick run only float32."""
     if machine.cuda != (request.param == torch.bfloat16) and (machine.cuda or quick):
         pytest.skip("a GPU is measured in bfloat16, a CPU in a quick run in float32")
     return request.param
@@ -110,7 +116,10 @@ def dtype(request, machine, quick) -> torch.dtype:
 
 @pytest.fixture(scope="session")
 def lineup(machine):
-    """lineup(name, dtype, ...) -> `Lineup`, built once per session; S to H together take 40 GB of GPU memory."""
+    """lineup(name, dtype, ...) -> `Lineup`, built once for the same arguments and kept until the session ends.
+
+    The models S to H together take 40 GB of GPU memory.
+    """
     made: dict = {}
 
     def get(*key, **options):
@@ -143,7 +152,11 @@ _ABOUT_THE_RUN = ("--out", "--lines", "--minutes", "--until", "-p", "--commit") 
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """Return the command to record: what was measured, without output files and time limits."""
+    """Return the pytest command to record in the result file.
+
+    It keeps what was measured, and leaves out output files, time limits, the commit, and options of plugins and of the
+    display.
+    """
     out, skip = ["pytest"], False
     for argument in arguments:
         if not skip and not argument.startswith((*_ABOUT_THE_RUN, "--append", "--benchmark", "-q")):
@@ -154,13 +167,15 @@ def _command(arguments: Sequence[str]) -> str:
 
 @pytest.fixture
 def compare(request, benchmark, machine, results, quick):
-    """compare(case): check, time and record the contenders of a case; returns the records.
+    """compare(case, fewest=3): check, time (at least `fewest` rounds) and record the contenders; returns the records.
 
     Once everything is recorded, the test fails if our contender failed, outputs differ or a time is impossibly short.
+    With `--compiled only` it is skipped if no contender uses torch.compile. If the CUDA context breaks, the process
+    exits with code 70.
     """
 
     def compare(case: Case, fewest: int = 3) -> list[dict]:
-        seconds = 0.5 if quick or machine.cuda else 2.0  # CUDA events are exact
+        seconds = 0.5 if quick or machine.cuda else 2.0  # CUDA events are exact, so less time suffices
         if results.lines is not None:  # `bench --budget` has no time to profile
             case = replace(case, launches=False)
         found: list[dict] = []

@@ -1,4 +1,8 @@
-"""Convert the folder of a `bench --budget` run to a result file and to the fastest choices (tuned.json)."""
+"""Convert the folder of a `bench --budget` run to a result file and to tuned.json.
+
+tuned.json lists the fastest choice, an implementation with its tile shape, for every shape of an op that was measured
+with several choices.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,16 @@ LEAST_GAIN = 0.03  # fraction of the default's time; a smaller gain may be noise
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """Return the result file of a run: {"environment": ..., "records": [...]}.
+    """Return the content of the result file of a run: {"environment": ..., "records": [...]}.
 
-    The suites overlap. Of a case that was measured twice, the last measurement counts; a record without a measurement
-    never replaces one.
+    Lines of results.jsonl that are not JSON objects (cut off by a kill) are skipped. The steps of a run overlap: of
+    records with equal suite, name, implementation, dtype and batch the last one is kept, but a missing record never
+    replaces a measured one. The environment is the first in the file, with the commands of all.
 
     Raises:
-        ValueError: the folder has no results or a malformed line, or mixes results of two machines (devices, versions,
-            commits, or quick and full runs). The message names the file.
+        ValueError: the folder has no results.jsonl, or the file has no environment, no record, a row with a missing or
+            invalid field, or environments that differ in device, torch, triton, commit or quick. The message names the
+            file.
         OSError: the file cannot be read.
     """
     path = folder / "results.jsonl"
@@ -49,10 +55,10 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def tuned_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `tuned.json`: the fastest choice for every shape where it beats the default.
+    """Return the content of tuned.json for a result from `result_of`.
 
-    The gain must be at least 3 % of the default's time, and at least the spread (10th to 90th percentile) of either
-    timing.
+    It lists every shape whose fastest choice beats the default choice, with both times in ms. The gain must be at least
+    3 % of the default's time, and at least the larger of the spreads (10th to 90th percentile) of the two timings.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in result["records"]:

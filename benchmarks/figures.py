@@ -23,7 +23,7 @@ Label = tuple[Any, float]  # a text anchored at the center of its bubble, and th
 
 
 def canvas(width: float, height: float) -> Figure:
-    """Create a figure without pyplot, which would keep it alive and change the backend of the process."""
+    """Create a figure of this size in inches, without pyplot: pyplot would keep it alive and change the backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,9 +56,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def bubbles(results: Results) -> tuple[Figure | None, str]:
-    """Draw speed against accuracy: one panel per dtype, at the batch size that most rows have.
+    """Draw speed against accuracy from the suite `table12`: one panel per dtype, at its most frequent batch size.
 
-    Returns (figure, ""), or (None, reason) if there is nothing to draw.
+    Only records with a time, a number of parameters and the paper's AP are drawn and counted. Returns (figure, ""), or
+    (None, reason) if there is nothing to draw.
     """
     shown = [r for r in results.suite("table12") if r.throughput and _ap(r) and _size(r)]
     panels = []
@@ -96,7 +97,11 @@ def _size(record: Record) -> float | None:
 
 
 def bubble_panel(axes: Axes, systems: dict[tuple[Any, ...], list[Record]]) -> list[Label]:
-    """Draw the bubbles, and for ViTPose a line from eager PyTorch to ours; return the labels, not placed yet."""
+    """Draw the bubbles of one panel and return their labels, which `place_labels` has to place.
+
+    `systems` maps (name,) to the records of a system. Drawn are the first record that is not ours (eager PyTorch), our
+    record if it was measured, and a line between the two.
+    """
     labels = []
     for (name,), records in systems.items():
         fast, slow = baseline(records, True), next((r for r in records if not r.ours), None)
@@ -122,7 +127,7 @@ def bubble_panel(axes: Axes, systems: dict[tuple[Any, ...], list[Record]]) -> li
 
 
 def _ticks(axes: Axes) -> None:
-    """Put ticks at 1, 2 and 5 of every decade, as plain numbers: a short range may contain no power of ten."""
+    """Put x ticks at 1, 2 and 5 of every decade, as plain numbers, because a short range may have no power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -152,7 +157,11 @@ def _legend(figure: Figure) -> None:
 
 
 def place_labels(axes: Axes, labels: list[Label]) -> None:
-    """Move every label to the nearest free place, which covers no bubble and no other label, and draw a line to it."""
+    """Move every label to the first free place of `_offsets`, and draw a line from its bubble to it.
+
+    A place is free if it lies inside the axes and covers no bubble and no label placed before. If none is free, the
+    last place is used.
+    """
     figure = axes.figure
     figure.canvas.draw()  # fixes the layout, so that positions in pixels are known
     scale, inside = figure.dpi / 72, axes.get_window_extent()
@@ -186,7 +195,12 @@ def _meet(a: Box, b: Box) -> bool:
 
 
 def _offsets(radius: float, width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Yield label centers around a bubble: right, above, below, left, corners; then the same at growing distances."""
+    """Yield offsets (x, y), y upward, from the center of a bubble to possible centers of its label, all in pixels.
+
+    The label has this width and height, and its nearest edge is `radius` away. First it is to the right, above, below
+    and to the left of the bubble, then above or below and shifted sideways. The same places follow at 13 larger
+    distances.
+    """
     sides = (
         (1, 0),
         (0, 1),
@@ -210,7 +224,7 @@ def _offsets(radius: float, width: float, height: float) -> Iterator[tuple[float
 
 
 def layers(results: Results) -> tuple[Figure | None, str]:
-    """Draw the time of each layer: one panel per model, for the dtype and batch size with the most layers.
+    """Draw the time of each layer with our ops: one panel per model, for the dtype and batch size with the most layers.
 
     Returns (figure, ""), or (None, reason) if there is nothing to draw.
     """
@@ -250,7 +264,10 @@ def _layer(record: Record) -> str:
 
 
 def layer_panel(axes: Axes, model: str, records: list[Record]) -> None:
-    """Draw two bars per layer, measured and floor; the title gives the sums and names missing layers."""
+    """Draw two bars per layer, its measured time and its floor; the title gives the sums and names missing layers.
+
+    The floor is the time at the roofline, and has no bar if it is unknown. `records` are of one dtype and batch size.
+    """
     present = [r for r in records if r.median_ms]
     times = [r.extra["calls"] * r.median_ms for r in present]
     floors = [t * r.roofline_fraction if r.roofline_fraction else None for t, r in zip(times, present)]

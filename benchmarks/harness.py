@@ -1,12 +1,13 @@
-"""Fair timings: identical random inputs, outputs compared before timing, contenders in turns, medians and spread.
+"""Fair timings: identical random inputs, outputs compared before timing, interleaved rounds, medians and spread.
 
 A `Case` is one comparison: inputs, and contenders, the first of which gives the reference outputs. `measure` checks
-that all contenders compute the same, times them round by round in turns and returns one record per contender. A
-contender that fails, disagrees or is impossibly fast gets a record with the reason instead of numbers; the others keep
-theirs.
+that all contenders compute the same, times them in rounds, in each of which every contender runs once on every input
+set, and returns one record per contender. A contender that fails, disagrees or is impossibly fast gets a record with
+the reason instead of numbers; the records of the other contenders keep their numbers.
 
-On a GPU, a contender is replayed from a CUDA graph of all input sets (one graph per set if every call is waited for)
-and timed with CUDA events. All input sets together are larger than the caches.
+On a GPU, calls are timed with CUDA events, and replayed from CUDA graphs unless a contender opts out: one graph of the
+calls on all input sets, or one graph per set if the timer waits for every call (`Case.latency`). There are so many
+sets, up to 64, that the inputs and weights read in a round exceed the caches. On a CPU there is one set.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.machine import Machine
 from vitpose_fast.runtime import count_launches
 from vitpose_kernels.launch import HAS_TRITON, recording
 
-LARGER_THAN_CACHES = 128 << 20  # bytes; on a GPU, inputs and weights of all sets together exceed this
+LARGER_THAN_CACHES = 128 << 20  # bytes; on a GPU, a round reads more than this, if `MOST_SETS` input sets suffice
 MOST_SETS = 64
 _ARCH = 90  # launches are recorded for sm_90; the declared work is the same for every chip
 
@@ -35,13 +36,13 @@ class Contender:
 
     Attributes:
         name: name in the records; contains "eager" if it runs without CUDA graphs next to contenders with graphs.
-        function: inputs -> outputs, or None if the contender is missing.
+        function: inputs -> tensors, also nested in tuples, lists or dicts. None if the contender is missing.
         missing: why the contender is missing.
-        graph: on a GPU, replay the function from a CUDA graph.
+        graph: on a GPU, replay the function from a CUDA graph. Ignored with `own_graph`.
         own_graph: the function uses its own CUDA graphs (torch.compile, frozen models).
         eager: with `own_graph`, the same function without graphs, to measure memory; None means the memory is unknown.
-        module: its weights count toward the memory of the contender.
-        extra: added to `extra` of its record.
+        module: an object whose `state_dict()` counts toward the memory of the contender.
+        extra: added to `extra` of the contender's record.
         compiled: uses torch.compile, which takes seconds to minutes to compile.
         on_host: computes on the CPU. Only one input set is timed, because all of them would take minutes.
     """
@@ -63,13 +64,17 @@ class Case:
     """One comparison.
 
     Attributes:
+        suite: one of `records.SUITES`.
+        dtype: dtype in which the contenders compute; it selects the roofline.
+        batch: samples in a call.
         make: seed -> random inputs on the device.
-        contenders: the outputs of the first one are the reference.
-        agree: called with the outputs of the first and of another contender; raises AssertionError if they differ.
+        contenders: ours first. The outputs of the first contender that is not missing are the reference.
+        agree: called with the reference outputs and those of another contender; raises AssertionError if they differ.
         flops, bytes: work of one call, usually as declared by the op; None if unknown.
         extra: added to `extra` of every record.
-        latency: wait for each call, as a user with one image would.
-        launches: count the GPU kernels (on a CPU: operators) of a call and add them to `extra`.
+        latency: wait for each call, as a user with one image would, and time each alone.
+        launches: add the number of GPU kernels and memory operations of a call (on a CPU: of operators that are not
+            views) to `extra`.
     """
 
     suite: str
@@ -87,10 +92,11 @@ class Case:
 
 
 def with_rivals(case: Case, compiled: str) -> list[Case]:
-    """Return the cases to measure, given what to do with torch.compile contenders.
+    """Return the cases to measure in place of `case`; `compiled` says what to do with its torch.compile contenders.
 
-    "yes" keeps them in the case and "no" drops them. "only" returns one case for each of them next to ours, so that a
-    compilation that does not finish in time does not lose the measurements of the others.
+    "yes" keeps them in the case and "no" drops them. "only" returns one case, ours against the contender, for each
+    torch.compile contender that is not missing ([] if there is none), so that a compilation that does not finish in
+    time does not lose the measurements of the others.
     """
     if compiled == "yes":
         return [case]
@@ -113,7 +119,10 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def close(tolerance: float) -> Callable[[Any, Any], None]:
-    """Return an `agree` that compares all tensors: RMS of the difference relative to the RMS of the reference."""
+    """Return an `agree` that compares all output tensors by their relative error, and their shapes.
+
+    The root mean square of a difference must be at most `tolerance` times the root mean square of the reference.
+    """
 
     def agree(right: Any, other: Any) -> None:
         expected, found = tensors_of(right), tensors_of(other)
@@ -127,7 +136,9 @@ def close(tolerance: float) -> Callable[[Any, Any], None]:
 
 
 def same_place(pixels: float) -> Callable[[Any, Any], None]:
-    """Return an `agree` for keypoints (the first output): a quarter of them must lie within `pixels` of the reference.
+    """Return an `agree` for keypoints: at least a quarter of them must lie within `pixels` of the reference.
+
+    Only the first output, the keypoints [..., 2], is compared.
 
     Heatmaps of untrained networks have many nearly equal maxima, so 16-bit arithmetic or another blur may pick another
     one. By chance, not even one keypoint in a hundred would lie this close.
@@ -143,7 +154,10 @@ def same_place(pixels: float) -> Callable[[Any, Any], None]:
 
 
 def check_random(inputs: Iterable[Any]) -> None:
-    """Raise AssertionError if a floating-point input is constant or not finite: power draw and speed depend on data."""
+    """Raise AssertionError if a floating-point tensor of two or more elements is constant or has a non-finite value.
+
+    Power draw and speed depend on the data.
+    """
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 1:
             values = x.detach().float()
@@ -152,9 +166,10 @@ def check_random(inputs: Iterable[Any]) -> None:
 
 
 def declared(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[int | None, int | None]:
-    """Return (FLOPs, bytes) that our ops declare for a call; None for zero, and (None, None) without triton.
+    """Return (FLOPs, bytes) that our ops declare in the call `function(*inputs)`, with its backward pass if it has one.
 
-    The call runs on the meta device, forward and backward as it is timed, so nothing is computed.
+    A sum of zero is returned as None, and without triton both are None. The call runs on the meta device, so nothing is
+    computed.
     """
     if not HAS_TRITON:
         return None, None
@@ -200,7 +215,10 @@ class _Runner:
         self.milliseconds: list[float] = []
 
     def round(self) -> None:
-        """Time every input set once; record one time per call for latency, else the mean over all calls."""
+        """Call the contender once on every input set and append the times to `milliseconds`.
+
+        If the case measures latency, the time of each call is appended, else the mean over the calls.
+        """
         if self.latency:
             self.milliseconds += [self.machine.time([call]) for call in self.calls]
         else:
@@ -210,16 +228,16 @@ class _Runner:
 def measure(
     case: Case, machine: Machine, seconds: float, benchmark: Any = None, fewest: int = 3
 ) -> list[dict[str, Any]]:
-    """Check and time the contenders of a case; return one record per contender.
+    """Check and time the contenders of a case; return one record per contender, in order.
 
     Args:
-        seconds: approximate time spent on timing each contender.
+        seconds: approximate time spent on timing each contender, in at most 200 rounds.
         benchmark: fixture of pytest-benchmark; if given, it runs the rounds.
         fewest: minimum number of rounds.
 
-    A contender that fails, disagrees with the first one, or is faster than the machine allows gets a record with the
-    reason and without numbers; see `faults`. If the first one fails, there is no reference to compare with, and the
-    records of the others have `unchecked` in `extra`.
+    A contender that fails, disagrees with the reference, or is faster than the machine allows gets a record with the
+    reason and without numbers; see `faults`. So do all contenders after one that broke the CUDA context. If ours, the
+    first contender, fails, the records of the others have `unchecked` in `extra`.
 
     Raises:
         AssertionError: inputs are constant or not finite, or a contender that is not called "eager" runs without CUDA
@@ -289,7 +307,7 @@ def measure(
 
 
 def _launches(runner: _Runner) -> int | None:
-    """Count the GPU kernels of one call, in the grad mode in which it is timed; None if they cannot be counted."""
+    """Return `Case.launches` of one call, made in the same grad mode as the timed calls; None if the profiler fails."""
     try:
         return count_launches(runner.one_call, runner.machine.device)
     except Exception:  # a profiler that does not work must not cost the timings
@@ -304,7 +322,11 @@ def _failed(error: Exception) -> str:
 
 
 def faults(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what is wrong with a case: ours (the first record) failed, outputs differ, or a time is impossible."""
+    """Return one line for each record of a case that makes its benchmark fail.
+
+    That is: ours (the first record) failed, outputs disagree, or a time is impossibly short. A rival that failed is not
+    a fault.
+    """
     wrong = []
     for i, record in enumerate(records):
         reason = record["missing"] or ""
@@ -314,7 +336,7 @@ def faults(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def missing(case: Case, contender: Contender, reason: str | None = None) -> dict[str, Any]:
-    """Return the record, without numbers, of a contender that is missing or that failed for `reason`."""
+    """Return a record without numbers. Its reason is `reason`, by default the contender's own `missing`."""
     numbers = (
         "flops",
         "bytes",

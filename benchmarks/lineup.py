@@ -15,11 +15,21 @@ HEAD = "coco"
 
 
 class Lineup:
-    """One random model in every implementation under test; the contenders take (images, experts int64 [B]).
+    """One random model in every implementation under test.
+
+    The contenders map (images [B, 3, H, W], experts int64 [B]) to the heatmaps of the task `HEAD`.
 
     Args:
-        mixed: each sample uses its own expert; otherwise all samples use the expert of the head's task.
+        name: name of the model for `create_model`.
+        dtype: dtype of all implementations, except as `theirs_dtype` says.
+        mixed: for ++ models: each sample uses the expert given in `experts`. Otherwise the model has no experts, and
+            `experts` is ignored.
         theirs_dtype: dtype of the Hugging Face model. Default: `dtype`.
+
+    Attributes:
+        model: the float32 model whose weights all implementations have.
+        frozen, module, official, theirs: the implementations; `theirs` is Hugging Face's, None if it is absent.
+        absent: why Hugging Face's implementation is missing, or None.
     """
 
     def __init__(
@@ -50,7 +60,11 @@ class Lineup:
         return hugging_face.heatmaps(self.theirs, images, experts if self.mixed else None)
 
     def contenders(self, compiled: bool) -> list[Contender]:
-        """Return the contenders; `compiled` adds Hugging Face under torch.compile, whose max-autotune takes minutes."""
+        """Return the contenders, ours first.
+
+        `compiled` adds Hugging Face's model under torch.compile, with default options and with max-autotune, which
+        takes minutes.
+        """
 
         def quiet(function):
             return torch.inference_mode()(function)

@@ -29,10 +29,11 @@ class Machine:
 
     Args:
         device: "cuda" or "cpu".
-        quick: measure the ceilings with small matrices.
+        quick: on a CPU, measure `tflops` with smaller matrices; no effect on a GPU.
 
     Attributes:
-        tflops: dtype -> speed of matrix products in 10^12 FLOP/s, on random data. On a GPU float32 may use TF32.
+        tflops: speed of products of random matrices in 10^12 FLOP/s, for float32 (on a GPU with TF32 allowed) and
+            bfloat16.
         copy_tb_s: bandwidth of a large copy, bytes read plus bytes written, in 10^12 bytes/s.
         most_believable: fraction of the roofline above which a timing is refused; higher on a CPU, whose caches are
             faster than the copy.
@@ -62,12 +63,15 @@ class Machine:
         return 2 * size / self._best(lambda: b.copy_(a)) / 1e9
 
     def _best(self, function: Callable[[], Any]) -> float:
-        """Return the milliseconds of one call, as the median of a few rounds."""
+        """Return the milliseconds of one call after a warm-up call, as the median of a few rounds of two calls."""
         function()
         return statistics.median(self.time([function] * 2) / 2 for _ in range(_CEILING_ROUNDS))
 
     def time(self, calls: Sequence[Callable[[], Any]]) -> float:
-        """Return the milliseconds that all calls take in a row, until the device has finished them."""
+        """Return the milliseconds that all calls together take, one after the other, until the device has finished.
+
+        Measured with CUDA events on a GPU. AssertionError if they contradict the clock of the CPU.
+        """
         if not self.cuda:
             started = time.perf_counter()
             for call in calls:
@@ -88,11 +92,13 @@ class Machine:
         return max(events, 1e-6)
 
     def record(self, calls: Sequence[Callable[[], Any]], together: bool) -> list[Callable[[], Any]]:
-        """Record calls in CUDA graphs; return functions that replay a graph and return the outputs of its first call.
+        """Record calls in CUDA graphs and return one function per graph, which replays it.
 
-        Every replay writes the outputs to the same memory. The graphs share one memory pool, so that many input sets
-        take the activation memory of one; replay them one after the other. They also share one stream, so that
-        libraries allocate their workspaces while it warms up, not inside a graph.
+        The function returns the outputs of the graph's first call.
+
+        Every replay writes the outputs to the same memory. The graphs of one `record` share one memory pool, so that
+        many input sets take the activation memory of one; replay them one after the other. They also share one stream,
+        on which the calls are warmed up, so that libraries do not allocate their workspaces inside a graph.
 
         Args:
             together: record one graph of all calls, so that short kernels follow each other as in a model; otherwise
@@ -120,7 +126,7 @@ class Machine:
         return replay
 
     def is_lost(self) -> bool:
-        """Whether the CUDA context is broken, so that this process cannot use the GPU any more."""
+        """Return whether the CUDA context is broken, so that this process cannot use the GPU any more."""
         try:
             if self.cuda:
                 torch.cuda.synchronize(self.device)
@@ -142,14 +148,25 @@ class Machine:
     def roofline_fraction(
         self, flops: int | None, size: int | None, dtype: torch.dtype, seconds: float
     ) -> float | None:
-        """Return the shortest time that the ceilings allow, divided by the time taken; None if the work is unknown."""
+        """Return the shortest time that the ceilings allow, divided by `seconds`, the time taken.
+
+        Args:
+            flops, size: floating-point operations, and bytes moved; None counts as 0.
+            dtype: float32 or bfloat16, selects the ceiling of `flops`.
+
+        Returns:
+            None if both `flops` and `size` are None or 0.
+        """
         if not flops and not size:
             return None
         best = max((flops or 0) / (self.tflops[dtype] * 1e12), (size or 0) / (self.copy_tb_s * 1e12))
         return best / seconds
 
     def details(self) -> dict[str, Any]:
-        """Return more about the machine than a result file needs, to explain surprising numbers."""
+        """Return facts that a result file leaves out but that may explain surprising numbers.
+
+        They are the cores, packages, tools, names of environment variables and properties of the GPU.
+        """
         query = "name,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.limit,mig.mode.current"
         packages = ("numpy", "hypothesis", "pytest", "pytest-xdist", "pytest-timeout", "pytest-benchmark", "flash-attn")
         out: dict[str, Any] = {
@@ -172,7 +189,10 @@ class Machine:
         return out
 
     def environment(self, commit: str | None, command: str, quick: bool) -> dict[str, Any]:
-        """Return the `environment` of a result file: where its numbers come from."""
+        """Return the `environment` of a result file: the device, versions, commit, ceilings, date and `command`.
+
+        `commit` replaces the commit that git reports, and then `dirty` is None, which means unknown.
+        """
         found, dirty = _git_state()
         return {
             "device": torch.cuda.get_device_name(self.device) if self.cuda else _processor(),
@@ -220,7 +240,10 @@ def _driver() -> str | None:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """Return (commit, whether files outside benchmarks/results differ from it), or (None, None) without git."""
+    """Return (commit, whether files outside benchmarks/results differ from it or are untracked).
+
+    Both are None if this is not the top folder of a git checkout, and each is None if git fails to tell.
+    """
     top = _run("git", "rev-parse", "--show-toplevel")
     if top is None or not Path(top).samefile(ROOT):  # a copy without its own git, inside another repository
         return None, None
@@ -232,12 +255,12 @@ def _git_state() -> tuple[str | None, bool | None]:
 
 
 def main() -> None:
-    """Describe this machine, ceilings included, in a JSON file and on standard output."""
+    """Write `Machine.environment` and `Machine.details` to a JSON file and to standard output."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.machine", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", help="commit to record if git is not available")
-    parser.add_argument("--quick", action="store_true", help="measure the ceilings with small matrices")
+    parser.add_argument("--quick", action="store_true", help="quick run: smaller matrix products, on a CPU only")
     options = parser.parse_args()
     machine = Machine(options.device, options.quick)
     found = machine.environment(options.commit, "python -m benchmarks.machine", options.quick) | machine.details()

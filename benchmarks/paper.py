@@ -7,7 +7,7 @@ from benchmarks.records import Results, digits, gather
 REFUSAL = "cannot be judged from this file"
 TOLERANCE = 0.25
 
-PAPER_RATIOS = (  # rows of Table 12 to compare, similar in accuracy, with its own ratio of frames per second
+PAPER_RATIOS = (  # two rows of Table 12 with similar accuracy, and the ratio of their frames per second in the table
     ("ViTPose-S 256x192", "SimpleBaseline-R152 256x192", 1.74),
     ("ViTPose-B 256x192", "HRNet-W32 384x288", 2.21),
     ("ViTPose-L 256x192", "UDP HRNet-W48 384x288", 1.33),
@@ -24,12 +24,16 @@ PAPER_ROWS = (
     "HRFormer-B 256x192",
     "HRFormer-B 384x288",
     *(f"ViTPose-{size} 256x192" for size in "SBLH"),
-    *(f"ViTPose++-{size} 256x192" for size in "SBLH"),  # once split, the same networks: the paper repeats the speeds
+    *(f"ViTPose++-{size} 256x192" for size in "SBLH"),  # with merged experts the same networks; same speeds
 )
 
 
 def verdicts(results: Results) -> list[tuple[str, list[str]]]:
-    """Compare a file with Table 12, in order of speed and in ratios; return (title, lines) per dtype and batch."""
+    """Compare the eager rows of a file with the A100 column of Table 12, in order of speed and in `PAPER_RATIOS`.
+
+    Returns (title, lines) per dtype and batch size; a title without lines if the file is not from a GPU or has no eager
+    rows; [] if it has no suite `table12`.
+    """
     if not results.suite("table12"):
         return []
     if not results.on_gpu:
@@ -48,7 +52,11 @@ def verdicts(results: Results) -> list[tuple[str, list[str]]]:
 
 
 def order(speed: dict[str, float], paper: dict[str, float]) -> str:
-    """Compare the order of speed with the paper's, leaving out pairs that are equally fast in the paper."""
+    """Return a sentence that compares the order of the rows by speed with their order in the paper.
+
+    `speed` and `paper` map the names of rows to samples per second. A pair of rows differs if the row that is faster in
+    the paper is not faster here; pairs that are equally fast in the paper are left out.
+    """
     ranked = sorted((n for n in speed if n in paper), key=lambda n: -paper[n])
     pairs = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if paper[a] > paper[b]]
     wrong = [f"{a} {digits(speed[a])} not above {b} {digits(speed[b])}" for a, b in pairs if speed[a] <= speed[b]]
@@ -61,7 +69,10 @@ def order(speed: dict[str, float], paper: dict[str, float]) -> str:
 
 
 def ratio(speed: dict[str, float], ours: str, rival: str, paper: float) -> str:
-    """Compare one ratio of speeds with the paper's; it is reproduced if it lies within 25 % of it."""
+    """Return a sentence that compares the ratio of the speeds of two rows with `paper`, the paper's ratio.
+
+    The paper's ratio is reproduced if the measured one differs from it by at most 25 %.
+    """
     absent = [name for name in (ours, rival) if name not in speed]
     if absent:
         return f"{ours} / {rival}: {REFUSAL}, missing: {', '.join(absent)}."

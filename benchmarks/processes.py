@@ -1,4 +1,4 @@
-"""Child processes that are killed at their time limit, or when the process that started them ends."""
+"""Child processes that are killed at their time limit, and on Linux also when the process that started them ends."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def die_with_parent() -> None:
 def start(
     command: Sequence[str], log: IO[bytes], environment: Mapping[str, str], folder: Path, group: bool = False
 ) -> subprocess.Popen:
-    """Start a command with its output in `log`; it is killed when this process ends (on Linux).
+    """Start a command in `folder`, with `environment` as its only variables and both outputs in `log`.
 
-    With `group`, the command gets its own process group, so that `kill` reaches everything it starts.
+    On Linux the command is killed when this process ends. With `group`, it gets its own process group, so that `kill`
+    reaches everything that it starts.
     """
     return subprocess.Popen(
         command,
@@ -42,9 +43,10 @@ def start(
 
 
 def wait(process: subprocess.Popen, seconds: float, group: bool = False) -> int | None:
-    """Return the exit code of a process, or kill it and return None if it still runs after `seconds`.
+    """Return the exit code of a process, or kill it and return None if it still runs after `seconds` (at least 0.1).
 
-    With `group`, the whole process group is killed at the end, including what a finished process left running.
+    With `group`, the process group that it leads is killed in both cases, including what a finished process left
+    running.
     """
     try:
         return process.wait(max(seconds, 0.1))
@@ -55,7 +57,7 @@ def wait(process: subprocess.Popen, seconds: float, group: bool = False) -> int 
 
 
 def kill(process: subprocess.Popen, group: bool = False) -> None:
-    """Kill a process, or with `group` the whole process group that it leads."""
+    """Kill a process, or with `group` the whole process group that it leads, and wait up to 5 s until it has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -63,7 +65,7 @@ def kill(process: subprocess.Popen, group: bool = False) -> None:
 
 
 class Clock:
-    """Countdown of a time budget in seconds, part of which may be spent already."""
+    """Countdown of a time budget in seconds, of which `spent` have passed already. `left` may become negative."""
 
     def __init__(self, budget: float, spent: float = 0.0) -> None:
         self.budget, self._started = budget, time.monotonic() - spent

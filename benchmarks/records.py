@@ -15,7 +15,22 @@ SUITES = ("table12", "model", "pipeline", "training", "ops")
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement, or the reason why it is missing."""
+    """One measurement, or the reason why it is missing.
+
+    Attributes:
+        suite: one of `SUITES`.
+        name: name of the case, the same for all implementations that are compared.
+        implementation: name of the contender; "ours" or "vitpose_fast ..." for this library.
+        batch: samples in a call.
+        graphed: the calls were replayed from CUDA graphs.
+        median_ms, p10_ms, p90_ms, p99_ms: median and percentiles of the time of a call in milliseconds.
+        per_second: samples per second.
+        peak_mib: GPU memory in MiB: weights, inputs, and the peak of what a call allocates.
+        flops, bytes: work of a call, as declared.
+        roofline_fraction: shortest time that the machine's measured ceilings allow, divided by the median.
+        missing: the reason, or None for a measurement. If it is set, all numbers above except `batch` are None.
+        extra: further facts, see `EXTRA` and `LAYER`.
+    """
 
     suite: str
     name: str
@@ -49,17 +64,18 @@ class Record:
 
     @property
     def throughput(self) -> float | None:
-        """Samples per second, computed from the median if the record has no `per_second`."""
+        """Samples per second, computed from the median if the record has no `per_second`; None if it is missing."""
         return self.per_second or (1000 * self.batch / self.median_ms if self.median_ms else None)
 
     @property
     def spread(self) -> float:
+        """The range from the 10th to the 90th percentile, divided by the median; 0 for a missing record."""
         return (self.p90_ms - self.p10_ms) / self.median_ms if self.median_ms else 0.0
 
 
 @dataclass(frozen=True)
 class Results:
-    """One result file."""
+    """One result file: its path, and its `environment` and `records` as described by `ENVIRONMENT` and `Record`."""
 
     path: Path
     environment: dict[str, Any]
@@ -70,7 +86,7 @@ class Results:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the file is from a GPU: it has a driver or, if that is unknown, peak memory; a CPU has neither."""
+        """Whether the file is from a GPU: it names a driver, or a record has a peak memory. A CPU has neither."""
         return self.environment["driver"] is not None or any(r.peak_mib is not None for r in self.records)
 
     @property
@@ -80,7 +96,7 @@ class Results:
         return f"torch {e['torch']}, triton {e['triton'] or 'none'}, commit {commit}, {e['date']}"
 
 
-Check = tuple[Callable[[Any], bool], str]
+Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is expected, in words
 
 
 def _number(value: Any) -> bool:
@@ -130,7 +146,10 @@ EXTRA = {n: _or_null(POSITIVE) for n in ("params_m", "gmacs", "mfu", "people_per
 
 
 def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) -> None:
-    """Raise ValueError with the name of the first field that is absent or not as expected."""
+    """Raise ValueError if a field named in `checks` is absent or its value fails its check.
+
+    The message begins with `where` and the name of the first bad field, and says what was expected and found.
+    """
     for name, (good, expected) in checks.items():
         if name not in value:
             raise ValueError(f"{where}{name}: expected {expected}, found no such field")
@@ -139,7 +158,12 @@ def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) ->
 
 
 def as_record(row: Any, where: str) -> Record:
-    """Check a row of a result file and return it as a record. Raises ValueError that starts with `where`."""
+    """Return a row of a result file as a record.
+
+    Raises:
+        ValueError: the row is no object, a field of `Record` is absent or invalid, the percentiles are not in order, a
+            missing record has numbers, or a value in `extra` is invalid. The message begins with `where`.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {json.dumps(row)[:60]}")
     check_fields(row, IDENTITY, f"{where}.")
@@ -158,7 +182,8 @@ def load(path: str | Path) -> Results:
     """Read a result file and check it.
 
     Raises:
-        ValueError: the file is malformed. The message names the file, the record, the field and what was expected.
+        ValueError: the file is malformed, or two of its records differ in nothing that identifies them (`Record.key`).
+            The message names the file, the record, the field and what was expected.
         OSError: the file cannot be read.
     """
     try:
@@ -184,8 +209,10 @@ def load(path: str | Path) -> Results:
 def append_line(path: str | Path, row: dict[str, Any]) -> None:
     """Append a row as one line of JSON, synced to disk before this returns. Several processes may write to one file.
 
+    If the last line in the file was cut off, the row begins on a new line.
+
     Raises:
-        OSError: the line cannot be written completely.
+        OSError: the file cannot be opened, or the line cannot be written completely.
     """
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -200,7 +227,10 @@ def append_line(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON Lines file, except lines cut off by a kill or a full disk; [] without a file."""
+    """Return the JSON objects in a JSON Lines file, or [] if there is no such file.
+
+    All other lines are skipped, such as lines cut off by a kill or a full disk.
+    """
     if not Path(path).exists():
         return []
     rows = []
@@ -218,7 +248,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def gather(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Group records by the values of these fields, in the order of the file."""
+    """Group records by their fields `names`: {values of the fields: records}, all in the order of `records`."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(getattr(record, n) for n in names), []).append(record)
@@ -226,14 +256,21 @@ def gather(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list
 
 
 def baseline(group: list[Record], graphed: bool) -> Record | None:
-    """Return our measured record to compare rivals with, or None; prefer one with this `graphed`, then a frozen one."""
+    """Return our record to compare the rivals of a case with, or None if none of ours was measured.
+
+    If there are several, those with this `graphed` are preferred, then those of frozen models, then the first.
+    """
     ours = [r for r in group if r.ours and r.median_ms]
     return min(ours, key=lambda r: (r.graphed != graphed, "frozen" not in r.implementation), default=None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Records of one case that are all graphed or all not; `base` is our record, or None if ours was not measured."""
+    """Records of one case that are shown together: the measured ones with this `graphed`, and missing ones.
+
+    `base` is our record to compare them with, see `baseline`. It may differ in `graphed`, and is None if ours was not
+    measured.
+    """
 
     suite: str
     name: str
@@ -245,9 +282,10 @@ class Row:
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:
-    """Group records by case and split each group by `graphed`.
+    """Group records by case (suite, name, dtype, batch) and split each group by `graphed`.
 
-    A missing record was never captured in a graph: it goes with our measured record, else with the first measured one.
+    The `graphed` of a missing record means nothing: the record joins the part with our first measured record or, if
+    ours was not measured, with the first measured record.
     """
     rows = []
     for key, group in gather(records, "suite", "name", "dtype", "batch").items():
@@ -261,7 +299,7 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
 
 
 def digits(value: float | None) -> str:
-    """Format a number with three significant digits, from 100 on as a whole number, and None as "-"."""
+    """Format a number with three significant digits, or as a whole number from 100 on; None gives "-"."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

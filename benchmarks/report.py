@@ -1,8 +1,8 @@
 """Tables, figures, comparisons, and the numbers of docs/speed.md, from the result files of the benchmarks.
 
 Run `python benchmarks/report.py tables|figures|compare|docs FILE ...`, or `convert DIR` for the folder of a
-`bench --budget` run. The exit code is 1 for an error, which is reported in one line, or a regression, and 2 for wrong
-usage.
+`bench --budget` run. The exit code is 1 for an error, which is reported in one line, or if `compare` finds that
+something became slower, and 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ EXTRA_NAMES = {
 
 
 def quotient(record: Record, base: Record | None) -> str:
-    """Return rival / ours in time, with a note if only one of the two was captured in a CUDA graph."""
+    """Return the time of `record` over the time of `base`, our record, as text.
+
+    A note is added if only one of the two was captured in a CUDA graph. The text is "-" if either was not measured, or
+    if they are the same record.
+    """
     if base is None or not record.median_ms or not base.median_ms or record.key == base.key:
         return "-"
     other = f" (ours {'' if base.graphed else 'not '}graphed)" if base.graphed != record.graphed else ""
@@ -51,12 +55,12 @@ def percent(value: float | None) -> str:
 
 
 def cell(text: Any) -> str:
-    """Escape a text so that it cannot end its cell, its row or the section between the markers."""
+    """Return a text in one line, escaped so that it can end neither its table cell nor the section in docs/speed.md."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<!--", "&lt;!--")
 
 
 def markdown(head: list[str], rows: list[list[list[str]]]) -> str:
-    """Return a Markdown table of rows of cells, where a cell is a list of lines."""
+    """Return a Markdown table. Each row has one cell per title in `head`, and a cell is a list of lines."""
     lines = ["<br>".join(map(cell, lines)) for row in rows for lines in row]
     cells = [lines[i : i + len(head)] for i in range(0, len(lines), len(head))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
@@ -69,7 +73,7 @@ def median(record: Record) -> str:
 
 
 def also(record: Record) -> str:
-    """Return the values of `extra` in words, for suites without columns for them."""
+    """Return the texts, numbers and flags in the `extra` of a record as "name value, name value", or "-" if none."""
     known = {k: v for k, v in record.extra.items() if isinstance(v, str | int | float)}
     texts = (
         v if isinstance(v, str) else ("no", "yes")[v] if isinstance(v, bool) else digits(v) for v in known.values()
@@ -81,7 +85,11 @@ HEAD = ["implementation", "median ms (p10..p90)", "per second", "peak MiB", "of 
 
 
 def measured(row: list[Record], base: Record | None, mixed: bool = False) -> list[list[str]]:
-    """Return the cells under HEAD; with `mixed`, each implementation says whether it was captured in a graph."""
+    """Return the cells under `HEAD` for a table row, each with one line per record in `row`.
+
+    `base` is our record for the last column. With `mixed`, implementations that were captured in CUDA graphs are marked
+    as "graphed".
+    """
     return [
         [r.label if mixed else r.implementation for r in row],
         [median(r) for r in row],
@@ -93,7 +101,7 @@ def measured(row: list[Record], base: Record | None, mixed: bool = False) -> lis
 
 
 def suite_table(records: list[Record]) -> str:
-    extra = any(also(r) != "-" for r in records if r.suite != "ops")  # of an op it only places the record in layers.png
+    extra = any(also(r) != "-" for r in records if r.suite != "ops")  # the `extra` of ops is for layers.png
     rows = []
     for row in rows_of(records):
         cells = [[row.name], [row.dtype], [str(row.batch)], ["yes" if row.graphed else "no"]]
@@ -122,7 +130,10 @@ def tables(results: Results) -> str:
 
 
 def table12(results: Results) -> str:
-    """Return Table 12 in the paper's order; the last columns hold the paper's figures and are marked so."""
+    """Return the suite `table12` as a Markdown table: float32 first, then by dtype, batch and the paper's order.
+
+    Columns that hold the paper's figures have titles that begin with "paper:".
+    """
     columns = {
         "params M": "params_m",
         "GMACs": "gmacs",
@@ -147,7 +158,12 @@ def table12(results: Results) -> str:
 
 
 def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bool]:
-    """Return (lines, whether a record became slower by more than the threshold and by more than both spreads)."""
+    """Return (lines to print, whether a measured record of `old` became slower in `new`).
+
+    A record is slower if its median grew, relative to the old median, by more than the threshold and by more than the
+    spread of either record. Records that vanished are listed, but do not count. ValueError if the files have no
+    measured record in common.
+    """
     before, after = ({r.key: r for r in results.records} for results in (old, new))
     reasons = {r.key[:-1]: r for r in new.records if r.missing}  # a missing record is never graphed: ignore that field
     slower, gone, compared = [], [], 0
@@ -174,7 +190,11 @@ def compare(old: Results, new: Results, threshold: float) -> tuple[list[str], bo
 
 
 def headlines(results: Results) -> str:
-    """Summarize a file: one line per comparison of whole networks; of single ops, the wins and the worst ratio."""
+    """Return a summary of a file in Markdown.
+
+    It has one table row per case with rivals, except for single ops: of these it gives the number of comparisons in
+    which ours is faster, and the lowest ratio of rival to ours.
+    """
     rows = []
     groups = gather((r for r in results.records if r.suite != "ops"), "suite", "name", "dtype", "batch")
     for (_, name, dtype, batch), group in groups.items():
@@ -211,7 +231,11 @@ def speed_section(files: list[Results]) -> str:
 
 
 def rewrite(page: Path, text: str) -> None:
-    """Replace the text between the markers of a page atomically: readers see the old file or the new one."""
+    """Replace the text between `START` and `END` in a page atomically: readers see the old file or the new one.
+
+    Raises:
+        ValueError: the page does not have both markers once each, in this order.
+    """
     page = page.resolve()
     old = page.read_bytes().decode("utf-8")
     if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
@@ -333,7 +357,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code. ValueError, OSError and ImportError are printed in one line."""
     try:
         options = parser().parse_args(args)
     except SystemExit as stop:

@@ -2,7 +2,7 @@
 
 memcheck finds out-of-bounds accesses, initcheck reads of uninitialized memory, racecheck races in shared memory, and
 synccheck barriers that not all threads reach. One process per tool and op runs `benchmarks/smoke.py --small`. Only the
-sanitizer's findings count; whether the numbers are right is for the smoke run itself to report.
+sanitizer's findings decide the exit code: wrong numbers in the output of a kernel do not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ _TIME_LIMIT = 3600.0  # seconds per process
 
 
 def verdict(text: str, code: int | None) -> str:
-    """Return what one run of the sanitizer found: "0 errors", "3 errors", or why there is no verdict."""
+    """Return what one run of the sanitizer found: "0 errors", "3 errors", or why there is no verdict.
+
+    Args:
+        text: the output of the run. The hazards of racecheck count as errors.
+        code: its exit code, or None if it was killed at its time limit.
+    """
     found = re.findall(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", text)
     if not found:
         return "did not finish in time" if code is None else f"no verdict, exit code {code}"
@@ -53,7 +58,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.unlink(missing_ok=True)
     clean = True
-    # Each tensor is its own allocation, so that reads next to it are found. CUDA graphs cannot be captured this way.
+    # Give each tensor its own allocation, so that accesses next to it are found; this excludes CUDA graphs (`--eager`).
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in options.tools:
         command = [tool_path, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]

@@ -1,11 +1,12 @@
-"""Check every kernel: run each shipped call once and compare it with its reference in float64.
+"""Check every kernel: call each op at the shapes of `plan` and compare the outputs with its reference in float64.
 
     python -m benchmarks.smoke OP|all [--small] [--skip N]
 
 Inputs are random, and memory for outputs holds NaN at first, so that unwritten elements show. The device is
-synchronized after every call. On a GPU the call is then replayed from a CUDA graph and must give the same bits. With
-`--lines`, each call is one line of JSON. A call that breaks the CUDA context ends the process with code 3, and a call
-that hangs is killed. `all` runs each op in its own process; if a process dies, a new one continues with the next call.
+synchronized after every call. On a GPU the call is then replayed from a CUDA graph and must give the same bits (except
+for `crop`). With `--lines`, which `all` needs, each call is appended to a file as one line of JSON. A call that breaks
+the CUDA context ends the process with code 3, and a process whose call hangs is killed. `all` runs each op in its own
+process; if a process dies, a new one continues with the next call, up to 20 times per op.
 
 Without a GPU (`--device cpu`) the kernels run in Triton's interpreter, in float32: use `--small` there.
 """
@@ -44,7 +45,7 @@ _TIME_LIMIT = {"cuda": 45, "cpu": 300}  # seconds per call; a kernel that hangs 
 
 
 def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
-    """Return shapes and dtypes, the most important first.
+    """Return the (model, dtype) pairs to check, the most important first; the model determines the shapes.
 
     A CPU gets float32 only: Triton's interpreter is slow, and silently wrong in bfloat16.
     """
@@ -59,7 +60,11 @@ def plan(small: bool, cuda: bool) -> list[tuple[Model, torch.dtype]]:
 
 
 def planned(op: str, small: bool, device: torch.device, draw_on: str | None = None) -> Iterator[tuple[dict, Call]]:
-    """Yield the row and the call for every call of an op; `draw_on="meta"` makes calls without data."""
+    """Yield (row, call) for every call of an op in `plan`.
+
+    The row identifies the call: `index` counts the calls of the op from 0. The tensors are on `draw_on`, by default on
+    `device`; "meta" makes calls without data.
+    """
     index = 0
     for model, dtype in plan(small, device.type == "cuda"):
         for call in calls(op, model, Draw(draw_on or device, dtype, seed=index)):
@@ -70,7 +75,10 @@ def planned(op: str, small: bool, device: torch.device, draw_on: str | None = No
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Context in which PyTorch's empty tensors hold NaN (integers: 77), so that unwritten elements show."""
+    """Context manager in which new, empty tensors hold NaN (integers: 77), so that unwritten elements show.
+
+    It replaces `torch.empty`, `torch.empty_like` and `Tensor.new_empty`.
+    """
 
     def poison(make: Any) -> Any:
         def made(*arguments: Any, **options: Any) -> Tensor:
@@ -97,9 +105,9 @@ def in_float64(value: Any) -> Any:
 
 
 def relative_error(out: Tensor, truth: Tensor) -> float:
-    """Return ||out - truth|| / ||truth|| over the finite elements of `truth`.
+    """Return ||out - truth|| / ||truth|| (Euclidean norms) over the finite elements of `truth`.
 
-    Infinite if the shapes differ, or if `out` is finite in other places than `truth`.
+    Returns infinity if the shapes differ, or if `out` is finite in other places than `truth`.
     """
     if out.shape != truth.shape:
         return float("inf")
@@ -111,7 +119,7 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
 
 
 def replayed(call: Call, device: torch.device) -> list[Tensor]:
-    """Record a call in a CUDA graph, replay it and return the outputs."""
+    """Record a call in a CUDA graph, overwrite its outputs with NaN (integers: 77), replay it and return them."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -129,7 +137,12 @@ def replayed(call: Call, device: torch.device) -> list[Tensor]:
 
 @torch.no_grad()
 def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) -> dict[str, Any]:
-    """Run a call and return its row with the error, its limit, and what is wrong (`problem`, "" for nothing)."""
+    """Run a call and return its row with these fields added; what the call raises becomes its `problem`.
+
+    They are `error` (None if infinite or unknown), its `limit`, `same_bits` of the replayed graph (None without a
+    graph), `problem` ("" if nothing is wrong) and `seconds`. With `eager`, for sanitizers, there is no graph and no
+    memory full of NaN.
+    """
     started = time.perf_counter()
     limit = LIMITS[getattr(torch, row["dtype"])]
     found: dict[str, Any] = dict(error=None, limit=limit, same_bits=None, problem="")
@@ -159,7 +172,11 @@ def check(row: dict[str, Any], call: Call, device: torch.device, eager: bool) ->
 
 
 def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path | None, eager: bool) -> int:
-    """Check the calls of an op from number `skip` on. Return 0, WRONG if one is wrong, BROKEN if the device is lost."""
+    """Check the calls of an op, beginning with the one whose `index` is `skip`. Append their rows to `lines`.
+
+    Wrong calls are printed, and without `lines` all calls are. Return BROKEN as soon as the CUDA context is broken,
+    WRONG if a call was wrong, else 0. A call that hangs ends this process by SIGALRM, unless `eager`.
+    """
     wrong = False
     for row, call in planned(op, small, device):
         if row["index"] < skip:
@@ -183,14 +200,15 @@ def check_op(op: str, device: torch.device, small: bool, skip: int, lines: Path 
 
 
 def rows_of(lines: Path) -> list[dict[str, Any]]:
-    """Return the rows of calls in a file that `all` wrote."""
+    """Return the rows of checked calls in a file that `check_all` wrote, without its row `planned`."""
     return [row for row in read_lines(lines) if "op" in row]
 
 
 def check_all(device: torch.device, small: bool, jobs: int, lines: Path) -> int:
-    """Check all ops, `jobs` at a time, each in its own process. Return 0, or 1 if a call is wrong.
+    """Check all ops, `jobs` at a time, each in its own process. Return 1 if a call is wrong, else 0.
 
-    The first line of the file gives the number of planned calls.
+    Appends to `lines` the number of calls, {"planned": number}, and then a row per call, also for a call in which a
+    process died. After the 20th death in an op its remaining calls have no row.
     """
     append_line(lines, {"planned": sum(1 for op in OPS for _ in planned(op, small, device, "meta"))})
     waiting, running, deaths = [(op, 0) for op in OPS], {}, dict.fromkeys(OPS, 0)

@@ -12,11 +12,11 @@ from benchmarks.records import digits, read_lines
 
 
 def summary(folder: Path, unknown: str, steps: Sequence[tuple[str, float, str]]) -> str:
-    """Return a one-screen summary: the machine, the state of every step, wrong calls, and speed ratios.
+    """Return a summary for one screen: the machine, the state of every step, wrong kernel calls, and speed ratios.
 
     Args:
         folder: folder with the files of the run.
-        unknown: first line to show if env.json cannot be read.
+        unknown: first line of the summary if env.json cannot be read.
         steps: (name, seconds, state) of each step.
     """
     out = [_or_empty(lambda: _machine(folder)) or unknown, ""]
@@ -29,7 +29,7 @@ def summary(folder: Path, unknown: str, steps: Sequence[tuple[str, float, str]])
 
 
 def _or_empty(text: Callable[[], str]) -> str:
-    """Return the text, or "" if the file behind it is not as expected, so that the other parts are still shown."""
+    """Return `text()`, or "" if it raises any exception, so that the other parts of the summary are still shown."""
     try:
         return text()
     except Exception:  # half a file of a killed step, or an unexpected field
@@ -80,7 +80,10 @@ def _result(folder: Path, step: str) -> str:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], most: int = 44) -> str:
-    """Return one line per case: our time, then the rivals, fastest first."""
+    """Return a heading and one line for each of the first `most` cases, or "" if there is none.
+
+    A line gives our median in ms, then the measured rivals, fastest first, and then the failed ones.
+    """
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         if "median_ms" in row:

@@ -16,7 +16,10 @@ TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.1}  # float32: rivals and ke
 
 
 def pytest_generate_tests(metafunc):
-    """Parametrize sizes, dtypes and batches: 1 (latency), 8, 64, and 72, which fills its last wave poorly."""
+    """Parametrize sizes, dtypes and batch sizes: 1 (latency), 8, 64, and 72, whose last wave occupies the GPU poorly.
+
+    A CPU gets fewer of them, and a quick run on a CPU only one of each.
+    """
     quick, cuda = metafunc.config.getoption("--quick"), metafunc.config.getoption("--device") == "cuda"
     choices = {
         "size": sorted(PAPER, key=lambda size: size != "b") if cuda else "b" if quick else "bs",
@@ -29,7 +32,10 @@ def pytest_generate_tests(metafunc):
 
 
 def is_compiled(machine, quick, size, batch) -> bool:
-    """Whether torch.compile takes part: it compiles for minutes per model and batch, so only B at batch 1 and 64."""
+    """Return whether torch.compile takes part: on a GPU, not in quick runs, and only for B at batch 1 and 64.
+
+    It compiles for minutes per model and batch size.
+    """
     return machine.cuda and not quick and size == "b" and batch in (1, 64)
 
 
@@ -86,7 +92,7 @@ def test_network_and_decoding(compare, machine, lineup, size, dtype, batch):
 
 
 def test_mixed_tasks(compare, machine, quick, lineup, size, dtype, batch):
-    """ViTPose++ on a batch whose samples use different experts."""
+    """ViTPose++ on a batch whose samples use the experts of different tasks; the head is COCO's for all."""
     if batch == 1:
         batch = 4 if quick else pytest.skip("one sample cannot mix tasks")
     used = lineup(f"vitpose++-{size}", dtype, mixed=True)

@@ -23,13 +23,14 @@ from vitpose_kernels.windows import Windows
 
 @pytest.fixture(params=MODELS.values(), ids=lambda m: m.name)
 def size(request, machine, quick) -> Model:
-    """The shapes of a model; on a GPU at the batch size of Table 12."""
+    """The shapes of S, B, L or H at batch 64, as in Table 12; on a CPU of B at batch 8, or 2 in a quick run."""
     if request.param.name != "B" and not machine.cuda:
         pytest.skip("on a CPU only the shapes of B are measured")
     return request.param._replace(batch=64 if machine.cuda else 2 if quick else 8)
 
 
-# grid, window, shift, pool, relative position
+# name -> grid and window (rows, columns) in tokens (None: the whole grid), whether with shift, pooled keys and values,
+# and relative position
 VARIANTS = {
     "whole map 1/16": ((16, 12), None, False, False, False),
     "8x8 1/8": ((32, 24), (8, 8), False, False, False),
@@ -96,7 +97,10 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
 
 
 def sdpa(name: str, attention: Any, machine: Any) -> Contender:
-    """Return a contender for PyTorch's attention with one backend, which a CUDA graph keeps."""
+    """Return a contender that runs `attention` with one backend of PyTorch's SDPA: FLASH, CUDNN or EFFICIENT.
+
+    A CUDA graph records the kernels of this backend. On a CPU the contender is missing.
+    """
     label = f"SDPA, {name.lower()}"
     if not machine.cuda:
         return Contender(label, None, "backends are compared on GPUs")
@@ -112,7 +116,10 @@ def sdpa(name: str, attention: Any, machine: Any) -> Contender:
 
 
 def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:
-    """Return a contender for FlexAttention over tokens in raster order, with the windows as a block mask."""
+    """Return a contender for FlexAttention over tokens in raster order, with the windows as a block mask.
+
+    It takes qkv [B, N, 3, H, D] and returns [B, N, H * D]. It is missing on a CPU and if `skip`.
+    """
     if skip or not machine.cuda:
         return Contender("FlexAttention", None, "compared on GPUs, forward", compiled=True)
     from torch.nn.attention.flex_attention import create_block_mask
@@ -122,7 +129,7 @@ def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads
 
     def window_of(token):
         y, x = (token // columns - sy) % rows, (token % columns - sx) % columns
-        return y // h, x // w, y >= rows - sy, x >= columns - sx  # the last two: wrapped around the border
+        return y // h, x // w, y >= rows - sy, x >= columns - sx  # the last two: whether the token wraps around
 
     def visible(_b, _h, q, k):
         same = [a == b for a, b in zip(window_of(q), window_of(k), strict=True)]
@@ -214,7 +221,11 @@ def test_layer_norm(compare, machine, quick, size, dtype, on, backward):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_linear(compare, machine, quick, size, dtype, on, layer):
-    """The four linear layers of a block with GELU or residual; qkv and fc1 include LayerNorm, folded in on a GPU."""
+    """The four linear layers of a block, each with the LayerNorm before it and the GELU or residual after it.
+
+    LayerNorm precedes qkv and fc1, and on a GPU our op has it folded into the layer. GELU follows fc1, and the residual
+    is added after proj and fc2.
+    """
     c = size.width
     more_out, more_in, norm, gelu = LAYERS[layer]
     inputs, outputs, folded = more_in * c, more_out * c, norm and machine.cuda
@@ -309,7 +320,7 @@ def test_deconv(compare, machine, quick, size, dtype, on):
 
     @torch.no_grad()
     def folded(x, first, second, weight, bias, *values):
-        """The library at its best: BatchNorm folded into weights in the layout of its channels-last kernels."""
+        """PyTorch's library at its best: BatchNorm folded into the weights, all of it in channels-last layout."""
         key = f"folded {first.data_ptr()}"
         if key not in packed:
             packed[key] = [

@@ -30,7 +30,11 @@ def pytest_generate_tests(metafunc):
 
 
 def with_cpu_seconds(contender: Contender, values: tuple, count: int) -> Contender:
-    """Return the contender with the CPU seconds, summed over all cores, that it takes for a thousand people."""
+    """Return the contender with `cpu_seconds_per_1000` in its `extra`, unless it is missing.
+
+    That is the CPU time of this process, summed over all cores, for a thousand people. It is measured in one call,
+    after a warm-up call, on `values`: inputs with `count` people.
+    """
     if contender.function is None:
         return contender
     contender.function(*values)
@@ -78,7 +82,7 @@ def test_frames_to_keypoints(compare, machine, quick, lineup, size, dtype, count
 
 
 def test_stream(compare, machine, quick, dtype):
-    """Eight frames with one to eight people each, batched across frames."""
+    """Eight frames with one to eight people each: batched across frames, against frame by frame."""
     if quick:
         pytest.skip("not in a quick run")
     model = random_model("vitpose-b" if machine.cuda else "vitpose-s", machine.device)

@@ -33,7 +33,10 @@ def batch(machine, quick) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> nn.Module:
-    """Set the statistics of every BatchNorm from one batch: with the initial ones, activations explode or vanish."""
+    """Set the statistics of every BatchNorm from one batch, and return the model in evaluation mode.
+
+    With the initial statistics, activations would explode or vanish.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0

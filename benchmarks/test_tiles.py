@@ -1,4 +1,4 @@
-"""The linear layers of the network with each of our tile shapes, against cuBLAS followed by the same epilogue."""
+"""The linear layers of the network with each of our tile shapes, against PyTorch's library and a separate epilogue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitpose_kernels.sizes import MODELS
 @pytest.mark.parametrize("batch", [64, 1])
 @pytest.mark.parametrize("size", MODELS.values(), ids=lambda m: m.name)
 def test_linear_tiles(compare, machine, quick, dtype, on, size, batch, layer):
-    """Each record has the choice that it measures in `extra`, for `report.py convert`."""
+    """In `extra`, each record has the shape and the choice (implementation and tiles), for `report.py convert`."""
     if not machine.cuda and (size.name, batch) != ("B", 1):
         pytest.skip("on a CPU only B at batch 1 is measured")
     more_out, more_in, norm, gelu = LAYERS[layer]

@@ -30,7 +30,11 @@ ROWS = {
 
 
 class Step:
-    """A model with its optimizer; calling it trains on one batch and returns the loss and the gradient norm."""
+    """A model with its optimizer. Calling it trains on one batch and returns (loss, gradient norm before clipping).
+
+    A call takes (images [B, 3, H, W], points [B, K, 2] in pixels of the images, visible [B, K]). With `precision`
+    bfloat16 the forward pass runs under autocast.
+    """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], precision: torch.dtype) -> None:
         self.model, self.loss, self.precision = model.train(), loss, precision

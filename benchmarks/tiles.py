@@ -10,14 +10,14 @@ import torch.nn.functional as nnF
 
 from vitpose_fast import functional as F
 
-TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last is used by others, not chosen by us yet
+TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last is common elsewhere, but our ops never choose it
     (128, 64, 128, 64, 8, 4),
     (128, 0, 128, 64, 8, 4),
     (128, 0, 64, 64, 8, 4),
     (64, 0, 64, 64, 4, 4),
     (128, 0, 256, 64, 8, 3),
 ]
-LAYERS = {  # outputs and inputs in widths, whether LayerNorm precedes the layer, whether GELU follows it
+LAYERS = {  # outputs and inputs / width of the model, whether LayerNorm precedes the layer, whether GELU follows it
     "qkv": (3, 1, True, False),
     "proj": (1, 1, False, False),
     "fc1": (4, 1, True, True),
@@ -26,7 +26,10 @@ LAYERS = {  # outputs and inputs in widths, whether LayerNorm precedes the layer
 
 
 def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors: bool) -> Callable[..., Any]:
-    """Return the function with its matrix products in these tiles, through tensor descriptors or pointers."""
+    """Return a function like `function`, but in which our linear kernels use these tiles, in the order of `TILES`.
+
+    The kernels address memory through tensor descriptors or, if `descriptors` is false, through pointers.
+    """
     from vitpose_kernels.gpu import linear as gpu
 
     def run(*inputs: Any) -> Any:
@@ -39,13 +42,18 @@ def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors
 
 
 def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
+    """Compute a layer with our ops, with LayerNorm (without weight and bias) before it if `norm`, and GELU if `gelu`.
+
+    Takes x [B, N, C], weight [F, C], bias [F], residual [B, N, F], and sums [F], the float32 sums of the rows of
+    `weight`, for LayerNorm. Returns [B, N, F]. The residual is added unless `norm`.
+    """
     if norm:
         return F.linear(x, weight, bias, gelu, None, (*F.layer_norm_statistics(x), sums))
     return F.linear(x, weight, bias, gelu, residual)
 
 
 def library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
-    """Compute the same as `ours`, with the same arguments, by PyTorch's operators: product with bias, then the rest."""
+    """Compute the same as `ours`, from the same arguments, one step after the other with PyTorch's operators."""
     x = nnF.layer_norm(x, x.shape[-1:], eps=1e-6) if norm else x
     y = nnF.linear(x, weight, bias)
     y = nnF.gelu(y) if gelu else y

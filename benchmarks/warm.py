@@ -1,10 +1,11 @@
-"""Compile the kernels that the next steps launch, in parallel and ahead of time; this needs no GPU.
+"""Compile the kernels that the other steps of `bench --budget` launch, ahead of time and in parallel, without a GPU.
 
     python -m benchmarks.warm --out compile.json [--arch sm_90]
 
 The list of kernels is recorded on the meta device from the calls that the steps make: the calls of
 `benchmarks/smoke.py`, frozen models, and the tiles of `benchmarks/tiles.py`. The binaries go to Triton's cache on disk,
-where every later process finds them. With triton 3.6, the C function that launches each signature is built too.
+where every later process finds them. Triton 3.6 needs a C function for each signature of a kernel to launch it, which
+is built too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,14 @@ BATCHES = (64, 1, 8, 72)  # the batch sizes of benchmarks/test_model.py
 
 
 def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> list[Launch]:
-    """Return the launches of a frozen model for one batch, decoding included."""
+    """Return the launches of a frozen bfloat16 model for one forward pass and decoding, recorded on the meta device.
+
+    Args:
+        name: name of the model for `create_model`.
+        batch: samples in the batch.
+        arch: compute capability times ten.
+        mixed: give the model the experts of six tasks, as ++ models need for mixed batches.
+    """
     options: dict[str, Any] = dict(tasks=TASKS, head_tasks=("coco",)) if mixed else {}
     with torch.device("meta"):
         model = vp.create_model(name, **options).eval()
@@ -60,7 +68,7 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
 
 
 def tile_launches(arch: int) -> Iterator[Launch]:
-    """Yield the launches of `test_tiles.py` for B."""
+    """Yield the launches of `test_tiles.py` for the model B, at batch 64 and 1."""
     draw, width = Draw("meta", torch.bfloat16), MODELS["B"].width
     for batch in (64, 1):
         for more_out, more_in, norm, gelu in LAYERS.values():
@@ -75,7 +83,10 @@ def tile_launches(arch: int) -> Iterator[Launch]:
 
 
 def wanted(arch: int, small: bool) -> dict[Source, str]:
-    """Return what to compile, the most urgent first: each kernel with a label of what needs it first."""
+    """Return the kernels to compile, the most urgent first, each with a label that says what needs it first.
+
+    `small` selects a few kernels only.
+    """
     out: dict[Source, str] = {}
 
     def add(label: str, launches: Any) -> None:
@@ -99,13 +110,15 @@ def wanted(arch: int, small: bool) -> dict[Source, str]:
 
 
 class Done(NamedTuple):
+    """Result of compiling one kernel; `error` is "" if it compiled."""
+
     seconds: float
     launcher: str  # "built", "not needed", or the reason why there is none
     error: str = ""
 
 
 def compile_one(src: Source, arch: int) -> Done:
-    """Compile a kernel in a worker process, and build its launcher if possible."""
+    """Compile a kernel and build its launcher if there is one. Runs in a worker process, and reports every error."""
     started = time.perf_counter()
     try:
         compiled = compile_source(src, arch)
@@ -121,10 +134,11 @@ def compile_one(src: Source, arch: int) -> Done:
 def compile_some(
     sources: list[Source], arch: int, jobs: int, clock: Clock, done: dict[Source, Done], save: Callable[[], None]
 ) -> None:
-    """Compile into `done` until all sources are compiled, time is over, or a worker process dies.
+    """Compile sources into `done` with `jobs` worker processes, until all are compiled, time is over or a worker dies.
 
-    A dead worker does not tell which kernel killed it, so the first remaining kernels are then compiled one at a time.
-    A kernel that kills its worker when compiled alone has failed.
+    A dead worker does not tell which kernel killed it, so the first 2 * jobs of the remaining kernels are then compiled
+    one at a time, and the others are left to the caller. A kernel that kills its worker when compiled alone has failed.
+    `save` is called after every result, or every two seconds.
     """
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=die_with_parent) as pool:
         pending = {pool.submit(compile_one, src, arch): src for src in sources}
@@ -141,14 +155,14 @@ def compile_some(
             for src in list(pending.values())[: 2 * jobs] if len(sources) > 1 else ():
                 if clock.left > 0:
                     compile_some([src], arch, 1, clock, done, save)
-        if pending:  # time is over: do not wait for running compilations
+        if pending:  # time is over or a worker died: do not wait for running compilations
             for process in multiprocessing.active_children():
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seconds: float) -> dict[str, Any]:
-    """Return the content of compile.json."""
+    """Return the content of compile.json for `sources` (kernel -> label), of which `done` were compiled or failed."""
     failed = {f"{s.kernel} ({sources[s]})": d.error for s, d in done.items() if d.error}
     slowest = sorted(done.items(), key=lambda item: -item[1].seconds)[:10]
     return {
@@ -164,6 +178,7 @@ def report(sources: dict[Source, str], done: dict[Source, Done], arch: int, seco
 
 
 def main() -> int:
+    """Run the command. Return 1 if a kernel failed to compile, else 0, even if time ran out before some compiled."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="file for the report of what was compiled")
     parser.add_argument(
