@@ -1,4 +1,4 @@
-"""Shared fixtures. Sample photos are not part of the repository; tests that need them are skipped without them."""
+"""Fixtures for all tests. Sample data is not part of the repository; tests that need it are skipped without it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def leave_if_broken():
-    """Function (test, synchronize, leave) that prints one line and calls leave(70) if the GPU fails to synchronize."""
+    """leave_if_broken(test): if the GPU fails to synchronize, print one line that names the test and exit with code 70.
+
+    Tests of this fixture pass other functions as `synchronize` and `leave`.
+    """
 
     def check(test, synchronize=torch.cuda.synchronize, leave=os._exit):
         try:
@@ -75,7 +78,7 @@ def sound_device(request, leave_if_broken):
 def recorder(monkeypatch):
     """Replace CUDA graphs by fakes whose replay runs the function on the captured buffers, as a GPU would.
 
-    The fixture is the list of the captured batch sizes.
+    The value of the fixture is the list of the batch sizes captured so far, in order.
     """
     from vitpose_fast import graphs
 
@@ -107,7 +110,10 @@ def recorder(monkeypatch):
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """Folder of the sample data: $VITPOSE_SAMPLES, or else ../shared/samples next to the checkout."""
+    """Folder of the sample data: $VITPOSE_SAMPLES, or else ../shared/samples next to the checkout.
+
+    Tests that use it are skipped if it has no data.
+    """
     folder = Path(os.environ.get("VITPOSE_SAMPLES", ROOT.parent / "shared" / "samples"))
     if not (folder / "coco" / "test_coco.json").is_file():
         pytest.skip(f"no sample data in {folder}; set VITPOSE_SAMPLES")
@@ -122,13 +128,16 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def python_path():
-    """Function (*folders) that returns a PYTHONPATH with these folders first and then this checkout."""
+    """python_path(*folders) -> a value for PYTHONPATH: these folders, this checkout, and what PYTHONPATH had before."""
     return lambda *folders: os.pathsep.join([*map(str, folders), os.environ["PYTHONPATH"]])
 
 
 @pytest.fixture(scope="session")
 def scramble():
-    """Function (model, seed) that fills all weights and statistics at random, none 0 or 1, with outputs of order 1."""
+    """scramble(model, seed=0): fill all weights and statistics in place with random values, and return the model.
+
+    No value is 0 or 1, and the outputs are of order 1.
+    """
     import torch
 
     def randomize(model, seed=0):
@@ -139,7 +148,7 @@ def scramble():
                 draw = torch.tensor(7 + seed)
             elif "running_var" in name:
                 draw = 0.5 + draw.abs()
-            elif "deconv" in name and value.dim() == 4:  # [in, out, 4, 4]; each output gets a quarter of the taps
+            elif "deconv" in name and value.dim() == 4:  # [in, out, 4, 4]; a quarter of the taps reaches an output
                 draw = draw / (4 * value.shape[0]) ** 0.5
             elif value.dim() > 1 and "pos" not in name:
                 draw = draw / value[0].numel() ** 0.5
@@ -153,11 +162,14 @@ def scramble():
 
 @pytest.fixture(scope="session")
 def damage():
-    """Function (data, rng) that returns a copy of JSON-like data with some values replaced by bad ones, or deleted."""
+    """damage(data, rng) -> a copy of JSON-like data in which some random values are replaced by bad ones or deleted."""
     leaves = [None, "", "x", -1, 0, 1e308, float("nan"), [], {}, True, [[1]], "1", 10**400]
 
     def damaged(data, rng):
-        """Return `data` with one to three random values replaced by a random leaf, or deleted."""
+        """Return a copy of `data` with one to three random values replaced by one of `leaves`, or deleted.
+
+        `rng` is a `random.Random`. Empty data, and data that is no dict or list, is returned unchanged.
+        """
         data = copy.deepcopy(data)
         for _ in range(rng.randint(1, 3)):
             place, key = None, None

@@ -19,7 +19,10 @@ LAYERS = {"vitpose_kernels": 0, "vitpose_fast": 1, "vitpose_training": 2, "bench
 
 
 def module_files(root: Path) -> dict[str, Path]:
-    """Return module name -> file, for every file of every layer; tests, which are no package, are named by path."""
+    """Return {module name: file} for every Python file of every layer.
+
+    Tests are not a package, but get names from their paths all the same: "tests.models.test_heads".
+    """
     found = {}
     for package, folder in ROOTS.items():
         base = root / folder
@@ -30,7 +33,11 @@ def module_files(root: Path) -> dict[str, Path]:
 
 
 def imported_names(tree: ast.AST) -> list[str]:
-    """Return what all import statements load, also inside functions: "a.b", or "a.b.name" for `from a.b import`."""
+    """Return what all import statements load, also those inside functions.
+
+    That is "a.b" for `import a.b`, and "a.b.name" for `from a.b import name`. A relative import of a module raises
+    AssertionError.
+    """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -42,7 +49,7 @@ def imported_names(tree: ast.AST) -> list[str]:
 
 
 def import_graph(root: Path) -> dict[str, set[str]]:
-    """Return module -> the modules that it imports from the three packages, the benchmarks and the tests."""
+    """Return {module: the modules that it imports from the three packages, the benchmarks and the tests}."""
     files = module_files(root)
     graph: dict[str, set[str]] = {}
     for module, path in files.items():
@@ -53,7 +60,10 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Return every group of modules that import each other: strongly connected components (Tarjan) of two or more."""
+    """Return every group of two or more modules that import each other, directly or through others, sorted by name.
+
+    The groups are the strongly connected components of the graph (Tarjan's algorithm).
+    """
     number: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

@@ -27,10 +27,10 @@ def annotations():
 
 
 def outcome(read, data, file):
-    """Read damaged data; check that every message is one line that starts with the file.
+    """Write damaged data to a file and read it; assert that every message is one line with the name of the file.
 
     Returns:
-        (rows, "clean" or "reported"), or (None, "refused") if the file is not usable.
+        (rows, "reported" or, without any message, "clean"), or (None, "refused") if `read` raises ValueError.
     """
     file.write_text(json.dumps(data))
     try:

@@ -28,7 +28,7 @@ def run(*args: str) -> int:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Current directory with a checkpoint `weights` and the images photos/1.png to 3.png, 80x60 pixels each."""
+    """Current directory with a checkpoint `weights`, and images photos/1.png to 3.png, 80 pixels wide and 60 high."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1), "weights")
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def boxes(*rows) -> str:
-    """Write detections to a file and return its name."""
+    """Write detections to boxes.json in the current directory and return the name of the file."""
     Path("boxes.json").write_text(json.dumps(rows))
     return "boxes.json"
 

@@ -50,7 +50,7 @@ def cited_sections(text: str) -> list[str]:
 
 
 def unresolved_citations(text: str, headings: set[str]) -> list[str]:
-    """Return the cited section numbers that are not among the headings, each once, in order."""
+    """Return the cited section numbers that are not among `headings`, each once, in the order of the text."""
     return [number for number in dict.fromkeys(cited_sections(text)) if number not in headings]
 
 
@@ -60,7 +60,7 @@ def headings_of(page: str) -> set[str]:
 
 
 def source_files(root: Path) -> list[Path]:
-    """Return the files of the project: those that git tracks, or all files in an archive without .git."""
+    """Return the files of the project: the existing files that git tracks or, without git, all that are not built."""
     if (root / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
         if listed.returncode == 0:
@@ -77,7 +77,7 @@ def source_files(root: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def texts(root) -> dict[str, str]:
-    """The project's text files by path; binary ones are left out."""
+    """Content of the project's text files by path relative to the root; binary files are left out."""
     out = {}
     for path in source_files(root):
         try:
@@ -225,7 +225,7 @@ def test_the_chart_is_what_a_committed_result_file_says(root):
 
 
 def table_rows(page: Path, first_column: str) -> list[list[str]]:
-    """Return the cells of the table whose head begins with this column."""
+    """Return the rows of the first table whose head begins with this column, each a list of cells, without the head."""
     table = page.read_text(encoding="utf-8").split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
 

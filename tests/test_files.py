@@ -24,12 +24,12 @@ from vitpose_fast.files import (
 
 
 def names(folder) -> list[str]:
-    """Sorted names in a folder."""
+    """Return the sorted names of what is in a folder."""
     return sorted(p.name for p in folder.iterdir())
 
 
 def half(path) -> None:
-    """Write half of a file or folder, then fail."""
+    """Write half of a file or folder, then raise RuntimeError."""
     (path / "a" if path.is_dir() else path).write_text("half")
     raise RuntimeError("power cut")
 

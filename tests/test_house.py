@@ -17,7 +17,7 @@ PACKAGES = [package for package, layer in LAYERS.items() if layer < 3]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a new Python process."""
+    """Run code in a new Python process and return it, whether it succeeded or not."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **environment}
     )

@@ -45,7 +45,7 @@ def test_other_8_bit_modes_become_rgb(mode):
 
 
 def bomb(width=30000, height=30000):
-    """A PNG of a few hundred bytes whose header announces 900 million pixels by default."""
+    """Return a PNG of a few hundred bytes whose header announces 900 million pixels by default."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -19,9 +19,9 @@ from vitpose_kernels.gpu.aot import Resources
 
 @pytest.fixture(scope="module")
 def kernels_command(tmp_path_factory):
-    """Function that runs `vitpose-fast kernels` with options, in a process without Triton's interpreter.
+    """kernels_command(*options): run `vitpose-fast kernels` in a process without Triton's interpreter.
 
-    It returns (exit code, output, tables from the JSON file).
+    Returns (exit code, standard output and error, content of the JSON file or None if there is none).
     """
 
     def call(*options):

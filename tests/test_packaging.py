@@ -19,7 +19,7 @@ PACKAGES = [package for package, layer in LAYERS.items() if layer < 3]
 
 
 def copy_of_checkout(root: Path, copy: Path) -> Path:
-    """Copy the tracked files, and new files that git does not ignore, and return the folder."""
+    """Copy the tracked files, and new files that git does not ignore, from `root` to `copy`, and return `copy`."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     for source in filter(Path.is_file, (root / name for name in listed)):
@@ -30,7 +30,7 @@ def copy_of_checkout(root: Path, copy: Path) -> Path:
 
 
 def build(copy: Path, out: Path) -> tuple[Path, Path]:
-    """Build the checkout and return (sdist, wheel built from that sdist)."""
+    """Build the checkout `copy` into `out` and return the paths of (sdist, wheel built from that sdist)."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"SOURCE_DATE_EPOCH": "1700000000"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

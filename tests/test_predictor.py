@@ -18,7 +18,7 @@ from vitpose_fast.geometry import box_to_center_scale
 
 
 def photo(seed=0, height=60, width=80):
-    """Random uint8 image of 4x4 pixel blocks."""
+    """Return a random image, uint8 [height, width, 3], of blocks of 4x4 equal pixels."""
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
 
@@ -37,7 +37,11 @@ def model():
 
 @pytest.fixture
 def exact_model(model):
-    """The model in float64. CPUs sum batches of different sizes in different orders, which decoding would amplify."""
+    """The model in float64.
+
+    In float32, batches of different sizes differ by rounding (they are summed in other orders), which decoding would
+    amplify.
+    """
     return copy.deepcopy(model).double()
 
 
@@ -197,7 +201,7 @@ def test_a_frozen_model_predicts_what_the_model_does(model, flip_test):
 
 
 class OutOfMemory:
-    """A model that runs out of memory on its first `count` calls with more than `fits` crops."""
+    """A model that raises `error` in its first `count` calls with more than `fits` crops. `sizes` lists all calls."""
 
     def __init__(self, model, fits, count, error):
         self.forward, self.fits, self.left, self.error = model.forward, fits, count, error

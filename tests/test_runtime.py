@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def make(scramble):
-    """Function that creates a small model with random weights on the test device."""
+    """make(name="vitpose-tiny", tasks=("coco",), seed=0, **options) -> a small random model on the test device."""
 
     def make(name="vitpose-tiny", tasks=("coco",), seed=0, **options):
         options = dict(image_size=(64, 48), depth=2, width=32, num_heads=2, decoder_width=16) | options
@@ -29,12 +29,12 @@ def make(scramble):
 
 
 def draw(batch, size=(64, 48), seed=1):
-    """Random images [batch, 3, *size]."""
+    """Return random images [batch, 3, *size] on the test device."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def check_close(ours, exact, tolerance):
-    """Assert that the relative root mean square error is within `tolerance`."""
+    """Assert that the root mean square error of `ours`, relative to that of `exact`, is within `tolerance`."""
     assert ours.shape == exact.shape
     error = (ours.double() - exact.double()).square().mean().sqrt() / exact.double().square().mean().sqrt()
     assert error <= tolerance, f"relative error {error:.2e}"

@@ -26,20 +26,23 @@ SETUP = ("python3 -m venv", "pip install", ".venv/bin/", "python -m pytest", "ru
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
-    """(what the comment before it says, code) of every block of a page in one of these languages."""
+    """Return (note, code) for every code block of a page in one of these languages.
+
+    The note is the text of a comment directly before the block, such as "parsed only: reason", or "".
+    """
     text = page.read_text(encoding="utf-8")
     return [(note or "", code) for note, language, code in BLOCK.findall(text) if language in languages]
 
 
 def commands(code: str) -> list[str]:
-    """The lines of a shell block, continued lines joined, comments removed."""
+    """Return the commands of a shell block: its lines, with continued lines joined and without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s+#.*", "", f" {line}").strip() for line in lines) if line]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with what the snippets name: a photo, boxes, weights of the tiny model, annotated pictures."""
+    """A folder with the files that the snippets name: a photo, boxes, weights of the tiny model, annotated images."""
     import vitpose_fast as vp
     from vitpose_fast.checkpoints import save_official
     from vitpose_training.demo.synthetic import write_dataset
@@ -65,19 +68,19 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workplace(made, tmp_path, monkeypatch) -> Path:
-    """A copy of `made` for one page, as the current folder."""
+    """A copy of the folder `made`, as the current folder, for the snippets of one page."""
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
 
 class Parsed(Exception):
-    """A command line was understood."""
+    """Raised by commands under `parse_only` once their command line is parsed without error."""
 
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    """Make every command stop once its command line is parsed."""
+    """Make every command raise `Parsed` once its command line is parsed."""
     import tyro
 
     def stop(parse):
@@ -92,7 +95,7 @@ def parse_only(monkeypatch):
 
 
 def call(command: str) -> int:
-    """Run a shell command of a snippet in this process; its exit code."""
+    """Run a shell command of a snippet in this process and return its exit code."""
     from benchmarks import report
     from vitpose_fast.__main__ import main
 

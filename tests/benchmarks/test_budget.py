@@ -41,7 +41,10 @@ def choice(implementation, median, impl, tiles=None, columns=2304):
 
 @pytest.fixture
 def steps(tmp_path, monkeypatch, python_path):
-    """Modules for steps to run: one is fine, one fails, one hangs with a child process, and one prints 7 MB."""
+    """steps(name, seconds=20.0, least=0.0, **more) -> a `Step` that runs one of four modules.
+
+    `fine` succeeds, `fails` exits with code 7, `hangs` sleeps with a child process, and `talks` prints 7 MB.
+    """
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "fine.py").write_text("print('all is well')\n")
@@ -178,7 +181,7 @@ def bench(out, *more, **options):
 
 
 def until(happened, seconds=60.0):
-    """Wait until `happened()` is true; return whether it is after at most `seconds`."""
+    """Wait until `happened()` is true, but at most `seconds`; return its last value."""
     end = time.monotonic() + seconds
     while not happened() and time.monotonic() < end:
         time.sleep(0.1)
@@ -211,7 +214,7 @@ def test_a_kill_at_any_moment_keeps_what_was_measured(root, tmp_path):
 
 
 def processes_of(out):
-    """Return the processes whose command line names the folder."""
+    """Return the ids of the processes whose command line contains the path `out`."""
     return [p for p in os.listdir("/proc") if p.isdigit() and str(out) in read(f"/proc/{p}/cmdline")]
 
 

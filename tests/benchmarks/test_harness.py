@@ -198,7 +198,7 @@ def test_contenders_take_turns(machine):
 
 
 class Gpu(Machine):
-    """A fake GPU: its graphs simply run the calls on the CPU."""
+    """A fake GPU: the functions that `record` returns are the calls themselves, which run on the CPU."""
 
     def __init__(self):
         self.device, self.cuda, self.most_believable = torch.device("cpu"), True, 1e9

@@ -29,7 +29,10 @@ SIZES = dict(zip(PAPER_ROWS, (69, 29, 64, 64, 84, 28, 18, 43, 43, 24, 90, 309, 6
 
 
 def record(name="x", implementation="ours", ms=1.0, *, suite="model", spread=0.02, **more):
-    """Return a record of batch 64; with `missing`, its numbers are None."""
+    """Return a record of batch 64 with a median of `ms`; `more` replaces fields.
+
+    With `missing`, its numbers are None.
+    """
     row = {"suite": suite, "name": name, "implementation": implementation, "dtype": "bfloat16", "batch": 64}
     row |= {"graphed": False, "median_ms": ms, "p10_ms": ms * (1 - spread / 2), "p90_ms": ms * (1 + spread / 2)}
     row |= {"p99_ms": ms * 2, "per_second": 64e3 / (ms or 1), "peak_mib": 512.0, "flops": 10**9, "bytes": 10**6}
@@ -40,7 +43,10 @@ def record(name="x", implementation="ours", ms=1.0, *, suite="model", spread=0.0
 
 
 def table12(speedup=1.0, rows=PAPER_ROWS, **speeds):
-    """Return eager rows with the paper's speeds times `speedup`, or with `speeds`, and rows of ours twice as fast."""
+    """Return eager records with the paper's speeds times `speedup` and, for ViTPose, records of ours twice as fast.
+
+    `speeds` replaces the speeds (samples per second) of single rows.
+    """
     out = []
     for name in rows:
         fps = speeds.get(name, PAPER[name] * speedup)
@@ -60,7 +66,10 @@ def layer(model, name, calls, ms, **more):
 
 @pytest.fixture
 def write(tmp_path):
-    """write(records, **environment) writes a result file and returns its path."""
+    """write(records, **environment): write a result file of a GPU and return its path.
+
+    `environment` replaces values of the file's environment.
+    """
     numbers = itertools.count()
 
     def write(records, **environment):
@@ -76,7 +85,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def call(capsys):
-    """call(*arguments) runs a command and returns (exit code, output, error)."""
+    """call(*arguments): run a command of benchmarks/report.py; return (exit code, standard output, standard error)."""
 
     def call(*arguments):
         code = main([str(a) for a in arguments])
@@ -93,7 +102,7 @@ def output_of(call, *arguments):
 
 
 def row_of(output, name):
-    """Return the cells of the row with this name."""
+    """Return the cells of the only table row whose first cell is `name`."""
     (line,) = [line for line in output.splitlines() if line.startswith(f"| {name} |")]
     return re.split(r"(?<!\\) \| ", line.strip("| "))
 

@@ -1,4 +1,4 @@
-"""Make checkpoints in the formats of docs/numerics.md 2 by hand, independently of the code under test."""
+"""Fixtures that make checkpoints in the formats of docs/numerics.md 2, independently of the code under test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = dict(image_size=(64, 48), depth=4)  # 4 x 3 tokens
 
 @pytest.fixture
 def make(scramble):
-    """make(name, seed, **options): return a small random model in eval mode."""
+    """make(name="vitpose-tiny", seed=0, **options) -> a small random model in evaluation mode."""
     return lambda name="vitpose-tiny", seed=0, **options: scramble(
         vp.create_model(name, **SMALL | options), seed
     ).eval()
@@ -22,7 +22,7 @@ def make(scramble):
 
 @pytest.fixture
 def official():
-    """official(model): return the tensors of a model under the names of the official code."""
+    """official(model) -> the tensors of a model under the names of the official code."""
 
     def rename(model):
         out = {}
@@ -44,7 +44,10 @@ def images():
 
 @pytest.fixture
 def check_refusal():
-    """check_refusal(call, *words, error=ValueError): return the error message, a line that must contain all words."""
+    """check_refusal(call, *words, error=ValueError): assert that `call()` raises `error`; return its message.
+
+    The message must be one line and contain all words.
+    """
 
     def check(call, *words, error=ValueError):
         with pytest.raises(error) as caught:
@@ -59,7 +62,11 @@ def check_refusal():
 
 @pytest.fixture
 def check_same():
-    """check_same(loaded, model, images, ...): check that both give the same heatmaps; return the load report."""
+    """check_same(loaded, model, images, task="coco", source_task=None): return the load report of `loaded`.
+
+    Asserts that `loaded` is in evaluation mode, and that its heatmaps of `task` equal the heatmaps of `model` for
+    `source_task`, by default the same task.
+    """
 
     def check(loaded, model, images, task="coco", source_task=None):
         expected = model(images, task=source_task or task)
@@ -73,7 +80,10 @@ def check_same():
 
 @pytest.fixture
 def store():
-    """store(path, state, **extra): save tensors in the layout of a training checkpoint; return the path."""
+    """store(path, state, **extra): save tensors as `state_dict` of a training checkpoint; return the path.
+
+    `extra` are further entries beside it.
+    """
 
     def save(path, state, **extra):
         torch.save(

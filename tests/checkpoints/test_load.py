@@ -47,7 +47,10 @@ def test_wrappings(wrap, make, official, images, tmp_path, check_same):
 
 
 def to_mmpose(state):
-    """Rename official tensors to mmpose 1.x, whose position embedding has no class slot."""
+    """Convert tensors with official names to mmpose 1.x: other names, and a position embedding without class slot.
+
+    The class slot is added to the other slots.
+    """
     out = {}
     for key, value in state.items():
         for ours, theirs in (
@@ -84,9 +87,10 @@ def test_mmpose_meta_with_numpy_arrays(make, official, images, tmp_path, check_s
 
 
 def mae(model, patch=14, side=4):
-    """Return MAE pretraining tensors for a model, and the subset that the model does not use.
+    """Return (tensors of an MAE checkpoint for a model, those of them that the model does not use).
 
-    They have a class token, a square grid, a decoder and MAE's final norm.
+    The checkpoint has a class token, a position embedding for a grid of `side` x `side` tokens, patches of `patch`
+    pixels, a decoder and MAE's final norm.
     """
     state = {k.removeprefix("backbone."): v for k, v in model.backbone.state_dict().items() if "last_norm" not in k}
     state["patch_embed.proj.weight"] = torch.randn(192, 3, patch, patch) / 24
@@ -102,7 +106,7 @@ def mae(model, patch=14, side=4):
 
 
 def expected_from_mae(model, state, grid):
-    """Return the backbone tensors that docs/numerics.md 1.6 derives from MAE tensors."""
+    """Return the backbone tensors that docs/numerics.md 1.6 derives from MAE tensors, for a grid (rows, columns)."""
     pos = state["pos_embed"]
     side = int((pos.shape[1] - 1) ** 0.5)
     square = pos[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -21,7 +21,11 @@ def slow_attention(qkv, grid, window, shift=(0, 0), pool=False, rel_pos=None, sc
     padded = [c * w for c, w in zip(count, window)]
 
     def place(token, rolled):
-        """Return, per axis, (window, position in the window, wrapped) of a token in the rolled or plain partition."""
+        """Return (window, position in the window, wrapped) of a token for each axis, rows first.
+
+        Windows are those of the map rolled by `shift` or, if not `rolled`, of the map itself. `wrapped` says whether
+        the roll moved the token across the border.
+        """
         out = []
         for axis, at in enumerate(divmod(token, grid[1])):
             s = shift[axis] if rolled else 0

@@ -67,7 +67,7 @@ def test_products_by_the_library_are_recorded_with_their_op():
 
 
 def python(code, **environment):
-    """Run code in a process without Triton's interpreter and return its output."""
+    """Run code in a process without Triton's interpreter, which must succeed, and return its standard output."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment

@@ -24,13 +24,16 @@ def picture(height=90, width=120, seed=0):
 
 
 def normalized(crops: np.ndarray) -> torch.Tensor:
-    """Normalize uint8 [P, H, W, 3] as the official pipeline does."""
+    """Normalize uint8 [P, H, W, 3] to float32 [P, 3, H, W] as the official pipeline does."""
     x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     return (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 def official_matrix(box, size, rotation, codec, padding=1.25):
-    """Compute the matrix like the official code, line by line: numpy, with float32 where it uses float32."""
+    """Compute the matrix [2, 3] from image to crop like the official code, in numpy, with float32 where it has it.
+
+    `box` is (x, y, width, height), `size` (H, W) of the crop, and `rotation` is in degrees.
+    """
     height, width = size
     x, y, w, h = box
     center = np.array([x + w * 0.5, y + h * 0.5], dtype=np.float32)

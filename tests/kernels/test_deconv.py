@@ -14,7 +14,7 @@ from vitpose_kernels.deconv import pack_deconv
 
 
 def layer(ci, co, seed=0, dtype=torch.float64):
-    """Draw a weight [Ci, Co, 4, 4] and a BatchNorm (weight, bias, mean, variance), all different and none trivial."""
+    """Draw a weight [ci, co, 4, 4] and a BatchNorm (weight, bias, mean, variance), [co] each, none with 0 or 1."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(ci, co, 4, 4, generator=g) / (4 * ci) ** 0.5
     norm = [torch.randn(co, generator=g) for _ in range(3)] + [0.5 + torch.rand(co, generator=g)]
@@ -22,7 +22,7 @@ def layer(ci, co, seed=0, dtype=torch.float64):
 
 
 def torch_layer(x, grid, weight, norm, eps):
-    """Compute the same layer with torch.nn.functional: maps [B, Co, 2h, 2w]."""
+    """Compute deconvolution, BatchNorm and ReLU with torch.nn.functional: tokens [B, h * w, ci] -> [B, co, 2h, 2w]."""
     gamma, beta, mean, variance = norm
     y = nnF.conv_transpose2d(x.transpose(1, 2).unflatten(2, grid), weight, stride=2, padding=1)
     return nnF.batch_norm(y, mean, variance, gamma, beta, eps=eps).relu()

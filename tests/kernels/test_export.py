@@ -40,7 +40,7 @@ SETUP = """
 
 
 def run(code: str) -> None:
-    """Run code in a separate process, because the code generator does not work with Triton's interpreter."""
+    """Run code in a process without Triton's interpreter, with which PyTorch's code generator does not work."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = textwrap.dedent(SETUP) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)

@@ -40,7 +40,10 @@ def test_golden_numbers(heat, expected, score):
 
 
 def official_udp(heat: np.ndarray, kernel: int = 11) -> tuple[np.ndarray, float]:
-    """Decode one map with OpenCV's blur and the formulas of docs/numerics.md 5.3: (keypoint, determinant)."""
+    """Decode one map [h, w] with OpenCV's blur and the formulas of docs/numerics.md 5.3.
+
+    Returns (keypoint (x, y) in heatmap cells, determinant of the Hessian).
+    """
     y, x = np.unravel_index(heat.argmax(), heat.shape)
     log = np.log(np.clip(cv2.GaussianBlur(heat, (kernel, kernel), 0), 0.001, 50))
     p = np.pad(log, 1, mode="edge").astype(np.float64)[y : y + 3, x : x + 3]

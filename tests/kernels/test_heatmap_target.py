@@ -21,7 +21,7 @@ GOLDEN = [  # joint, weight, argmax (y, x), maximum, sum, non-zero cells
 
 
 def loop_target(point, size, image_size, udp, sigma=2.0):
-    """Render one keypoint cell by cell, with int() that truncates as in C: (weight, map)."""
+    """Render one keypoint cell by cell, with int() that truncates as in C. Returns (weight, map [h, w])."""
     (h, w), (ih, iw) = size, image_size
     stride = ((iw - 1) / (w - 1), (ih - 1) / (h - 1)) if udp else (iw / w, ih / h)
     at = [c / s for c, s in zip(point, stride)]

@@ -12,7 +12,7 @@ from vitpose_kernels import layer_norm as op_file
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
-    """Draw x, weight, bias and residual."""
+    """Draw x of this shape [..., C], weight [C], bias [C] and a residual like x."""
     g = torch.Generator().manual_seed(seed)
     c = shape[-1:]
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in (shape, c, c, shape)]

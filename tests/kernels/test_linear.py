@@ -12,7 +12,7 @@ OP = torch.ops.vitpose_fast.linear
 
 
 def draw(rows=(2, 3), c=8, f=5, dtype=torch.float32, seed=0):
-    """Draw x, weight, bias and residual."""
+    """Draw x [*rows, c], weight [f, c], bias [f] and residual [*rows, f]."""
     g = torch.Generator().manual_seed(seed)
     shapes = (*rows, c), (f, c), (f,), (*rows, f)
     return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes]

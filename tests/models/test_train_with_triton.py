@@ -28,7 +28,7 @@ def small(name="vitpose++-tiny", tasks=("coco", "mpii"), **options):
 
 
 def losses(model, impl, steps, device):
-    """Return the loss of each Adam step on one batch of two samples."""
+    """Train with Adam on one batch of two samples, one for each of two tasks, and return the loss of each step."""
     vp.use_impl(model.to(device), impl)
     draw = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 64, 48, generator=draw).to(device)

@@ -14,9 +14,9 @@ from vitpose_training.data.read import read_labels
 
 @pytest.fixture(scope="session")
 def original(samples):
-    """original(layout, kind) -> content of a sample file; only the first five entries if it is a list.
+    """original(layout, kind="data") -> content of the sample file of a layout, or of InterHand's companion `kind`.
 
-    Tests must not change it.
+    If the content is a list, it is cut to the first five entries. Tests must not change it.
     """
 
     @cache
@@ -31,9 +31,9 @@ def original(samples):
 
 @pytest.fixture
 def reread(original, tmp_path):
-    """reread(layout, data, **companions) -> labels of a file with this content.
+    """reread(layout, data, **companions) -> `Labels` read from a file with the content `data`.
 
-    For InterHand the companion files are written too, unchanged unless their content is given.
+    For InterHand the companion files are written too, with the original content unless other content is given.
     """
 
     def read(layout, data, **companions):

@@ -1,6 +1,6 @@
 """Tables of damage to annotation files: each changes one place, and lists words that the message must hold.
 
-Also values that are invalid in any layout, and the contents of unusable files.
+The module also has values that are invalid in every layout, and the contents of unusable files.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ HUMAN = "human1"  # a person on the first image of the original AIC sample
 
 
 class Damage(NamedTuple):
+    """One change to the sample file of a layout: the value at `path` becomes `value`, or is removed if MISSING."""
+
     layout: str
     path: tuple[Any, ...]
     value: Any
     words: tuple[str, ...]
-    """Words that the message must hold besides the file: entry and field."""
+    """Words that the message must hold besides the file name: the entry and the field."""
     kind: str = "data"
     """Which file to change: "data", or one of InterHand's companions."""
 
 
 def fields(layout, path, entry, table, kind="data"):
-    """Return a damage for each value of each field. A key (field, word) means that the message says `word` instead."""
+    """Return a damage for each value of each field in `table`, which maps fields of the object at `path` to bad values.
+
+    The message must hold the words `entry` and the name of the field. A key (field, word) means that it holds `word`
+    instead of the name.
+    """
     out = []
     for field, values in table.items():
         field, word = field if isinstance(field, tuple) else (field, field)
@@ -42,7 +48,7 @@ NO_LIST = [None, "1 2 2", {}, 3]
 
 
 def no_keypoints(count):
-    """Return invalid values for a flat list of `count` x, y, v."""
+    """Return invalid values for a flat list x, y, v, x, y, v, ... of `count` keypoints, the last with an invalid v."""
     flat = [5, 6, 2] * count
     bad = [NAN, -INF, "3", None, True, 1e7, HUGE, [1]]
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 MISSING = "<missing>"  # marks a value to remove
-FILES = {  # layout -> data set and sample file
+FILES = {  # layout -> (data set, sample file in the folder of samples)
     "coco": ("coco", "coco/test_coco.json"),
     "apt36k": ("apt36k", "apt-36k/apt36k_wolf_reconstructed.json"),
     "wholebody": ("wholebody", "coco-wholebody/test_coco_wholebody.json"),
@@ -19,7 +19,7 @@ COMPANIONS = ("camera", "joint_3d")  # files beside InterHand's annotation file
 
 
 def changed(data, path, value):
-    """Return a copy of `data` with the value at `path` replaced, or removed if `value` is MISSING."""
+    """Return a copy of `data` with the value at `path` (keys, indices) replaced, or removed if `value` is MISSING."""
     data = copy.deepcopy(data)
     *way, last = path
     place = data

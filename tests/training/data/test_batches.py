@@ -34,7 +34,10 @@ def batch_of(samples, *tasks, device="cpu"):
 
 @pytest.fixture
 def marked(tmp_path):
-    """marked(task, number) -> a person on a black image with a white 3x3 square at each keypoint."""
+    """marked(task="coco", number=0, **changes) -> a `Person` on a black image with a white 3x3 square at each keypoint.
+
+    `number` determines the keypoints and the ids, and `changes` replaces fields.
+    """
 
     def make(task="coco", number=0, **changes):
         count = data_set(task).keypoint_set.num_keypoints

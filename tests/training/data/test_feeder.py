@@ -35,7 +35,7 @@ def keys(samples):
 
 @pytest.fixture
 def start_feeder(samples, keys):
-    """start_feeder(workers) -> a feeder with six batches of two people."""
+    """start_feeder(workers) -> a `Feeder` of six micro-batches of two people."""
     codecs = {"coco": HeatmapCodec(COCO.keypoint_set, SIZE)}
     return lambda workers: Feeder(samples, keys, codecs, torch.device("cpu"), workers)
 

@@ -35,7 +35,7 @@ FILES = {
 
 @pytest.fixture
 def sources(samples, tmp_path):
-    """task -> (annotation file, image folder). The sample of APT-36K has no images, so its wolves are rendered."""
+    """{task: (annotation file, image folder)}. The sample of APT-36K has no images, so its wolves are rendered."""
     out = {task: (samples / file, samples / (folder or "")) for task, (file, folder) in FILES.items()}
     out["apt36k"] = out["apt36k"][0], tmp_path / "wolves"
     render(read_labels("apt36k", *out["apt36k"]))
@@ -62,7 +62,7 @@ def render(labels):
 
 
 def ceiling(labels, size=(256, 192)):
-    """Return the score of a network whose heatmaps equal the training targets."""
+    """Return the main metric that a network would reach whose heatmaps equal the training targets."""
     codec, rows = HeatmapCodec(labels.data_set.keypoint_set, size), []
     for person in labels.people:
         center, scale = (torch.from_numpy(v)[None] for v in crop_of(person, size))
@@ -99,7 +99,7 @@ def test_a_joint_dry_run(sources, tmp_path):
 
 @torch.no_grad()
 def loss_of(model, labels):
-    """Return the training loss of a task on the crops that evaluation uses."""
+    """Return the training loss of the task of `labels` on the crops that evaluation uses, in evaluation mode."""
     config = model.config
     codec = HeatmapCodec(labels.data_set.keypoint_set, config.image_size, config.heatmap_size)
     samples = SampleSet([labels], config.image_size)

@@ -53,7 +53,7 @@ def lost(damage, data):
 
 
 def known(labels):
-    """Return all that was read about each person, by annotation id."""
+    """Return {annotation id: everything that was read about the person}."""
     return {
         p.annotation_id: (
             p.image,

@@ -29,7 +29,10 @@ PEN = vp.KeypointSet("pen", ("tip", "cap"), (), ((0, 1),), None, ())  # no sigma
 
 
 def read_pens(data_set, file, folder):
-    """Read one pen per line: image, then x and y of tip and cap in pixels. The box has a margin of 10 pixels."""
+    """Reader of a data set with one pen per line: image, then x and y of the tip and of the cap, in pixels.
+
+    The box has a margin of 10 pixels around both. A line without four numbers is reported and skipped.
+    """
     people, problems = [], []
     for number, line in enumerate(file.read_text().splitlines()):
         image, *values = line.split()
@@ -44,7 +47,10 @@ def read_pens(data_set, file, folder):
 
 
 def score_pens(files, results):
-    """Return the percentage of tips with an error below 3 pixels, and the largest error."""
+    """Metric: `tips`, the percentage of all tips found with an error below 3 pixels, and `worst`, the largest error.
+
+    `worst` is in pixels, and -1 without results.
+    """
     tips = {person.annotation_id: person.keypoints[0] for labels in files for person in labels.people}
     away = [float(np.linalg.norm(points_of(row)[0] - tips[row["annotation_id"]])) for row in results]
     return {"tips": 100 * sum(d < 3 for d in away) / len(tips), "worst": max(away, default=-1.0)}
@@ -62,7 +68,7 @@ PENS = DataSet(
 
 @pytest.fixture
 def pens(tmp_path):
-    """Root folder of data sets, with one of pens: three pens on two images, and a damaged line."""
+    """Root folder of data sets that holds one data set of pens: three pens on two images, and a damaged line."""
     folder = tmp_path / "pens"
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):

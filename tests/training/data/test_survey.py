@@ -31,9 +31,10 @@ def run(*args: str) -> int:
 
 @pytest.fixture
 def pens(tmp_path, monkeypatch):
-    """Working directory with pen.json, pens.json and images/1.png to 3.png, with one pen on each image.
+    """Change to a directory with a keypoint set (pen.json), and annotations (pens.json) of images/1.png to 3.png.
 
-    Images are 120 pixels wide and 80 high, and each has one shade of gray.
+    There is one pen on each image. Images are 120 pixels wide and 80 high, and each has one shade of gray. The value of
+    the fixture is the list of annotations.
     """
     monkeypatch.chdir(tmp_path)
     Path("pen.json").write_text(json.dumps(PEN))

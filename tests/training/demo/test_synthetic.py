@@ -20,7 +20,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def people(scenes):
-    """Keypoints of all annotations of the scenes, float [people, 17, 3]."""
+    """Keypoints (x, y, v) of all annotations of the scenes, float [people, 17, 3]."""
     return np.array([a["keypoints"] for _, annotations in scenes for a in annotations], float).reshape(-1, 17, 3)
 
 

@@ -23,7 +23,7 @@ def test_published_number_of_aic(samples):
 
 
 def aic_loop(truth, found):
-    """The definition in docs/numerics.md 7.3, as a plain loop."""
+    """Compute AI Challenger's score by its definition in docs/numerics.md 7.3, as a plain loop."""
     sigmas, by_image = KEYPOINT_SETS["aic"].sigmas, {row["image_id"]: row["keypoint_annotations"] for row in found}
     thresholds = [0.5 + 0.05 * i for i in range(10)]
     hits, total = [0] * 10, 0

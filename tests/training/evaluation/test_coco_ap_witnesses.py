@@ -20,7 +20,7 @@ COCO = KEYPOINT_SETS["coco"]
 
 
 def by_pycocotools(truth, results, folder):
-    """Compute the ten numbers with pycocotools, which reads truth and results from files in `folder`."""
+    """Return the ten numbers of COCO's keypoint evaluation, computed by pycocotools from files written to `folder`."""
     from pycocotools.coco import COCO as Truth
     from pycocotools.cocoeval import COCOeval
 
@@ -37,10 +37,10 @@ def by_pycocotools(truth, results, folder):
 
 
 def random_set(seed, images, categories, people, found):
-    """Return random COCO ground truth and results with ids from 1.
+    """Return (ground truth, results) of a random COCO data set whose ids count from 1.
 
-    They hold crowds, people without labeled keypoints, people whose `num_keypoints` is 0 although some are labeled,
-    equal scores, and poses that match no person.
+    The data holds crowds, people without labeled keypoints, people whose `num_keypoints` is 0 although some are
+    labeled, equal scores, and poses that match no person.
     """
     rng = np.random.default_rng(seed)
     truth = {

@@ -38,7 +38,10 @@ def labels(*people):
 
 
 def distance_for(similar, keypoint):
-    """Return the distance in pixels at which a keypoint has this similarity to its true position."""
+    """Return the distance in pixels from its true position at which a keypoint (a COCO index) has this similarity.
+
+    The similarity is the keypoint's term of OKS, for a person of area `AREA`.
+    """
     return 2 * COCO.sigmas[keypoint] * np.sqrt(-2 * AREA * np.log(similar))
 
 

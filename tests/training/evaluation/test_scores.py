@@ -46,7 +46,7 @@ MISSING = {  # numbers that are -1 because the sample has no person of this size
 
 @pytest.fixture(scope="session")
 def labels_of(samples):
-    """labels_of(file) -> labels of a sample file."""
+    """labels_of(file) -> the `Labels` of a sample file, a key of `FILES`."""
 
     def read(file):
         name, path = FILES[file]
@@ -56,7 +56,10 @@ def labels_of(samples):
 
 
 def results_of(people, move=(0, 0)):
-    """Return the annotated poses, shifted by `move` pixels, as results of `evaluate_labels`, 0-based also for MPII."""
+    """Return the annotated poses, shifted by `move` (x, y) in pixels, in the form of results of `evaluate_labels`.
+
+    Their coordinates count from 0, also for MPII.
+    """
     out = []
     for person in people:
         points = np.concatenate([person.keypoints + np.float32(move), person.visible[:, None]], 1)
@@ -229,7 +232,7 @@ def test_several_files_count_as_one(samples, labels_of):
 
 
 def read_labels_again(labels, samples):
-    """Write the changed truth of `labels` to a file and read it again."""
+    """Write `labels.truth`, which a test has changed, to a file and return the labels read from it."""
     import tempfile
     from pathlib import Path
 

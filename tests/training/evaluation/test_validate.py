@@ -34,9 +34,10 @@ def model():
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Working directory with images/1.png to 3.png, 80 pixels wide and 60 high.
+    """Change to a directory with images/1.png to 3.png, 80 pixels wide and 60 high.
 
-    write(annotations) -> sources of `evaluate`.
+    The fixture is a function write(annotations, name="annotations.json", width=80, **more) that writes an annotation
+    file and returns the sources for `evaluate`. `width` is the image width in the file, and `more` adds fields.
     """
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()

@@ -25,7 +25,7 @@ def state(step, size=1000):
 
 
 def load(states):
-    """Return the file and the content of the most recent undamaged state."""
+    """Return (file, content) of the most recent undamaged state."""
     path = states.last()
     return path, torch.load(path, weights_only=True)
 

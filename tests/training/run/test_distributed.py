@@ -19,7 +19,11 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 @pytest.fixture
 def run(data, tmp_path, root):
-    """Return run(processes, name, *options): it trains on 12 people with batch size 6 and returns the run's folder."""
+    """run(processes, name, *options, code=0, restarts=0, **more): train with torchrun; return the folder of the run.
+
+    It trains for 3 epochs on 12 people with batch size 6. `code` is the expected exit code, `restarts` the restarts
+    that torchrun may do, and `more` are environment variables. The standard error is in `run.said`.
+    """
 
     def start(processes, name, *options, code=0, restarts=0, **more):
         out = tmp_path / name

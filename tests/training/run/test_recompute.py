@@ -15,7 +15,7 @@ from vitpose_training.run.recompute import LEVELS, set_recompute
 
 
 class Alive(TorchDispatchMode):
-    """Records the storage of every result, to count the bytes that are still alive."""
+    """Records the storage of every tensor that an operator returns, to count the bytes that are still alive."""
 
     def __init__(self):
         super().__init__()

@@ -55,7 +55,7 @@ def make_batch(seed=0, tasks=TASKS):
 
 
 def cut(batch, size):
-    """Split a batch into micro-batches of at most `size` samples."""
+    """Return the micro-batches of at most `size` samples, in order, that make up a batch."""
     out = []
     for a in range(0, len(batch.crops), size):
         b, parts, start = min(a + size, len(batch.crops)), {}, 0
@@ -71,7 +71,7 @@ def cut(batch, size):
 
 
 class FakeFeeder:
-    """A feeder that returns the given batches."""
+    """Stand-in for a `Feeder`: `take` returns the given batches in order, each with the list `bad`."""
 
     def __init__(self, *batches, bad=()):
         self.batches, self.bad = list(batches), list(bad)
