@@ -53,3 +53,9 @@ def test_supervision():
     assert isinstance(keypoints, sv.KeyPoints) and len(keypoints) == 3
     np.testing.assert_array_equal(keypoints.xy, poses.keypoints.numpy())
     np.testing.assert_array_equal(keypoints.keypoint_confidence, poses.scores.numpy())
+
+
+def test_keypoints_count_in_a_person_score_above_a_fifth():
+    """0.25 and 0.9 count, 0.15 does not."""
+    got = person_scores(torch.tensor([[0.25, 0.9, 0.15]]), torch.tensor([1.0]))
+    assert got.tolist() == pytest.approx([(0.25 + 0.9) / 2])

@@ -83,3 +83,17 @@ def test_fixed_predictor_does_not_learn():
 @pytest.mark.parametrize("decoder", ["classic", "classic-fp", "simple", "minimal"])
 def test_one_keypoint_works(decoder):
     assert head(decoder, keypoints=1)(torch.randn(2, 192, 4, 3)).shape == (2, 1, 16, 12)
+
+
+@pytest.mark.parametrize("decoder", ["classic", "classic-fp", "simple", "minimal"])
+def test_a_fresh_head_starts_as_in_the_official_code(decoder):
+    """Weights of deconvolutions and predictor: normal, with a deviation of 0.001; biases 0; BatchNorm the identity."""
+    torch.manual_seed(0)
+    fresh = head(decoder, keypoints=17)
+    weights = [m.weight for m in fresh.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
+    assert len(weights) == (3 if decoder.startswith("classic") else 1)
+    for weight in weights:
+        assert weight.std().item() == pytest.approx(0.001, rel=0.05) and abs(weight.mean().item()) < 1e-4
+    assert not fresh.final_layer.bias.any()
+    for norm in [m for m in fresh.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
+        assert (norm.weight == 1).all() and not norm.bias.any()

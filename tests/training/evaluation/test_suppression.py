@@ -168,3 +168,12 @@ def test_equal_people_have_equal_scores():
     counts = (points > 0).sum(1)
     for count in set(counts.tolist()):
         assert len(set(rescore([1.0] * 50, points)[counts == count].tolist())) == 1
+
+
+@pytest.mark.parametrize(("elsewhere", "kept"), [(1, 1), (2, 2)])
+def test_results_are_suppressed_above_an_oks_of_nine_tenths(elsewhere, kept):
+    """Of 17 keypoints one is elsewhere (OKS 16/17, between 0.9 and 0.95), or two are (15/17, between 0.85 and 0.9)."""
+    points = np.ones((2, 17, 3))
+    points[1, :elsewhere, :2] = 1e5
+    rows = [{"image_id": 1, "keypoints": p.flatten().tolist(), "score": 1.0, "area": 1e4} for p in points]
+    assert len(suppress(rows, COCO)) == kept

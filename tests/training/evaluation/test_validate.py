@@ -257,3 +257,40 @@ def test_a_metric_that_fails_on_rank_0_fails_everywhere(data, model):
     with pytest.raises(ValueError, match="rank 0 cannot score"):
         evaluate_labels(model, labels, world=RankOne(torch.device("cpu"), rank=1, size=2))
     assert heard[-1] is None  # this rank did not fail itself
+@pytest.fixture
+def exact(data):
+    """(model, people of `people_on`): a model that finds every keypoint of these people exactly, with a score of 1.
+
+    Their box is 33x44 once it has lost its pixel, 41.25x55 with 1.25 of padding; the 17 keypoints lie on cell (3, 4) of
+    the 12x16 heatmap, which is 3 * 41.25 / 11 and 4 * 55 / 15 from the corner of the crop.
+    """
+    model = vp.create_model("vitpose-tiny", decoder="minimal", image_size=(64, 48), depth=1).eval()
+    maps = torch.zeros(17, 16, 12)
+    maps[:, 4, 3] = 1.0
+    model.heads["coco"] = Constant(maps)
+    x, y = 26.5 - 41.25 / 2 + 3 * 41.25 / 11, 27 - 55 / 2 + 4 * 55 / 15
+
+    def people_on(*images):
+        changes = dict(bbox=[10, 5, 34, 45], keypoints=[x, y, 2] * 17)
+        return data([person(i, image, **changes) for i, image in enumerate(images)])
+
+    return model, people_on
+
+
+def test_detections_that_find_a_person_twice_count_once(exact):
+    model, people_on = exact
+    sources, box = people_on(1, 2, 3), [10, 5, 33, 44]
+    found = [{"image_id": i, "bbox": box, "score": score} for i, score in ((1, 0.9), (2, 0.7), (3, 0.5))]
+    again = [{**row, "score": row["score"] - 0.1} for row in found]
+    once, rows, _ = evaluate(model, sources, detections=found)
+    assert once["AP"] == once["AR"] == pytest.approx(1)
+    twice, kept, problems = evaluate(model, sources, detections=found + again)
+    assert twice == once and kept == rows and problems == []
+
+
+def test_annotated_people_in_one_place_count_once(exact):
+    """One of their two equal poses is suppressed, so one of two people is missed; the results still hold both."""
+    model, people_on = exact
+    assert evaluate(model, people_on(1, 2))[0]["AR"] == pytest.approx(1)
+    metrics, results, problems = evaluate(model, people_on(1, 1))
+    assert metrics["AR"] == pytest.approx(0.5) and len(results) == 2 and problems == []

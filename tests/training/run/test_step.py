@@ -213,3 +213,17 @@ def test_ema_follows_the_weights_and_swaps_with_them():
     assert torch.allclose(weight, expected) and torch.equal(ema.average[0], now)
     ema.swap()
     assert torch.equal(weight, now)
+
+
+@pytest.mark.parametrize(("norm", "clipped"), [(10.0, 1.0), (0.5, 0.5)])
+def test_a_gradient_is_clipped_to_norm_1(norm, clipped):
+    """After the first update AdamW's first moments are a tenth of the gradient that it was given."""
+    first, _ = updater_of(make_model())(0, Fed(make_batch()), 1)
+    model = make_model()
+    for p in model.parameters():
+        p.register_hook(lambda grad: grad * (norm / first.norm))
+    updater = updater_of(model)
+    update, _ = updater(0, Fed(make_batch()), 1)
+    moments = [s["exp_avg"].flatten() for s in updater.optimizer.state.values()]
+    assert update.taken and update.norm == pytest.approx(norm, rel=1e-3)  # what it was before
+    assert torch.cat(moments).norm().item() == pytest.approx(0.1 * clipped, rel=1e-3)
