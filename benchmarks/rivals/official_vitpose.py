@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitpose_fast.models.backbone import DropPath
 from vitpose_fast.models.config import ModelConfig
-from vitpose_fast.models.heads import make_head
 
 MASKED = -1e4  # finite: a row of padding that sees nothing must not become NaN, and its output is dropped anyway
 Size = tuple[int, int]
@@ -173,6 +171,21 @@ class MoEMlp(nn.Module):
         return torch.cat([shared, own], -1)
 
 
+class DropPath(nn.Module):
+    """Drop the residual branch of whole samples in training; the branches that are kept grow by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        kept = (keep + torch.rand(x.shape[0], 1, 1, dtype=x.dtype, device=x.device)).floor()  # 1 or 0
+        return x / keep * kept
+
+
 class Block(nn.Module):
     """Transformer block, x + attention(norm1(x)), then x + mlp(norm2(x)): [B, N, C] -> [B, N, C]."""
 
@@ -224,21 +237,68 @@ class Backbone(nn.Module):
         return self.last_norm(x).transpose(1, 2).unflatten(2, self.grid)
 
 
+def predictor(channels: int, keypoints: int, kernel: int) -> nn.Conv2d:
+    """The convolution to heatmaps, which keeps the size of the map."""
+    layer = nn.Conv2d(channels, keypoints, kernel, padding=kernel // 2)
+    nn.init.normal_(layer.weight, std=0.001)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ClassicHead(nn.Module):
+    """Deconvolution, BatchNorm and ReLU (twice for features at 1/16, once at 1/8), then a 1x1 convolution."""
+
+    def __init__(self, config: ModelConfig, keypoints: int) -> None:
+        super().__init__()
+        inside, channels, layers = config.decoder_width, config.width, []
+        for _ in range({16: 2, 8: 1}[config.patch_stride]):
+            deconv = nn.ConvTranspose2d(channels, inside, kernel_size=4, stride=2, padding=1, bias=False)
+            nn.init.normal_(deconv.weight, std=0.001)
+            layers += [deconv, nn.BatchNorm2d(inside), nn.ReLU(inplace=True)]
+            channels = inside
+        self.deconv_layers = nn.Sequential(*layers)
+        self.final_layer = predictor(inside, keypoints, 1)
+        self.final_layer.requires_grad_(config.decoder != "classic-fp")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final_layer(self.deconv_layers(x))
+
+
+class SimpleHead(nn.Module):
+    """ReLU, bilinear resizing to 1/4 (by 4 for features at 1/16), then a 3x3 convolution."""
+
+    def __init__(self, config: ModelConfig, keypoints: int) -> None:
+        super().__init__()
+        self.scale = {16: 4, 8: 2}[config.patch_stride]
+        self.final_layer = predictor(config.width, keypoints, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(F.relu(x), scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return self.final_layer(x)
+
+
+HEADS = {"classic": ClassicHead, "classic-fp": ClassicHead, "simple": SimpleHead}
+
+
 class OfficialViTPose(nn.Module):
     """ViTPose or ViTPose++ with attention written out, or with PyTorch's fused attention if `sdpa` is True.
 
     Raises:
-        ValueError: the config freezes parts of the backbone, which this model does not support.
+        ValueError: the config freezes parts of the backbone, which this model does not support, or it asks for a decoder
+            that the official code does not have.
     """
 
     def __init__(self, config: ModelConfig, sdpa: bool = False) -> None:
         super().__init__()
         if config.freeze_attn or config.freeze_ffn or config.frozen_stages >= 0:
             raise ValueError("OfficialViTPose trains everything: hand in a config without freezing")
+        if config.decoder not in HEADS:
+            raise ValueError(f"OfficialViTPose has no {config.decoder} decoder, expected one of {', '.join(HEADS)}")
         self.config = config
         self.tasks = tuple(t.name for t in config.tasks)
         self.backbone = Backbone(config, sdpa)
-        self.heads = nn.ModuleDict({t: make_head(config, config.task(t).num_keypoints) for t in config.head_tasks})
+        head = HEADS[config.decoder]
+        self.heads = nn.ModuleDict({t: head(config, config.task(t).num_keypoints) for t in config.head_tasks})
 
     def forward(
         self, images: Tensor, task: str | Sequence[str] | None = None

@@ -252,3 +252,46 @@ def test_freezing_is_refused():
     config = vp.create_model("vitpose-tiny", freeze_attn=True).config
     with pytest.raises(ValueError, match="freez"):
         OfficialViTPose(config)
+
+
+def test_a_decoder_that_the_official_code_lacks_is_refused():
+    config = vp.create_model("vitpose-tiny", decoder="minimal").config
+    with pytest.raises(ValueError, match="no minimal decoder, expected one of classic, classic-fp, simple"):
+        OfficialViTPose(config)
+
+
+@pytest.mark.parametrize("decoder", ["classic", "classic-fp", "simple"])
+def test_the_official_model_has_no_module_of_ours(decoder):
+    """Else a mistake in that module would be on both sides of every comparison."""
+    ours = vp.create_model("vitpose++-tiny", ("coco", "aic"), decoder, drop_path=0.1)
+    official = OfficialViTPose(ours.config)
+    assert {type(m).__module__.split(".")[0] for m in official.modules()} == {"torch", "benchmarks"}
+    trained = [{n: p.shape for n, p in m.heads.named_parameters() if p.requires_grad} for m in (ours, official)]
+    assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+@pytest.mark.parametrize("decoder", ["classic", "simple"])
+def test_heads_in_training_equal_ours(scramble, decoder, stride):
+    """With BatchNorm by the batch: heatmaps, statistics and gradients."""
+    ours, official = pair(scramble, decoder=decoder, patch_stride=stride, depth=1)
+    features = torch.randn(3, ours.config.width, *ours.config.grid, generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (ours, official):
+        head, x = model.heads["coco"].train(), features.clone().requires_grad_()
+        maps = head(x)
+        maps.square().mean().backward()
+        found.append([maps, x.grad, *(p.grad for p in head.parameters()), *head.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["classic", "simple"])
+def test_dropped_paths_equal_ours(scramble, decoder):
+    ours, official = pair(scramble, decoder=decoder, drop_path=0.5)
+    batch, found = images(ours.config, 8), []
+    for model in (ours, official):
+        model.train()
+        torch.manual_seed(5)
+        found.append(model(batch))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
