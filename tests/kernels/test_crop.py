@@ -12,7 +12,8 @@ import torch
 from vitpose_fast import functional as F
 from vitpose_kernels.boxes import box_to_center_scale, warp_matrix
 from vitpose_kernels.crop import crop_reference
-from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 BOX_A, BOX_B = (412.8, 157.61, 53.05, 138.01), (10.0, 20.0, 200.0, 100.0)
 
