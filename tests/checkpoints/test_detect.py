@@ -10,8 +10,8 @@ import torch
 
 import vitpose_fast as vp
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
-from vitpose_fast.models.config import PLUS_TASKS
 
+PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # the order of experts in the released files
 PEN = KeypointSet.from_dict({"name": "pen", "names": ["tip", "cap"], "skeleton": [["tip", "cap"]]})
 
 

@@ -17,10 +17,11 @@ from vitpose_fast.__main__ import main
 from vitpose_fast.draw import keypoint_colours
 from vitpose_fast.keypoints import keypoint_set
 from vitpose_training.data.people import Person
-from vitpose_training.data.survey import TILE, draw_person
+from vitpose_training.data.survey import draw_person
 
 PEN = {"name": "pen", "names": ["left_tip", "right_cap", "ring"], "skeleton": [["left_tip", "ring"]]}
 GRAYS = (60, 120, 180)
+TILE = (192, 256)  # width, height of one person in the picture
 
 
 def run(*args: str) -> int:

@@ -1,4 +1,4 @@
-"""Helpers of the metric tests: results made from annotated poses, unchanged or shifted."""
+"""Helpers of the metric tests: published constants, and results made from annotated poses, unchanged or shifted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import numpy as np
 
 from vitpose_training.evaluation.suppression import rescore
 
+# Written down here, so that no test expects what the code under test says they are.
+STATS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")  # in the order of COCOeval
+PARTS = ("body", "foot", "face", "lefthand", "righthand", "whole")  # of COCO-WholeBody
+COCO_SIGMAS = (  # pycocotools.cocoeval.Params.kpt_oks_sigmas
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
+    0.089,
+)  # fmt: skip
+AIC_SIGMAS = (  # of AI Challenger's evaluation script
+    0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642, 0.03686941, 0.01981803,
+    0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173,
+)  # fmt: skip
+MPII_SIGMAS = (  # of mmpose's MPII data set
+    0.089, 0.083, 0.107, 0.107, 0.083, 0.089, 0.026, 0.026, 0.026, 0.026, 0.062, 0.072, 0.179, 0.179, 0.072, 0.062,
+)  # fmt: skip
 WHOLE_BODY_KEYS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
 
 

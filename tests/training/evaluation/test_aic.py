@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from vitpose_fast.keypoints import KEYPOINT_SETS
+from tests.training.evaluation.results import AIC_SIGMAS
 from vitpose_fast.rows import read_json
 from vitpose_training.evaluation.aic import aic_score
 
@@ -24,7 +24,7 @@ def test_published_number_of_aic(samples):
 
 def aic_loop(truth, found):
     """Compute AI Challenger's score by its definition in docs/numerics.md 7.3, as a plain loop."""
-    sigmas, by_image = KEYPOINT_SETS["aic"].sigmas, {row["image_id"]: row["keypoint_annotations"] for row in found}
+    sigmas, by_image = AIC_SIGMAS, {row["image_id"]: row["keypoint_annotations"] for row in found}
     thresholds = [0.5 + 0.05 * i for i in range(10)]
     hits, total = [0] * 10, 0
     for row in truth:
@@ -59,7 +59,7 @@ def test_aic_score_equals_a_loop(samples):
 
 def test_aic_adds_one_to_the_area_of_the_box():
     """A person without a box has an area of one square pixel. An OKS of 0.77 is above six of the ten thresholds."""
-    sigma = KEYPOINT_SETS["aic"].sigmas[0]
+    sigma = AIC_SIGMAS[0]
     away = math.sqrt(-math.log(0.77) * 2 * (2 * sigma) ** 2)
     truth = [{"image_id": "a", "keypoint_annotations": {"h": [0, 0, 1, *[0, 0, 2] * 13]}}]
     found = [{"image_id": "a", "keypoint_annotations": {"p": [away, 0, 1, *[99, 99, 1] * 13]}}]

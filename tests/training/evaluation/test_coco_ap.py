@@ -6,10 +6,10 @@ import copy
 
 import pytest
 
-from tests.training.evaluation.results import perfect, person
+from tests.training.evaluation.results import STATS, perfect, person
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.rows import read_json
-from vitpose_training.evaluation.coco_ap import STATS, evaluate_coco, evaluate_crowdpose
+from vitpose_training.evaluation.coco_ap import evaluate_coco, evaluate_crowdpose
 from vitpose_training.evaluation.suppression import suppress
 
 COCO = KEYPOINT_SETS["coco"]

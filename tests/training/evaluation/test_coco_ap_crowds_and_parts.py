@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.training.evaluation.results import WHOLE_BODY_KEYS, merged, perfect
+from tests.training.evaluation.results import PARTS, STATS, WHOLE_BODY_KEYS, merged, perfect
 from vitpose_fast.rows import read_json
-from vitpose_training.evaluation.coco_ap import PARTS, STATS, evaluate_coco, evaluate_crowdpose, evaluate_wholebody
+from vitpose_training.evaluation.coco_ap import evaluate_coco, evaluate_crowdpose, evaluate_wholebody
 
 CROWDPOSE_STATS = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "APE", "APM", "APH")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.evaluation.results import perfect
+from tests.training.evaluation.results import COCO_SIGMAS, perfect
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.rows import read_json
 from vitpose_training.evaluation.coco_ap import evaluate_coco
@@ -119,6 +119,6 @@ def test_equal_to_pycocotools_and_faster_coco_eval_on_538_images(samples, tmp_pa
     assert 0.2 < seen[0] < 0.9
     with contextlib.redirect_stdout(io.StringIO()):
         own = Truth(str(file))
-        evaluation = COCOeval_faster(own, own.loadRes(results), "keypoints", kpt_oks_sigmas=list(COCO.sigmas))
+        evaluation = COCOeval_faster(own, own.loadRes(results), "keypoints", kpt_oks_sigmas=list(COCO_SIGMAS))
         evaluation.run()
     assert seen == pytest.approx(evaluation.stats[:10].tolist(), abs=1e-12)

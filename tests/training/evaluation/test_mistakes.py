@@ -10,13 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitpose_fast.keypoints import DEFAULT_SIGMA, KEYPOINT_SETS
+from tests.training.evaluation.results import COCO_SIGMAS, MPII_SIGMAS
+from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_training.data.catalog import data_set
 from vitpose_training.data.people import Labels, Person
-from vitpose_training.evaluation.mistakes import KINDS, breakdown, classify, count, pair, similarity
+from vitpose_training.evaluation.mistakes import breakdown, classify, count, pair, similarity
 from vitpose_training.evaluation.worst import draw_worst
 
 COCO = data_set("coco").keypoint_set
+KINDS = ("good", "jitter", "inversion", "swap", "miss")
+SIGMAS = {"coco": COCO_SIGMAS, "mpii": MPII_SIGMAS, "interhand": [0.05] * 21}
+MIRROR = {  # the channel of each keypoint in a mirrored image
+    "coco": (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+    "mpii": (5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10),
+    "interhand": tuple(range(21)),
+}
 AREA = 10_000.0
 
 
@@ -42,14 +50,14 @@ def distance_for(similar, keypoint):
 
     The similarity is the keypoint's term of OKS, for a person of area `AREA`.
     """
-    return 2 * COCO.sigmas[keypoint] * np.sqrt(-2 * AREA * np.log(similar))
+    return 2 * COCO_SIGMAS[keypoint] * np.sqrt(-2 * AREA * np.log(similar))
 
 
 def test_similarity_is_the_term_of_oks():
     left_hip = COCO.index("left_hip")
     moved = np.zeros((17, 2))
     moved[left_hip, 0] = distance_for(0.7, left_hip)
-    assert similarity(moved, np.zeros((17, 2)), AREA, np.array(COCO.sigmas))[left_hip] == pytest.approx(0.7)
+    assert similarity(moved, np.zeros((17, 2)), AREA, np.array(COCO_SIGMAS))[left_hip] == pytest.approx(0.7)
 
 
 def test_each_kind_of_mistake_is_recognized():
@@ -81,12 +89,12 @@ def test_each_kind_of_mistake_is_recognized():
 def test_kinds_equal_a_loop(seed, people, name):
     """The loop follows the definition keypoint by keypoint. InterHand has neither sigmas nor mirror keypoints."""
     keypoints = KEYPOINT_SETS[name]
-    count_of = keypoints.num_keypoints
-    sigmas = keypoints.sigmas or [DEFAULT_SIGMA] * count_of
+    count_of = len(SIGMAS[name])
+    sigmas = SIGMAS[name]
     rng = np.random.default_rng(seed)
     truth, seen = rng.uniform(0, 60, (people, count_of, 2)), (rng.random((people, count_of)) < 0.7).astype(float)
     areas, own = rng.uniform(500, 4000, people), int(rng.integers(people))
-    mirrored = truth[own][list(keypoints.flip_permutation)]
+    mirrored = truth[own][list(MIRROR[name])]
     found = np.where(rng.random((count_of, 1)) < 0.3, mirrored, truth[own])
     found = found + rng.normal(0, rng.choice([1, 8, 20]), (count_of, 2))
 
@@ -95,7 +103,7 @@ def test_kinds_equal_a_loop(seed, people, name):
         return seen[person, at] > 0 and math.exp(-squared / (2 * areas[person] * (2 * sigmas[k]) ** 2)) >= limit
 
     expected = []
-    for k, mirror in enumerate(keypoints.flip_permutation):
+    for k, mirror in enumerate(MIRROR[name]):
         others = [(p, at) for p in range(people) if p != own for at in (k, mirror)]
         if not seen[own, k]:
             expected.append(-1)

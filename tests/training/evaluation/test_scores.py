@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
+from tests.training.evaluation.results import STATS
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.rows import read_json
 from vitpose_training.data.catalog import DATA_SETS
@@ -18,7 +19,7 @@ from vitpose_training.data.coco import COCO_LAYOUT
 from vitpose_training.data.people import DataSet, Labels, joined
 from vitpose_training.data.read import read_labels
 from vitpose_training.evaluation.coco_ap import COCO_METRIC
-from vitpose_training.evaluation.metrics import STATS, aic_score, evaluate_coco
+from vitpose_training.evaluation.metrics import aic_score, evaluate_coco
 from vitpose_training.evaluation.pck import HAND_METRIC
 from vitpose_training.evaluation.pckh import PCKH_METRIC
 from vitpose_training.evaluation.scores import check_can_evaluate, score, table

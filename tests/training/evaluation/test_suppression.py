@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.evaluation.results import perfect
+from tests.training.evaluation.results import COCO_SIGMAS, perfect
 from vitpose_fast.keypoints import KEYPOINT_SETS
 from vitpose_fast.rows import read_json
 from vitpose_training.evaluation.coco_ap import evaluate_coco
@@ -21,20 +21,20 @@ NAN = float("nan")
 
 def test_suppression_of_near_copies():
     points = np.zeros((3, 17, 2)) + np.array([10, 10, 100])[:, None, None]
-    given = (points, [0.9, 0.4, 0.7], [100] * 3, COCO.sigmas, 0.9)
+    given = (points, [0.9, 0.4, 0.7], [100] * 3, COCO_SIGMAS, 0.9)
     assert oks_nms(*given) == [0, 2]
     assert oks_nms(*given, soft=True) == [0, 2, 1]
-    assert oks_nms(points[:0], [], [], COCO.sigmas, 0.9) == [] == oks_nms([], [], [], COCO.sigmas, 0.9)
+    assert oks_nms(points[:0], [], [], COCO_SIGMAS, 0.9) == [] == oks_nms([], [], [], COCO_SIGMAS, 0.9)
     ones = np.stack([np.ones((17, 3)), np.ones((17, 3)), np.zeros((17, 3))])
     assert oks_nms(ones, [3, 2, 1], [1] * 3, [1] * 17, 1 - 1e-9) == [0, 2]  # equal poses have OKS 1
-    assert oks_nms(ones[:, :, :2], [3, 2, 1], [1] * 3, COCO.sigmas, 0.01) == [0, 2]  # different ones below 0.01
+    assert oks_nms(ones[:, :, :2], [3, 2, 1], [1] * 3, COCO_SIGMAS, 0.01) == [0, 2]  # different ones below 0.01
 
 
 def test_among_equal_scores_the_later_person_ranks_higher():
     """As in the code behind the published numbers. The other order changes the AP of the shifted poses by 0.002."""
     points = np.zeros((4, 17, 2)) + np.array([10, 10, 500, 900])[:, None, None]
     for soft, expected in ((False, [3, 2, 1]), (True, [3, 2, 1, 0])):
-        assert oks_nms(points, [0.5] * 4, [100] * 4, COCO.sigmas, 0.9, soft=soft) == expected
+        assert oks_nms(points, [0.5] * 4, [100] * 4, COCO_SIGMAS, 0.9, soft=soft) == expected
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -42,8 +42,8 @@ def test_a_pose_with_nan_suppresses_no_other_pose(samples, soft):
     """It is kept, so that the evaluation reports it. Otherwise it would silently suppress all other people."""
     points = np.arange(4.0)[:, None, None] * 1000 + np.zeros((4, 17, 3))
     points[1] = NAN
-    assert sorted(oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO.sigmas, 0.9, soft=soft)) == [0, 1, 2, 3]
-    assert oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO.sigmas, 0.9, soft=soft)[-1] == 2
+    assert sorted(oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO_SIGMAS, 0.9, soft=soft)) == [0, 1, 2, 3]
+    assert oks_nms(points, [1, 3, NAN, 2], [100] * 4, COCO_SIGMAS, 0.9, soft=soft)[-1] == 2
     truth = read_json(samples / "coco/test_coco.json")
     results = [{**r, "area": 1e4} for r in perfect(truth)]
     results[0] |= {"keypoints": [NAN] * 51, "score": 2.0}
@@ -57,7 +57,7 @@ def test_a_pose_with_nan_suppresses_no_other_pose(samples, soft):
     "change", [dict(scores=[1, 2]), dict(areas=[1, 2, 3, 4]), dict(sigmas=[0.1]), dict(keypoints=[[1, 2]] * 3)]
 )
 def test_shapes_that_do_not_match_are_refused(change):
-    given = dict(keypoints=np.zeros((3, 17, 3)), scores=[1, 2, 3], areas=[1, 2, 3], sigmas=COCO.sigmas, threshold=0.9)
+    given = dict(keypoints=np.zeros((3, 17, 3)), scores=[1, 2, 3], areas=[1, 2, 3], sigmas=COCO_SIGMAS, threshold=0.9)
     assert len(oks_nms(**given)) == 1
     with pytest.raises(
         ValueError, match=r"keypoints, scores, areas, sigmas have shapes .*, expected \[P, K, 2\], \[P\]"
@@ -69,8 +69,8 @@ def test_shapes_that_do_not_match_are_refused(change):
 
 def test_soft_suppression_keeps_twenty():
     points = np.arange(30.0)[:, None, None] * 1000 + np.zeros((30, 17, 2))
-    kept = oks_nms(points, np.arange(30), [100] * 30, COCO.sigmas, 0.9, soft=True)
-    assert kept == list(range(29, 9, -1)) and len(oks_nms(points, np.arange(30), [100] * 30, COCO.sigmas, 0.9)) == 30
+    kept = oks_nms(points, np.arange(30), [100] * 30, COCO_SIGMAS, 0.9, soft=True)
+    assert kept == list(range(29, 9, -1)) and len(oks_nms(points, np.arange(30), [100] * 30, COCO_SIGMAS, 0.9)) == 30
 
 
 def test_suppression_by_visible_keypoints():

@@ -178,8 +178,8 @@ def test_crops_of_a_data_set_are_the_same_as_in_training(samples):
         by_id = {row["annotation_id"]: np.array(row["keypoints"])[:2] for row in results}
         for person in labels.people:
             x, y, w, h = person.box
-            size = np.array([w, h]) * person.padding
-            if person.fix_aspect:
+            size = np.array([w, h]) * (1.0 if name == "mpii" else 1.5)
+            if name == "interhand":
                 size = np.array([max(size[0], size[1] * 0.75), max(size[1], size[0] / 0.75)])
             cells = np.array([width - 1, height - 1]) if name == "mpii" else np.array([width, height])
             place = np.array([width // 4, height // 4])

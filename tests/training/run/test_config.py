@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from vitpose_fast.models.config import PLUS_TASKS
 from vitpose_training.data.augment import Augmentation
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
@@ -20,6 +19,7 @@ def config(name):
     return PRESETS[name][1]
 
 
+PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")
 # Table 1: batch, learning rate, weight decay, layer decay, drop path (ViTPose / ViTPose++)
 TABLE_1 = {
     "s": ((512, 1024), (5e-4, 1e-3), 0.1, 0.80, 0.10),
