@@ -292,3 +292,24 @@ def test_info(folder, capsys):
 def test_command_line_in_a_subprocess(folder):
     done = subprocess.run([sys.executable, "-m", "vitpose_fast", "info", "gone"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("vitpose-fast: error: gone")
+
+
+def test_predict_leaves_out_boxes_below_the_score_alone(folder):
+    """0 by default: also boxes of people that a detector is not sure about are used."""
+    rows = [{"image_id": 1, "bbox": [5, 5, 20, 30], "score": score} for score in (0.01, 0.25, 0.5)]
+    for flags, kept in (((), 3), (("--min-box-score", "0.25"), 2), (("--min-box-score", "0.5"), 1)):
+        assert run("predict", "photos", "--weights", "weights", "--boxes", boxes(*rows), *flags, "--out", "o") == 0
+        assert len(json.loads(Path("o/results.json").read_text())) == kept
+
+
+def test_predict_draws_keypoints_from_a_fifth_on(folder, monkeypatch):
+    seen = []
+
+    def draw(image, poses, threshold, boxes):
+        seen.append(threshold)
+        return Image.new("RGB", (80, 60))
+
+    monkeypatch.setattr("vitpose_fast.commands.draw_poses", draw)
+    assert run("predict", "photos/1.png", "--weights", "weights", "--out", "usual") == 0
+    assert run("predict", "photos/1.png", "--weights", "weights", "--out", "o", "--min-keypoint-score", "0.4") == 0
+    assert seen == [0.2, 0.4]

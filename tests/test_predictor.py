@@ -349,3 +349,10 @@ def test_on_a_gpu_frames_may_be_on_any_device_and_there_is_one_synchronization(m
         torch.cuda.set_sync_debug_mode("default")
     for poses in found[::2]:
         check_same(poses, expected, tolerance=1e-2)
+
+
+def test_a_person_score_is_the_box_score_times_the_mean_of_its_keypoints(model):
+    poses = vp.PosePredictor(model, task="coco")(photo(), BOXES, [1.0, 0.5, 0.0])
+    usual = vp.PosePredictor(model, task="coco")(photo(), BOXES)
+    assert usual.box_scores.tolist() == [1, 1, 1] and usual.person_scores.min() > 0.01
+    torch.testing.assert_close(poses.person_scores, usual.person_scores * torch.tensor([1.0, 0.5, 0.0]))

@@ -78,3 +78,19 @@ def test_values_out_of_range_are_refused():
     for option, value in {"flip_probability": 1.5, "scale_factor": 1.0, "rotation_degrees": -1.0}.items():
         with pytest.raises(ValueError, match=f"got augmentation.{option}={value}, expected"):
             Augmentation(**{option: value})
+
+
+@pytest.mark.parametrize("labelled", [(3, 6), (2, 6), (6, 3), (6, 2)])  # of the upper, of the lower body
+def test_half_bodies_have_more_than_two_keypoints_and_half_their_size_around_them(labelled):
+    always = Augmentation(0.0, half_body_probability=1.0, half_body_over=7, rotation_probability=0.0, scale_factor=0.0)
+    seen = np.zeros(17, np.float32)
+    seen[: labelled[0]] = seen[11 : 11 + labelled[1]] = 1
+    someone = replace(person(), visible=seen, keypoints=person().keypoints * seen[:, None])
+    halves = [someone.keypoints[: labelled[0]], someone.keypoints[11 : 11 + labelled[1]]]
+    expected = set()
+    for half in [h for h in halves if len(h) > 2]:
+        width, height = np.ptp(half, axis=0)
+        size = 1.5 * max(width, 0.75 * height), 1.5 * max(height, width / 0.75)
+        expected.add((*half.mean(0).round(2).tolist(), *np.round(size, 2).tolist()))
+    found = {tuple(np.round([*v["center"], *v["scale"]], 2).tolist()) for v in views(always, someone, 60)}
+    assert sorted(found) == [pytest.approx(e, abs=0.02) for e in sorted(expected)]

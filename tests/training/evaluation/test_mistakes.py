@@ -164,3 +164,19 @@ def test_the_worst_are_drawn_first(tmp_path):
     with Image.open(tmp_path / "again.png") as picture:
         assert (np.array(picture).astype(int) == pixels[:, : half - 3]).mean() > 0.99  # the worst is drawn first
     assert draw_worst([], COCO, tmp_path / "none.png") == 0 and not (tmp_path / "none.png").exists()
+
+
+def test_without_annotated_areas_a_person_is_as_large_as_53_per_cent_of_the_box():
+    me = person(0, (0, 0))  # the box is 680x204
+    (found,) = pair(Labels(data_set("coco"), [me], None), [result(me.keypoints + (10, 0), annotation_id=0)])
+    expected = np.exp(-100 / (2 * 0.53 * 680 * 204 * (2 * np.array(COCO_SIGMAS)) ** 2)).mean()
+    assert found.oks == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("exact", "pairs"), [(1, 0), (2, 1)])
+def test_a_pose_is_that_of_a_person_from_an_oks_of_a_tenth_on(exact, pairs):
+    """Exact are 1 or 2 of 17 keypoints, the others are far away: an OKS of 0.059 or 0.118."""
+    me = person(0, (0, 0))
+    points = me.keypoints + 1e5
+    points[:exact] = me.keypoints[:exact]
+    assert len(pair(labels(me), [result(points)])) == pairs

@@ -15,6 +15,7 @@ from vitpose_fast.__main__ import main
 from vitpose_training.data.read import read_labels
 from vitpose_training.distributed import World
 from vitpose_training.evaluation.validate import evaluate, evaluate_labels
+from vitpose_training.evaluation.validate import ValidateConfig, evaluate, evaluate_labels
 
 COCO = vp.KEYPOINT_SETS["coco"]
 NAN = float("nan")
@@ -294,3 +295,40 @@ def test_annotated_people_in_one_place_count_once(exact):
     assert evaluate(model, people_on(1, 2))[0]["AR"] == pytest.approx(1)
     metrics, results, problems = evaluate(model, people_on(1, 1))
     assert metrics["AR"] == pytest.approx(0.5) and len(results) == 2 and problems == []
+
+
+def test_an_evaluation_averages_with_the_mirror_image_and_blurs_by_11_unless_told_otherwise(data, model):
+    sources = data([person(1, 1), person(2, 2)])
+    for weight in model.heads.parameters():  # an untrained head is too flat to be blurred
+        torch.nn.init.normal_(weight, std=0.2)
+    usual = evaluate(model, sources)[1]
+    assert usual == evaluate(model, sources, flip_test=True, blur_kernel=11)[1]
+    assert usual != evaluate(model, sources, flip_test=False)[1] and usual != evaluate(model, sources, blur_kernel=9)[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "box"),
+    [
+        ((), (True, 64, 11), (5, 5, 59, 49)),
+        (("--no-flip-test", "--batch-size", "7", "--blur-kernel", "5"), (False, 7, 5), (5, 5, 59, 49)),
+        (("--no-official-boxes",), (True, 64, 11), (5, 5, 60, 50)),
+    ],
+)
+def test_the_command_evaluates_as_the_paper_does_unless_told_otherwise(data, model, monkeypatch, flags, expected, box):
+    seen = []
+
+    def spy(model, labels, task, boxes, *options, progress):
+        seen.append((options, labels[0].people[0].box))
+        return evaluate_labels(model, labels, task, boxes, *options)
+
+    monkeypatch.setattr("vitpose_training.evaluation.validate.evaluate_labels", spy)
+    vp.save_model(model, "weights")
+    data([person(1, 1)])
+    assert run(*flags) == 0
+    assert seen == [(expected, box)]
+
+
+def test_options_of_the_command_are_those_of_the_released_evaluations():
+    """A split of validation, all boxes a pixel smaller than annotated, MPII's crops stretched."""
+    usual = ValidateConfig(weights="w")
+    assert (usual.split, usual.official_boxes, usual.mpii_stretch, usual.boxes) == ("val", True, True, None)

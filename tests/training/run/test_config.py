@@ -204,3 +204,18 @@ def test_a_config_is_plain_json():
     assert plain["augmentation"]["scale_factor"] == 0.2
     assert plain["optimizer"] == {"lr": 5e-4, "weight_decay": 0.1, "layer_decay": 0.75, "clip": 1.0}
     assert plain["schedule"] == {"decay": [170 / 210, 200 / 210], "warmup": 500}
+
+
+def test_what_all_runs_of_the_paper_have_in_common():
+    """It is also what a run without a preset does."""
+    common = dict(
+        official_boxes=True, mpii_stretch=True, augment=True, flip_test=True, blur_kernel=11, sigma=2.0, ema=None,
+        codec="official", sampling="proportional", batchnorm="all", eval_every=10, init=None, boxes=None,
+        augmentation=Augmentation(),
+    )  # fmt: skip
+    runs = {"no preset": TrainConfig()} | {
+        name: c for name, (_, c) in PRESETS.items() if name not in ("tiny", "overfit")
+    }
+    for name, c in runs.items():
+        assert {key: getattr(c, key) for key in common} == common, name
+    assert [name for name, c in runs.items() if c.precision != "fp32"] == ["coco-b-8-full"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import vitpose_fast as vp
 from vitpose_training.distributed import World
 from vitpose_training.run.presets import PRESETS
 from vitpose_training.run.state import start_state
@@ -36,3 +37,13 @@ def test_targets_of_a_run_have_a_sigma_of_2_heatmap_pixels(preset, tmp_path):
     points[:, :, 0], points[:, :, 1] = 5 * 47 / 11, 5 * 63 / 15  # cell (5, 5) of a 12x16 heatmap
     maps, _ = codecs["coco"].encode(points, visible)
     assert maps[0, 0, 5, 5:8].tolist() == pytest.approx([1, 0.8824969, 0.6065307])  # exp(-n * n / 8)
+
+
+def test_a_run_that_starts_from_another_model_trains_it_by_its_own_options(tmp_path):
+    """A loaded model is in evaluation mode, and has the drop path and the frozen parts of its own training."""
+    vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), frozen_stages=1), tmp_path / "other")
+    model = started("coco-b", tmp_path, init=str(tmp_path / "other"), freeze_attn=True).model
+    assert (model.config.drop_path, model.config.freeze_attn, model.config.frozen_stages) == (0.3, True, -1)
+    assert [block.drop_path.rate for block in model.backbone.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert model.training and model.backbone.blocks[-1].drop_path.training
+    assert all(m.training for m in model.heads.modules())

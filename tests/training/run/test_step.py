@@ -227,3 +227,9 @@ def test_a_gradient_is_clipped_to_norm_1(norm, clipped):
     moments = [s["exp_avg"].flatten() for s in updater.optimizer.state.values()]
     assert update.taken and update.norm == pytest.approx(norm, rel=1e-3)  # what it was before
     assert torch.cat(moments).norm().item() == pytest.approx(0.1 * clipped, rel=1e-3)
+
+
+def test_an_update_knows_no_gradient_of_the_one_before():
+    updater = updater_of(make_model(), replace(CONFIG, optimizer=OptimizerConfig(lr=1e-9)))
+    norms = [updater(step, Fed(make_batch()), 1)[0].norm for step in range(3)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)

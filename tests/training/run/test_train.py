@@ -430,19 +430,3 @@ def test_bad_evaluation_inputs_are_refused_before_training(small, tmp_path):
     with pytest.raises(ValueError, match="device 'meta' cannot be used"):
         train(replace(small, device="meta", dry_run=True, out=tmp_path / "a" / "b" / "c"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.json"]  # a dry run that fails leaves nothing either
-
-
-def test_evaluations_in_training_use_the_flip_test(small, monkeypatch):
-    """By default, as the numbers of the paper do; and the predictor is told."""
-    assert TrainConfig().flip_test and all(c.flip_test for name, (_, c) in PRESETS.items() if name != "overfit")
-    seen = []
-
-    class Seen(vp.PosePredictor):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            seen.append(self.flip_test)
-
-    monkeypatch.setattr("vitpose_training.evaluation.validate.PosePredictor", Seen)
-    for flip_test in (True, False):
-        train(replace(small, dry_run=True, flip_test=flip_test, out=small.out / str(flip_test)))
-    assert seen == [True, False]
