@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vitpose_fast as vp
+from vitpose_fast.checkpoints import save_hf
 from vitpose_fast.keypoints import KEYPOINT_SETS, KeypointSet
 
 PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # the order of experts in the released files
@@ -185,3 +186,16 @@ def test_configs_of_absurd_types_are_refused_or_ignored(config, make, official, 
         vp.load_model(tmp_path / "m.pth")
     except ValueError as error:
         assert "\n" not in str(error) and "m.pth" in str(error)
+
+
+def test_what_hugging_face_leaves_out_of_its_config_is_its_default(make, tmp_path):
+    """12 attention heads, an epsilon of 1e-12 in LayerNorm, images of 256x192."""
+    save_hf(make(decoder_width=256, image_size=(256, 192)), tmp_path / "hf")
+    (tmp_path / "hf" / "manifest.json").unlink()
+    file = tmp_path / "hf" / "config.json"
+    config = json.loads(file.read_text())
+    for name in ("num_attention_heads", "layer_norm_eps", "image_size"):
+        del config["backbone_config"][name]
+    file.write_text(json.dumps(config))
+    found = vp.load_model(tmp_path / "hf").config
+    assert (found.num_heads, found.layer_norm_eps, found.image_size) == (12, 1e-12, (256, 192))

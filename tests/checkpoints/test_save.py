@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -210,3 +211,18 @@ def test_a_full_disk_is_an_os_error(make, tmp_path, monkeypatch, check_refusal):
     monkeypatch.setattr(torch, "save", full)
     check_refusal(lambda: save_official(make(), tmp_path / "m.pth"), "cannot write", "m.pth", error=OSError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_preprocessor_of_hugging_face_is_that_of_the_released_models(make, tmp_path):
+    save_hf(make(decoder_width=256, image_size=(256, 192)), tmp_path / "hf")
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text()) == {
+        "image_processor_type": "VitPoseImageProcessor",
+        "do_affine_transform": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "normalize_factor": 200.0,
+        "rescale_factor": pytest.approx(0.00392156862745098),
+        "size": {"height": 256, "width": 192},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,44 @@ def test_files_that_hold_no_keypoint_set_are_refused(tmp_path, text):
 
 def test_the_tables_of_damage_hold_no_duplicates():
     assert len(set(map(repr, SETS))) == len(SETS) and len(set(SET_TEXTS)) == len(SET_TEXTS)
+
+
+AIC = "ai_challenger_keypoint_{0}/keypoint_{1}_images_{2}"
+FILES = {  # where the original downloads and the official configurations have them
+    "coco": {
+        "train": ("coco/annotations/person_keypoints_train2017.json", "coco/train2017"),
+        "val": ("coco/annotations/person_keypoints_val2017.json", "coco/val2017"),
+    },
+    "aic": {
+        "train": ("aic/annotations/aic_train.json", "aic/" + AIC.format("train_20170902", "train", "20170902")),
+        "val": ("aic/annotations/aic_val.json", "aic/" + AIC.format("validation_20170911", "validation", "20170911")),
+    },
+    "mpii": {s: (f"mpii/annotations/mpii_{s}.json", "mpii/images") for s in ("train", "val", "trainval")},
+    "ap10k": {s: (f"ap10k/annotations/ap10k-{s}-split1.json", "ap10k/data") for s in ("train", "val", "test")},
+    "apt36k": {s: (f"apt36k/annotations/{s}_annotations_1.json", "apt36k") for s in ("train", "val")},
+    "wholebody": {
+        "train": ("coco/annotations/coco_wholebody_train_v1.0.json", "coco/train2017"),
+        "val": ("coco/annotations/coco_wholebody_val_v1.0.json", "coco/val2017"),
+    },
+    "crowdpose": {
+        s: (f"crowdpose/annotations/mmpose_crowdpose_{s}.json", "crowdpose/images")
+        for s in ("train", "val", "trainval", "test")
+    },
+    "ochuman": {
+        s: (f"ochuman/annotations/ochuman_coco_format_{s}_range_0.00_1.00.json", "ochuman/images")
+        for s in ("val", "test")
+    },
+    "interhand": {
+        "train": ("interhand2.6m/annotations/all/InterHand2.6M_train_data.json", "interhand2.6m/images/train"),
+        "val": ("interhand2.6m/annotations/machine_annot/InterHand2.6M_val_data.json", "interhand2.6m/images/val"),
+        "test": ("interhand2.6m/annotations/all/InterHand2.6M_test_data.json", "interhand2.6m/images/test"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_split_lies_where_its_download_has_it(name):
+    own = data_set(name)
+    found = {split: own.split(Path("d"), split) for split in own.splits}
+    assert found == {split: (Path("d", file), Path("d", folder)) for split, (file, folder) in FILES[name].items()}
+    assert own.evaluation_only == (name == "ochuman") and own.use_area == (name not in ("aic", "crowdpose"))

@@ -177,3 +177,8 @@ def test_results_are_suppressed_above_an_oks_of_nine_tenths(elsewhere, kept):
     points[1, :elsewhere, :2] = 1e5
     rows = [{"image_id": 1, "keypoints": p.flatten().tolist(), "score": 1.0, "area": 1e4} for p in points]
     assert len(suppress(rows, COCO)) == kept
+
+
+def test_a_person_is_scored_by_the_keypoints_above_a_fifth():
+    """0.25 and 0.9 count, 0.15 does not."""
+    assert rescore([0.5], [[0.25, 0.9, 0.15]]).tolist() == pytest.approx([0.5 * (0.25 + 0.9) / 2])
