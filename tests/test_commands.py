@@ -313,3 +313,20 @@ def test_predict_draws_keypoints_from_a_fifth_on(folder, monkeypatch):
     assert run("predict", "photos/1.png", "--weights", "weights", "--out", "usual") == 0
     assert run("predict", "photos/1.png", "--weights", "weights", "--out", "o", "--min-keypoint-score", "0.4") == 0
     assert seen == [0.2, 0.4]
+
+
+def test_predict_averages_with_the_mirror_image_if_asked(folder):
+    for flags, flip_test in (((), False), (("--flip-test",), True)):
+        assert run("predict", "photos/1.png", "--weights", "weights", *flags, "--out", "o") == 0
+        found = json.loads(Path("o/results.json").read_text())[0]["keypoints"][2::3]
+        both = (vp.PosePredictor(vp.load_model("weights"), f)("photos/1.png") for f in (flip_test, not flip_test))
+        expected, other = both
+        np.testing.assert_allclose(found, expected.scores[0], rtol=1e-5)
+        assert not np.allclose(found, other.scores[0], rtol=1e-3)
+
+
+def test_convert_takes_heads_and_image_size(folder):
+    assert run("convert", "weights", "official.pth", "--format", "official") == 0
+    assert run("convert", "official.pth", "out", "--num-heads", "6", "--image-size", "96", "48") == 0
+    config = vp.load_model("out").config
+    assert (config.num_heads, config.image_size) == (6, (96, 48)) and vp.load_model("weights").config.num_heads == 3

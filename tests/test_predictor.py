@@ -356,3 +356,13 @@ def test_a_person_score_is_the_box_score_times_the_mean_of_its_keypoints(model):
     usual = vp.PosePredictor(model, task="coco")(photo(), BOXES)
     assert usual.box_scores.tolist() == [1, 1, 1] and usual.person_scores.min() > 0.01
     torch.testing.assert_close(poses.person_scores, usual.person_scores * torch.tensor([1.0, 0.5, 0.0]))
+
+
+def test_crops_are_cut_out_as_opencv_does_if_asked(model):
+    image, boxes = torch.from_numpy(photo()), torch.tensor(BOXES)
+    found = vp.PosePredictor(model, task="coco", sampling="exact-cv4")(image, boxes)
+    with torch.no_grad():
+        heatmaps = [model(F.crop(image, boxes, (64, 48), sampling), "coco") for sampling in ("exact-cv4", "float")]
+    exact, usual = (maps.flatten(2).amax(2) for maps in heatmaps)
+    torch.testing.assert_close(found.scores, exact, rtol=0, atol=1e-5)
+    assert (exact - usual).abs().max() > 1e-3

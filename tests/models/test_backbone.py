@@ -7,6 +7,7 @@ import torch
 
 import vitpose_fast as vp
 from vitpose_fast.models.backbone import DropPath
+from vitpose_fast.modules import PatchEmbed
 
 SMALL = dict(image_size=(64, 48), depth=4)  # 4 x 3 tokens
 
@@ -221,3 +222,10 @@ def test_several_experts_need_ids_and_one_does_not(scramble):
     assert torch.equal(one(images), one(images, torch.zeros(2, dtype=torch.int64)))
     plain = scramble(small()).eval().backbone
     assert torch.equal(plain(images), plain(images, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_patches_are_padded_by_two_pixels_by_default():
+    """As in the released models; without it there would be as many patches, of other pixels."""
+    embed, images = PatchEmbed(8), torch.randn(1, 3, 64, 48)
+    expected = torch.nn.functional.conv2d(images, embed.proj.weight, embed.proj.bias, stride=16, padding=2)
+    torch.testing.assert_close(embed(images), expected.flatten(2).mT)

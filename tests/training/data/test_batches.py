@@ -140,3 +140,14 @@ def test_peculiarities_of_the_official_loaders_can_be_switched_off(marked):
     assert scale[0][1] == pytest.approx([120, 120]) and scale[1][1] == pytest.approx([120, 160])
     assert scale[1][0][1] / scale[0][0][1] == pytest.approx(180 / 179)
     assert adjusted(both[0]) is both[0]
+
+
+def test_an_unlabelled_keypoint_changes_sides_with_its_mirror_image(marked):
+    person = marked()
+    seen = person.visible.copy()
+    seen[1] = 0  # the left eye
+    for flip, unlabelled in ((0, 1), (1, 2)):
+        own = labels("coco", [replace(person, visible=seen)])
+        samples = SampleSet([own], SIZE, replace(STILL, flip_probability=flip))
+        visible = batch_of([samples[0, 0, 0]], "coco").parts["coco"].visible[0]
+        assert visible.sum() == 16 and visible[unlabelled] == 0

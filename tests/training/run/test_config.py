@@ -211,7 +211,7 @@ def test_what_all_runs_of_the_paper_have_in_common():
     common = dict(
         official_boxes=True, mpii_stretch=True, augment=True, flip_test=True, blur_kernel=11, sigma=2.0, ema=None,
         codec="official", sampling="proportional", batchnorm="all", eval_every=10, init=None, boxes=None,
-        augmentation=Augmentation(),
+        augmentation=Augmentation(), keep=2, max_bad_images=100,
     )  # fmt: skip
     runs = {"no preset": TrainConfig()} | {
         name: c for name, (_, c) in PRESETS.items() if name not in ("tiny", "overfit")

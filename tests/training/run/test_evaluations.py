@@ -15,6 +15,7 @@ from vitpose_training.evaluation.validate import evaluate_labels
 from vitpose_training.run.checkpoint import States
 from vitpose_training.run.config import TrainConfig
 from vitpose_training.run.inputs import read_inputs
+from vitpose_training.run.optim import OptimizerConfig, ScheduleConfig
 from vitpose_training.run.presets import PRESETS
 from vitpose_training.run.train import train
 
@@ -107,3 +108,11 @@ def test_the_averaged_weights_are_what_is_evaluated_and_kept(small, monkeypatch)
     assert torch.equal(seen[0], first) and torch.equal(seen[1], last)
     for folder, expected in (("best", first), ("model", last)):
         assert torch.equal(vp.load_model(small.out / folder).state_dict()[name], expected)
+
+
+def test_the_learning_rate_of_every_update_is_that_of_the_schedule(small):
+    """12 people in batches of 6, twice: a warm-up of two updates, then a tenth of the rate from half of the run on."""
+    config = replace(small, optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig((0.5,), warmup=2))
+    train(replace(config, log_every=1, val=(), val_images=()))
+    rows = [json.loads(line) for line in (small.out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == pytest.approx([1e-6, 5.005e-4, 1e-4, 1e-4])
