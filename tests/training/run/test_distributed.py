@@ -50,18 +50,24 @@ def curve(out):
     return [r["loss"] for r in rows if "loss" in r], rows[-1]
 
 
+def norms(out):
+    """Of the gradient of each update, before it is clipped; AdamW would forgive a wrong factor."""
+    return [r["norm"] for line in (out / "metrics.jsonl").read_text().splitlines() if "norm" in (r := json.loads(line))]
+
+
 def weights(out):
     return vp.load_model(out / "model").state_dict()
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_give_the_loss_curve_of_one(run, parallel):
+def test_two_processes_give_the_loss_curve_of_one(run, tmp_path, parallel):
     alone, last = curve(run(1, "alone"))
     shared, shared_last = curve(run(2, "shared", "--parallel", parallel, "--micro-batch", "2"))
     assert len(alone) == len(shared) == 6
     assert shared == pytest.approx(alone, rel=1e-5)
     assert alone[0] != pytest.approx(alone[3], rel=1e-3)  # the loss does change
     assert shared_last["AP"] == pytest.approx(last["AP"], abs=1e-6)
+    assert norms(tmp_path / "shared") == pytest.approx(norms(tmp_path / "alone"), rel=1e-3)
 
 
 def test_a_run_resumes_with_another_number_of_processes(run):
