@@ -14,7 +14,6 @@ import vitpose_fast as vp
 from vitpose_fast.__main__ import main
 from vitpose_training.data.read import read_labels
 from vitpose_training.distributed import World
-from vitpose_training.evaluation.validate import evaluate, evaluate_labels
 from vitpose_training.evaluation.validate import ValidateConfig, evaluate, evaluate_labels
 
 COCO = vp.KEYPOINT_SETS["coco"]
@@ -258,6 +257,8 @@ def test_a_metric_that_fails_on_rank_0_fails_everywhere(data, model):
     with pytest.raises(ValueError, match="rank 0 cannot score"):
         evaluate_labels(model, labels, world=RankOne(torch.device("cpu"), rank=1, size=2))
     assert heard[-1] is None  # this rank did not fail itself
+
+
 @pytest.fixture
 def exact(data):
     """(model, people of `people_on`): a model that finds every keypoint of these people exactly, with a score of 1.

@@ -218,12 +218,12 @@ def test_ema_follows_the_weights_and_swaps_with_them():
 @pytest.mark.parametrize(("norm", "clipped"), [(10.0, 1.0), (0.5, 0.5)])
 def test_a_gradient_is_clipped_to_norm_1(norm, clipped):
     """After the first update AdamW's first moments are a tenth of the gradient that it was given."""
-    first, _ = updater_of(make_model())(0, Fed(make_batch()), 1)
+    first, _ = updater_of(make_model())(0, FakeFeeder(make_batch()), 1)
     model = make_model()
     for p in model.parameters():
         p.register_hook(lambda grad: grad * (norm / first.norm))
     updater = updater_of(model)
-    update, _ = updater(0, Fed(make_batch()), 1)
+    update, _ = updater(0, FakeFeeder(make_batch()), 1)
     moments = [s["exp_avg"].flatten() for s in updater.optimizer.state.values()]
     assert update.taken and update.norm == pytest.approx(norm, rel=1e-3)  # what it was before
     assert torch.cat(moments).norm().item() == pytest.approx(0.1 * clipped, rel=1e-3)
@@ -231,5 +231,5 @@ def test_a_gradient_is_clipped_to_norm_1(norm, clipped):
 
 def test_an_update_knows_no_gradient_of_the_one_before():
     updater = updater_of(make_model(), replace(CONFIG, optimizer=OptimizerConfig(lr=1e-9)))
-    norms = [updater(step, Fed(make_batch()), 1)[0].norm for step in range(3)]
+    norms = [updater(step, FakeFeeder(make_batch()), 1)[0].norm for step in range(3)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
