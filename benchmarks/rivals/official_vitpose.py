@@ -284,7 +284,7 @@ class OfficialViTPose(nn.Module):
     """ViTPose or ViTPose++ with attention written out, or with PyTorch's fused attention if `sdpa` is True.
 
     Raises:
-        ValueError: the config freezes parts of the backbone, which this model does not support, or it asks for a decoder
+        ValueError: the config freezes parts of the backbone, which this model does not support, or asks for a decoder
             that the official code does not have.
     """
 
