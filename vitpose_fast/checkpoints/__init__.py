@@ -1,7 +1,7 @@
 """Load and save checkpoints: read every format of docs/numerics.md 2; write ours, the official and Hugging Face's.
 
-Modules: `read` (files to tensors, without running code), `formats` (parameter names), `detect` (tensors to a config),
-`load` and `save`.
+Modules: `read` (files to tensors, without running code that a file may contain), `formats` (parameter names), `detect`
+(tensors to a `ModelConfig`), `load` and `save`.
 """
 
 from vitpose_fast.checkpoints.load import LoadReport, load_model, load_pretrained

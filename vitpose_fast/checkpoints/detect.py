@@ -1,4 +1,7 @@
-"""Infer the config of a model from its tensors, under canonical names (docs/numerics.md 2.7)."""
+"""Infer the `ModelConfig` of a checkpoint from its tensors (docs/numerics.md 2.7).
+
+The tensors have canonical names, see `vitpose_fast.checkpoints.formats`.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,12 @@ class LoadReport:
     Attributes:
         source: the path of the file.
         family: its format: "hf", "mmpose", "ours", "official" or "mae".
-        missing: parameters of the model that are not in the file; they keep the values they had.
-        unexpected: tensors of the file that the model does not have.
-        ignored: tensors of the file that are known to belong to its format but not to the model.
-        reshaped: tensors that were resized, split or copied to fit the model, described in words.
-        guesses: assumptions about what the tensors do not determine, described in words.
+        missing: names of parameters and buffers of the model that are not in the file. They keep the values that they
+            had before loading.
+        unexpected: names of tensors in the file that the model does not have.
+        ignored: names of tensors in the file that are left out on purpose, such as the decoder of MAE pretraining.
+        reshaped: sentences about tensors that were resized, split or copied to fit the model.
+        guesses: sentences about options of the model that the tensors do not determine and that were assumed.
     """
 
     source: str
@@ -61,20 +65,24 @@ def detect_config(
     image_size: tuple[int, int] | None,
     report: LoadReport,
 ) -> tuple[State, ModelConfig]:
-    """Infer the config of the model that canonical tensors belong to.
+    """Infer the config of the model that the tensors of a checkpoint belong to.
 
     Args:
         state: tensors under canonical names.
         path: the file, for messages and because its name may tell the task.
         written: the contents of config.json, or {}.
-        task, num_heads, image_size: as in `load_model`.
+        task: as in `load_model`; ignored if the file has several heads or experts.
+        num_heads: as in `load_model`.
+        image_size: (H, W) that decides how the position embedding forms a grid if neither config.json nor its length
+            does (see `grid_of`).
         report: receives the guesses and the ignored tensors.
 
     Returns:
-        The tensors, without the leftovers of the official splitting tool, and the config.
+        (tensors, config): the tensors without those that the official splitting tool leaves over (see `_experts`).
 
     Raises:
-        ValueError: If a needed tensor is missing, or the tensors do not determine the model.
+        ValueError: If a needed tensor is missing, the tensors do not determine the model, or the head does not have the
+            number of keypoints of `task`.
     """
     source = str(path)
 
@@ -124,10 +132,10 @@ def detect_config(
 
 
 def _experts(state: State, width: int, shape: Any, report: LoadReport) -> tuple[State, int, int]:
-    """Return (state, number of experts, channels of an expert).
+    """Return (state, number of experts, output channels of each expert); the numbers are 0 without experts.
 
-    The official splitting tool merges one expert into `fc2` but leaves the experts in the file: then all experts, and
-    the heads of the other tasks, are removed from the state.
+    The official splitting tool merges one expert into `fc2` but leaves the experts in the file. In a file where `fc2`
+    has the full `width`, all experts and the heads of the other tasks are therefore removed from the returned state.
     """
     found = {int(m[1]) for k in state if (m := re.match(r"backbone\.blocks\.0\.mlp\.experts\.(\d+)\.weight", k))}
     if not found:
@@ -140,7 +148,15 @@ def _experts(state: State, width: int, shape: Any, report: LoadReport) -> tuple[
 
 
 def _decoder(state: State, head_names: list[str], width: int, report: LoadReport) -> tuple[str, int, int, list[int]]:
-    """Return (decoder, decoder width, patch stride, number of keypoints of each head)."""
+    """Return (decoder, decoder width, patch stride, list of the number of keypoints of each head).
+
+    The first of `head_names` determines the decoder; a file without heads gets a new classic one. Only a classic
+    decoder determines its width and, by its number of deconvolutions, the stride; other decoders get the defaults 256
+    and 16.
+
+    Raises:
+        ValueError: If a head has no final layer, or the first one fits no decoder.
+    """
     if not head_names:
         report.guesses.append("no head in the file, so the model gets a new classic head")
         return "classic", 256, 16, []
@@ -172,7 +188,19 @@ def _tasks(
     task: str | KeypointSet | None,
     report: LoadReport,
 ) -> tuple[KeypointSet, ...]:
-    """Return the keypoint sets in the order of the experts, or of the heads if there are no experts."""
+    """Return the keypoint sets of the model, in the order of the experts, or of the heads if there are no experts.
+
+    Several experts or heads belong to `PLUS_TASKS`, in this order; a head with another number of keypoints gets a
+    custom set, and `task` is ignored. A single head belongs to `task`, or else to the set that `_guess_task` returns.
+
+    Args:
+        counts: number of keypoints of each head.
+        experts: number of experts.
+        path, written, task, report: as in `detect_config`.
+
+    Raises:
+        ValueError: If the single head does not have the number of keypoints of `task`.
+    """
     if experts > 1 or len(counts) > 1:
         total = max(experts, len(counts))
         names = PLUS_TASKS[:total] + tuple(f"task{i}" for i in range(len(PLUS_TASKS), total))
@@ -196,7 +224,12 @@ def _tasks(
 
 
 def _guess_task(count: int | None, path: Path, written: dict[str, Any]) -> tuple[KeypointSet, str]:
-    """Return (keypoint set of a single head, what it was inferred from), among sets with `count` keypoints."""
+    """Return (keypoint set of a single head, what it was inferred from).
+
+    The head has `count` keypoints; None means that there is no head, and any set fits. The keypoint names in
+    config.json decide first, then the name of the file or its folder, then `count` alone ("coco" without a head). If no
+    built-in set has `count` keypoints, the result is a custom one.
+    """
     fitting = {s.name: s for s in KEYPOINT_SETS.values() if count in (None, s.num_keypoints)}
     labels = tuple(written.get("id2label", {}).values())
     for known in fitting.values():
@@ -216,8 +249,10 @@ def _guess_task(count: int | None, path: Path, written: dict[str, Any]) -> tuple
 def grid_of(count: int, wanted: tuple[int, int] | None, source: str) -> tuple[int, int]:
     """Return (rows, columns) of a grid of `count` tokens: square (pretraining), else 4:3 (people), else `wanted`.
 
+    `wanted` is the (rows, columns) to try last, or None; `source` is the file name in the error message.
+
     Raises:
-        ValueError: If none of the three has `count` tokens.
+        ValueError: If none of the three grids has `count` tokens.
     """
     side = round(count**0.5)
     if side * side == count:

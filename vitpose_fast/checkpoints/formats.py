@@ -1,7 +1,8 @@
-"""Parameter names of the known checkpoint formats: translate them to canonical names, and those to Hugging Face's.
+"""Translate the parameter names of all known checkpoint formats to canonical names, and canonical to Hugging Face's.
 
-Canonical names are the names of the official code: `backbone.*`, `keypoint_head.*`, `associate_keypoint_heads.<i>.*`.
-In our own files the heads are named `heads.<task>.*`, which is left unchanged. Source: docs/numerics.md 2.
+Canonical names are the names of the official code: `backbone.*`, `keypoint_head.*` for the first head, and
+`associate_keypoint_heads.<i>.*`, with i from 0, for the others. In our own files the heads are named `heads.<task>.*`,
+which is left unchanged. Source: docs/numerics.md 2.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ _MMPOSE = (  # mmpose 1.x
 
 
 def family_of(state: State) -> str | None:
-    """Return the format of a checkpoint: "hf", "mmpose", "ours", "official" or "mae"; None if it is none of them."""
+    """Return the format of a checkpoint, judged by its parameter names: "hf", "mmpose", "ours", "official" or "mae".
+
+    Returns None if it is none of them.
+    """
     keys = state.keys()
     if any(k.startswith("backbone.encoder.layer.") for k in keys):
         return "hf"
@@ -55,7 +59,10 @@ def family_of(state: State) -> str | None:
 
 
 def to_canonical(state: State, family: str) -> tuple[State, list[str]]:
-    """Return (tensors under canonical names, names of the tensors left out because the model does not need them)."""
+    """Return (tensors under canonical names, names of tensors that were left out because no ViTPose model has them).
+
+    `family` is the format that `family_of` returned. Tensors that the format does not know keep their names.
+    """
     if family == "hf":
         return _from_hf(state), []
     if family == "mmpose":
@@ -89,7 +96,10 @@ def _from_hf(state: State) -> State:
 
 
 def to_hf(state: State) -> State:
-    """Translate canonical names to Hugging Face's; the only head must be `keypoint_head.*`."""
+    """Return the tensors under Hugging Face's names, with qkv split into query, key and value.
+
+    The state must have one head, `keypoint_head.*`, and dense or split FFNs without relative position.
+    """
     out: State = {}
     top = {ours: theirs for theirs, ours in _HF_TOP.items()}
     block = {ours: theirs for theirs, ours in _HF_BLOCK.items()}

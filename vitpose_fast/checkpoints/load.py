@@ -1,4 +1,4 @@
-"""Build a model from a checkpoint of any format, and load pretrained backbones into a model."""
+"""Build a model from a checkpoint of any supported format, and load pretrained backbones into a model."""
 
 from __future__ import annotations
 
@@ -33,26 +33,30 @@ def load_model(
     """Load a model from a checkpoint in any of the supported formats.
 
     Supported are our own files, official ViTPose and ViTPose++ files, easy_ViTPose, Hugging Face, mmpose 1.x and MAE
-    pretraining (docs/numerics.md 2). Format, size, decoder, keypoints and experts are inferred from the tensors. All
-    heads and experts are kept. No code in the file is ever executed. Unmatched keys and guesses are logged and kept in
+    pretraining (docs/numerics.md 2). Files that this library wrote in our own or the official format store the options
+    of the model; for other files the options are inferred from the tensors and config.json. All heads and experts are
+    kept. No code in the file is ever executed. Missing and unexpected tensors and guesses are logged and kept in
     `model.load_report`.
 
     Args:
         source: a file, a folder, or a hub id `owner/name`.
-        task: the keypoint set of a file with one head, by name, file or value. Default: inferred from config.json, the
-            name of the file or its folder, or the number of keypoints. In a file with several heads it must be the task
-            of one of them.
-        num_heads: number of attention heads, needed if neither config.json nor the width determines it.
-        image_size: (H, W) to build the model for; the position embedding is resized. Default: the size in the file, or
-            (256, 192) for MAE pretraining.
+        task: a keypoint set: its name, the path of a JSON file, or a `KeypointSet`. In a file without stored options
+            and with at most one head and one expert, it is the keypoint set of the head; by default this is inferred
+            from config.json, the name of the file or its folder, or the number of keypoints. In other files `task` must
+            be one of the tasks that have a head, and has no other effect.
+        num_heads: number of attention heads, needed if neither the stored options, config.json nor the width determines
+            it. It overrides them.
+        image_size: (H, W) of the images that the model will get; the position embedding is resized to fit. Default: the
+            size in the file, or (256, 192) for MAE pretraining.
 
     Returns:
-        The model, in eval mode.
+        The model, on the CPU and in eval mode.
 
     Raises:
-        FileNotFoundError: If there is no such file, or no single weights file in the folder.
-        ValueError: If the file cannot be loaded: one line with what was found and what was expected. A missing weight
-            is named, and a weight of the wrong shape is named with both shapes.
+        FileNotFoundError: If there is no such file, if the folder has no or several weights files, or if the hub id
+            cannot be downloaded.
+        ValueError: If the file cannot be loaded, or `task` has no head in it: one line with what was found and what was
+            expected. It names the first missing weight, or the first weight of the wrong shape with both shapes.
     """
     path = find_checkpoint(source)
     try:
@@ -99,7 +103,9 @@ def _load(
 def _open(path: Path, what: str) -> tuple[State, dict[str, Any], LoadReport]:
     """Return (tensors under canonical names, the config stored with them or {}, a new report) of a file.
 
-    `what` describes the expected contents in the error for an unknown format.
+    Raises:
+        ValueError: If the file cannot be read (see `read_checkpoint`), or its format is unknown. The message says that
+            it is not `what`, such as "a ViTPose checkpoint".
     """
     state, written = read_checkpoint(path)
     family = formats.family_of(state)
@@ -111,17 +117,27 @@ def _open(path: Path, what: str) -> tuple[State, dict[str, Any], LoadReport]:
 
 
 def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
-    """Initialize the backbone of `model` in place from a checkpoint of any format, usually MAE pretraining.
+    """Load the backbone of a checkpoint, usually of MAE pretraining, into `model` in place. Its heads are not changed.
 
-    Position embeddings are resized (bicubic), 14-pixel patches are zero-padded to 16, and in a model with experts a
-    dense FFN is split into the shared part and equal experts. Heads are not changed. Source: docs/numerics.md 1.6.
+    The checkpoint may have any format that `load_model` reads. These tensors are adapted (docs/numerics.md 1.6):
+
+    - The position embedding is resized to the grid of the model by bicubic interpolation.
+    - The 14x14 patch convolution of MAE's ViT-H is zero-padded to 16x16.
+    - Experts of a split FFN are matched by task name. A task that the file does not have starts from the file's first
+      expert.
+    - For a model with experts, dense FFNs are converted. Split FFN: the first rows of fc2 become the shared part, and
+      each expert starts as a copy of the last rows. I-FFN: each expert starts as a copy of the FFN. IS-FFN: the FFN
+      becomes the shared FFN, and the experts keep their weights.
 
     Returns:
-        What was loaded, ignored and reshaped.
+        The names of missing, unexpected and ignored tensors, and what was reshaped. The heads of the model always count
+        as missing. The report does not list the tensors that were loaded.
 
     Raises:
-        FileNotFoundError, ValueError: As in `load_model`; a backbone weight that is missing or has the wrong shape is
-            named.
+        FileNotFoundError: As in `load_model`.
+        ValueError: If the file cannot be read, or a weight of the backbone is missing in it or has the wrong shape; the
+            message names the first one. The last LayerNorm, the tables of relative position and the experts of an
+            IS-FFN may be missing, and keep their values.
     """
     state, written, report = _open(find_checkpoint(source), "a ViT backbone")
     report.ignored += [k for k in state if not k.startswith("backbone.")]
@@ -138,9 +154,9 @@ def load_pretrained(model: ViTPose, source: str | os.PathLike) -> LoadReport:
 
 
 def _match_experts(state: State, config: ModelConfig, tasks: Sequence[str], report: LoadReport) -> None:
-    """Reorder the experts of a split FFN in place, from the file's order `tasks` to the order of the model's tasks.
+    """Renumber the experts of split FFNs in `state`, from the file's order `tasks` to the order of `config.tasks`.
 
-    A task that is not in the file starts from the file's first expert.
+    A task that is not in `tasks` gets the file's first expert, which goes to the report. The state is changed in place.
     """
     pattern = re.compile(r"(backbone\.blocks\.\d+\.mlp\.experts)\.(\d+)\.(weight|bias)")
     found = {(m[1], int(m[2]), m[3]): state.pop(k) for k in list(state) if (m := pattern.fullmatch(k))}
@@ -157,11 +173,11 @@ def _match_experts(state: State, config: ModelConfig, tasks: Sequence[str], repo
 
 
 def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
-    """Turn the dense FFNs of a state into FFNs with experts, in place; all experts start equal (docs/numerics.md 1.4).
+    """Convert the dense FFNs in `state` to the FFNs with experts that `config` asks for (docs/numerics.md 1.4).
 
-    Split FFN: the first rows of fc2 become the shared part, the last `part_features` rows a copy for each expert.
-    I-FFN: each expert is a copy of the dense FFN. IS-FFN: the dense FFN becomes the shared FFN, and the experts keep
-    their initial weights, which output zero.
+    Split FFN: the first rows of fc2 become the shared part, and each expert gets the last `part_features` rows. I-FFN:
+    each expert gets a copy of the dense FFN. IS-FFN: the dense FFN becomes the shared FFN; the state gets no experts,
+    so that the model keeps its own, which output zero if they are newly initialized. The state is changed in place.
     """
     for i in range(config.depth):
         if config.experts != "none":
@@ -190,15 +206,17 @@ def _split_dense(state: State, config: ModelConfig, report: LoadReport) -> None:
 def _fill(
     model: ViTPose, state: State, file_grid: tuple[int, int] | None, report: LoadReport, backbone_only: bool
 ) -> None:
-    """Load canonical tensors into the model; missing and unexpected ones go to the report.
+    """Load the tensors in `state` into the model; the names of missing and unexpected tensors go to the report.
 
     Args:
+        state: tensors under the names of the model. The position embedding in it is replaced by a resized one.
         file_grid: (rows, columns) of the file's position embedding. None means square, 4:3 or the model's grid (see
             `grid_of`).
-        backbone_only: allow heads and the last norm to be missing.
+        backbone_only: allow the heads, the last LayerNorm and the experts of an IS-FFN to be missing. The tables of
+            relative position and the batch counters of BatchNorm may always be missing.
 
     Raises:
-        ValueError: If a weight that the model cannot do without is missing, or one has the wrong shape.
+        ValueError: If any other tensor is missing, or one has the wrong shape; the message names the first.
     """
     expected = model.state_dict()
     position = state.get("backbone.pos_embed")
@@ -228,9 +246,13 @@ def _fill(
 def _resize_position(
     position: Tensor, file_grid: tuple[int, int] | None, grid: tuple[int, int], report: LoadReport
 ) -> Tensor:
-    """Resize a position embedding [1, 1 + n, C] to the model's grid by bicubic interpolation, keeping the class slot.
+    """Resize a position embedding [1, 1 + n, C] to `grid` by bicubic interpolation, keeping slot 0 (the class token).
 
-    Source: docs/numerics.md 1.6.
+    `file_grid` and `grid` are the (rows, columns) of the file and of the model; n = rows * columns of the file. If
+    `file_grid` is None, `grid_of` chooses it. Source: docs/numerics.md 1.6.
+
+    Raises:
+        ValueError: If the embedding has another shape, or no grid fits n.
     """
     count = position.shape[1] - 1 if position.dim() == 3 else 0
     rows, columns = file_grid or grid_of(count, grid, report.source)
@@ -248,7 +270,10 @@ def _resize_position(
 
 
 def _name_heads(state: State, config: ModelConfig) -> State:
-    """Rename the heads from the official names to `heads.<task>.*`, in the order of `config.head_tasks`."""
+    """Return the tensors with the heads renamed from official names to `heads.<task>.*`, in the order of `head_tasks`.
+
+    A head beyond the last of `config.head_tasks` keeps its name.
+    """
     out = {}
     for key, value in state.items():
         match = re.match(r"(?:keypoint_head|associate_keypoint_heads\.(\d+))\.(.+)", key)

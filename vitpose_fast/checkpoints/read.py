@@ -23,11 +23,12 @@ from vitpose_fast.files import sha256
 def find_checkpoint(source: str | os.PathLike) -> Path:
     """Return the path of the weights file that `source` means: a file, a folder, or a hub id `owner/name` (downloaded).
 
-    In a folder `model.safetensors` is preferred; without it, the folder must hold exactly one weights file.
+    In a folder `model.safetensors` is preferred; without it, the folder must hold exactly one weights file, which is a
+    .safetensors, .pth, .pt or .bin file.
 
     Raises:
-        FileNotFoundError: If there is no such file, folder or hub repository, or the folder has no or several weights
-            files.
+        FileNotFoundError: If there is no such file or folder, if the folder has no or several weights files, or if the
+            hub id cannot be downloaded (huggingface_hub is not installed, or the hub reports an error).
     """
     path = Path(source)
     if path.is_file():
@@ -62,12 +63,15 @@ def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
     """Read a weights file without running any code that it may contain.
 
     Returns:
-        All tensors by name, and the description of their model: the one in the file itself (our files), else the
-        contents of config.json in the same folder, else {}.
+        (tensors, description of the model). The tensors are by name, without the prefix "module."; if the file holds
+        them in an entry "state_dict", "model" or "module", they are taken from it, and values that are not tensors are
+        dropped. The description is {"vitpose_fast": options} from the file itself (files that this library wrote), else
+        the contents of config.json in the same folder, else {}.
 
     Raises:
-        ValueError: If the file is damaged, is not a checkpoint, contains code (which is named), or does not match the
-            sha256 in manifest.json.
+        ValueError: If the file is damaged, holds no tensors, contains code (whose functions and classes are named), or
+            does not match the sha256 in a manifest.json in the same folder; or if config.json or manifest.json is
+            damaged.
     """
     _check_manifest(path)
     try:
@@ -102,7 +106,7 @@ def read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
 def _harmless() -> list[Any]:
     """Return the harmless types that training loops store with the weights: NumPy numbers and arrays, arguments, paths.
 
-    The result is the allow-list of `torch.serialization.safe_globals`.
+    The result is the argument of `torch.serialization.safe_globals`, which allows them in a pickle.
     """
     builders = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     named = [(f, f"numpy.{core}.multiarray.{n}") for n, f in builders.items() for core in ("core", "_core")]
@@ -125,9 +129,10 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unsafe_names(path: Path, reason: str) -> list[str]:
-    """Return the names of the functions and classes that a refused pickle needs, without running it.
+    """Return the sorted names of functions and classes that a refused pickle needs, without running it.
 
-    The list is empty for a file that is not a pickle.
+    `reason` is the error message of `torch.load`, which names some of them. The list is empty for a file that is not a
+    pickle.
     """
     if zipfile.is_zipfile(path):
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
@@ -141,7 +146,7 @@ def _unsafe_names(path: Path, reason: str) -> list[str]:
                 names.add(".".join(strings[-2:]))
             elif isinstance(value, str):
                 strings.append(value)
-    except Exception:  # not a pickle, or a damaged one
+    except Exception:  # the file is not a pickle or is damaged
         pass
     return sorted(names)
 
@@ -162,7 +167,14 @@ def _check_manifest(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the description of the model in the metadata of a .safetensors file (ours), else config.json, else {}."""
+    """Return the description of the model that belongs to a weights file.
+
+    It is {"vitpose_fast": options} from the metadata of a .safetensors file that this library wrote, else the contents
+    of config.json in the same folder, else {}.
+
+    Raises:
+        ValueError: If config.json is not a readable JSON object.
+    """
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

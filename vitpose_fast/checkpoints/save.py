@@ -18,7 +18,10 @@ from vitpose_fast.models.vitpose import ViTPose
 
 
 def official_state(model: ViTPose) -> State:
-    """Return the tensors under official names: heads are `keypoint_head`, then `associate_keypoint_heads.<i>`."""
+    """Return copies of the tensors on the CPU under official names.
+
+    The first head is `keypoint_head`, the following ones are `associate_keypoint_heads.<i>` with i from 0.
+    """
     names = list(model.heads)
     prefixes = {n: "keypoint_head" if i == 0 else f"associate_keypoint_heads.{i - 1}" for i, n in enumerate(names)}
     out = {}
@@ -31,7 +34,10 @@ def official_state(model: ViTPose) -> State:
 
 
 def _not_official(model: ViTPose) -> dict[str, bool]:
-    """Return why the official layout (and so Hugging Face's) cannot hold a model: reason -> whether it applies."""
+    """Return the possible reasons why the official layout (and so Hugging Face's) cannot hold a model.
+
+    The result maps each reason to whether it applies to `model`.
+    """
     c = model.config
     return {
         f"it has no {c.decoder} decoder": c.decoder == "minimal",
@@ -55,10 +61,11 @@ def _tensors(model: ViTPose) -> State:
 def save_model(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) -> None:
     """Save a model in our format: a folder with `model.safetensors`, `config.json` and `manifest.json` (sha256).
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all. `overwrite` allows replacing an existing folder.
 
     Raises:
-        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files that would be lost.
+        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files with other names, which
+            would be lost.
         OSError: If the folder cannot be written.
     """
 
@@ -79,8 +86,9 @@ def save_official(model: ViTPose, path: str | os.PathLike) -> None:
     The file appears complete or not at all, and replaces an older one.
 
     Raises:
-        ValueError: If the layout cannot hold the model (windows, relative position, whole FFNs per task, the minimal
-            decoder, heads of tasks other than the first ones), or the name does not end in .pth or .pt.
+        ValueError: If the layout cannot hold the model (attention other than "full", relative position, whole FFNs per
+            task, the minimal decoder, or heads that do not belong to the first tasks in their order), or the name does
+            not end in .pth or .pt.
         OSError: If the file cannot be written.
     """
     _refuse("official", _not_official(model))
@@ -94,12 +102,15 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
     """Save a model in the Hugging Face layout, for transformers' `VitPoseForPoseEstimation`.
 
     The folder holds `model.safetensors`, `config.json`, `preprocessor_config.json` and `manifest.json`, and appears
-    complete or not at all. A single expert is merged into a plain model first.
+    complete or not at all. A model with experts for a single task is saved with its experts merged into dense FFNs.
+    `overwrite` allows replacing an existing folder.
 
     Raises:
-        ValueError: If the layout cannot hold the model: several heads, a classic decoder that is not 256 wide, features
-            at 1/8, an image size that is no multiple of 16, or anything the official layout cannot hold.
-        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files that would be lost.
+        ValueError: If the layout cannot hold the model: several heads, a classic decoder that is not 256 wide, a patch
+            stride other than 16, an image side that is no multiple of 16, or anything that the official layout cannot
+            hold (see `save_official`).
+        FileExistsError: If the folder exists and `overwrite` is False, or if it holds files with other names, which
+            would be lost.
         OSError: If the folder cannot be written.
     """
     if model.config.part_features and len(model.tasks) == 1:
@@ -123,7 +134,7 @@ def save_hf(model: ViTPose, folder: str | os.PathLike, overwrite: bool = False) 
 
 
 def hf_config(model: ViTPose) -> dict[str, Any]:
-    """Return the contents of Hugging Face's config.json for a model."""
+    """Return the contents of Hugging Face's config.json for a model, with the keypoints of its first head."""
     c = model.config
     keypoints = c.task(next(iter(model.heads)))
     return {
