@@ -6,7 +6,7 @@ with names and resolved to channel numbers when this module is imported. In the 
 - a `,` separates the keypoints of a chain and a `;` separates chains: the limbs "a, b, c; a, d" are (a, b), (b, c) and
   (a, d);
 - flip pairs are not written down, because they follow from the names: left_x and right_x, or L_x and R_x. Only the
-  keypoints of the face have no sides in their names; `_FACE_ROWS` lists them from one side of the face to the other.
+  flip pairs of the face have no sides in their names; `_FACE_ROWS` lists its keypoints from one side to the other.
 
 Source: docs/numerics.md 7.2; codecs: docs/numerics.md 6.3.
 """
@@ -31,12 +31,15 @@ class KeypointTable(NamedTuple):
 
 
 def _chains(text: str) -> list[list[str]]:
-    """Split a text into chains of keypoint names."""
+    """Split the text of a table into chains, each a list of keypoint names. An empty text gives [[""]]."""
     return [[name.strip() for name in chain.split(",")] for chain in text.split(";")]
 
 
 def _fingers(hand: str, joints: Iterable[int] = (1, 2, 3, 4)) -> list[str]:
-    """Return one chain of joints per finger; joint 1 is the nearest to the wrist."""
+    """Return the text of one chain per finger, such as "left_thumb1, left_thumb2, ..." for `hand` "left_".
+
+    `joints` are the numbers of the joints in the chain; joint 1 is the nearest to the wrist.
+    """
     fingers = ("thumb", "forefinger", "middle_finger", "ring_finger", "pinky_finger")
     return [", ".join(f"{hand}{finger}{joint}" for joint in joints) for finger in fingers]
 
@@ -49,9 +52,16 @@ def _table(
     upper_body: str = "",
     mirror: Iterable[list[str]] = (),
 ) -> KeypointTable:
-    """Build a table from text.
+    """Build a table from text in the format that the module docstring describes.
 
-    Each row of `mirror` lists keypoints from one side of the face to the other; mirroring reverses a row.
+    Args:
+        name: name of the set. "coco" and "mpii" get the codec "udp", all others "msra".
+        names: one chain with the names of all keypoints, in channel order.
+        skeleton: chains of limbs.
+        sigmas: the OKS sigmas, separated by spaces. "" means that the set has none.
+        upper_body: one chain with the keypoints of the upper body. "" means none.
+        mirror: rows of keypoints from one side of the face to the other. Mirroring reverses a row, so keypoint i swaps
+            with keypoint i from the end.
     """
     index = {keypoint: i for i, keypoint in enumerate(_chains(names)[0])}
     flips = [pair for row in mirror for pair in zip(row, reversed(row), strict=True)]
@@ -172,7 +182,7 @@ _HAND_SIGMAS = """
     .029 .022 .035 .037 .047 .026 .025 .024 .035 .018 .024
     .022 .026 .017 .021 .021 .032 .02 .019 .022 .031"""
 _FACE = [f"face_{i}" for i in range(68)]  # in the order of iBUG-68
-_FACE_ROWS = (  # each from left to right in the image; the nose bridge, 27 to 30, lies on the midline
+_FACE_ROWS = (  # each from left to right in an image of the face; no row has 27 to 30, the nose bridge on the midline
     _FACE[0:17],  # jaw
     _FACE[17:27],  # brows
     _FACE[31:36],  # nostrils

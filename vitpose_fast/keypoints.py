@@ -1,4 +1,4 @@
-"""Keypoint sets: what each heatmap channel means, the published sets, and sets from users' JSON files.
+"""Keypoint sets: which keypoint each heatmap channel is, the published sets, and sets from users' JSON files.
 
 The tables of the published sets are in `vitpose_fast.keypoint_tables`.
 """
@@ -28,7 +28,7 @@ def _show(value: object) -> str:
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:
-    """Return the values that occur earlier in the sequence."""
+    """Return the values of a sequence that equal an earlier one."""
     return [value for i, value in enumerate(values) if value in values[:i]]
 
 
@@ -40,8 +40,8 @@ class KeypointSet:
 
     Attributes:
         name: name of the set.
-        names: names of the keypoints, all different.
-        flip_pairs: pairs of channels that swap when the image is mirrored.
+        names: names of the keypoints, at least one and all different.
+        flip_pairs: pairs of channels that swap when the image is mirrored, such as the left and the right eye.
         skeleton: limbs as pairs of channels, for drawing.
         sigmas: OKS sigma of each keypoint, or None if the data set has none; then OKS cannot be computed.
         upper_body: channels that the half-body augmentation counts as upper body; all others are lower body.
@@ -111,7 +111,7 @@ class KeypointSet:
 
     @property
     def flip_permutation(self) -> tuple[int, ...]:
-        """For each keypoint i, the channel that holds it in the mirrored image. The permutation is its own inverse."""
+        """For each channel, the channel that it swaps with in a mirrored image, or itself. It is its own inverse."""
         swap = dict(self.flip_pairs) | {b: a for a, b in self.flip_pairs}
         return tuple(swap.get(i, i) for i in range(self.num_keypoints))
 
@@ -126,7 +126,10 @@ class KeypointSet:
         return self.names.index(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the set as a dict that JSON can hold, with keypoints by name; `from_dict` returns an equal set."""
+        """Return the fields of the set as a dict that JSON can hold. `from_dict` builds an equal set from it.
+
+        `flip_pairs`, `skeleton` and `upper_body` contain names of keypoints instead of channels.
+        """
         named = {field: list(value) if isinstance(value, tuple) else value for field, value in vars(self).items()}
         for field in ("flip_pairs", "skeleton"):
             named[field] = [[self.names[a], self.names[b]] for a, b in named[field]]
@@ -134,13 +137,14 @@ class KeypointSet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KeypointSet:
-        """Build a set from a dict in the form of `to_dict`.
+        """Build a set from a dict in the form that `to_dict` returns.
 
         Only `name` and `names` are required. By default `flip_pairs`, `skeleton` and `upper_body` are empty, `codec` is
-        "udp" and every sigma is 0.05; `sigmas: None` means that the set has no sigmas.
+        "udp" and every sigma is `DEFAULT_SIGMA`; None for `sigmas` means that the set has no sigmas.
 
         Raises:
-            ValueError: If a field is unknown, missing or invalid, in one line.
+            ValueError: If `data` is not a dict, a field is unknown or invalid, or `name` or `names` is missing; one
+                line.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"got {_show(data)}, expected an object with name and names; put it in {{ }}")
@@ -209,11 +213,14 @@ def load_keypoint_set(path: str | os.PathLike[str]) -> KeypointSet:
 
 
 def keypoint_set(spec: str | os.PathLike[str] | KeypointSet) -> KeypointSet:
-    """Return the keypoint set that `spec` means: a key of `KEYPOINT_SETS`, the path of a .json file, or a set itself.
+    """Return the keypoint set that `spec` means: a key of `KEYPOINT_SETS`, or the path of a .json file.
+
+    A `KeypointSet` is returned unchanged.
 
     Raises:
         FileNotFoundError: If the .json file does not exist.
-        ValueError: If there is no such set (lists the built-in ones), or the file is not valid.
+        ValueError: If `spec` is anything else (the message lists the built-in sets), or the file is not valid (see
+            `load_keypoint_set`).
     """
     if isinstance(spec, KeypointSet):
         return spec
@@ -226,6 +233,8 @@ def keypoint_set(spec: str | os.PathLike[str] | KeypointSet) -> KeypointSet:
 
 def custom_keypoint_set(num_keypoints: int, name: str = "custom") -> KeypointSet:
     """Build a set of keypoint_0, keypoint_1, … without pairs and limbs, for checkpoints with unknown keypoints.
+
+    All other fields have the defaults of `KeypointSet.from_dict`.
 
     Raises:
         ValueError: If `num_keypoints` is not a positive integer, or `name` is a built-in set.

@@ -1,7 +1,8 @@
 """The fast ops as nn.Modules, with the parameter names of the official code.
 
-Every module has an attribute `impl`. Its default, None, selects the implementation of the op by device;
-`use_impl(model, "triton")` and `use_impl(model, "reference")` set it throughout a model.
+A module that calls an op of `functional` (a `FastModule`) has an attribute `impl`. Its default, None, selects the
+implementation of the op by device; `use_impl(model, "triton")` and `use_impl(model, "reference")` set it throughout a
+model. Letters: B batch, N tokens in row-major order over their grid, C channels of a token.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PatchEmbed(FastModule):
         """Map images [B, 3, H, W] to tokens [B, N, C], and add `position` [N, C] if given.
 
         The fused op runs only with a position, with gradients disabled, and outside autocast. Otherwise PyTorch's
-        convolution runs; under autocast the position is added in float32.
+        convolution runs. Under autocast the addition of a float32 position gives float32 tokens.
         """
         if position is None or torch.is_grad_enabled() or is_autocast(images):
             tokens = self.proj(images).flatten(2).transpose(1, 2)
@@ -63,7 +64,7 @@ class LayerNorm(nn.LayerNorm, FastModule):
     """LayerNorm over the channels, optionally fused with the residual addition that precedes it."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """Normalize x [..., C]; with a residual, return (x + residual, its normalization)."""
+        """Return the normalized x [..., C]; with a residual [..., C], return (x + residual, the normalized sum)."""
         return F.layer_norm(x, self.weight, self.bias, self.eps, residual, impl=self.impl)
 
 
@@ -119,7 +120,10 @@ class FFN(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor, task: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """Map [B, N, C] to [B, N, C] and add `residual`. `task` is ignored; it keeps the signature of `SplitFFN`."""
+        """Map [B, N, C] to [B, N, C] and add `residual` [B, N, C] if given.
+
+        `task` is ignored; it is there because `SplitFFN` has it.
+        """
         out = self.fc2(nn.functional.gelu(self.fc1(x)))
         return out if residual is None else residual + out
 
@@ -127,14 +131,15 @@ class FFN(nn.Module):
 class SplitFFN(FastModule):
     """Feed-forward network of ViTPose++ with one expert per task (docs/numerics.md 1.4).
 
-    `fc2` computes the first C - P output channels for every task, and the expert of the sample's task the last P. The
-    experts are stacked in `expert_weight` [T, P, 4C] and `expert_bias` [T, P]; state dicts use the official names
-    `experts.<i>.weight` and `experts.<i>.bias`.
+    `fc1` maps C to 4C channels, followed by exact GELU. `fc2` computes the first C - P output channels for every task,
+    and the expert of the sample's task the last P. The experts are stacked in `expert_weight` [T, P, 4C] and
+    `expert_bias` [T, P]; state dicts use the official names `experts.<i>.weight` [P, 4C] and `experts.<i>.bias` [P],
+    with the task id i.
 
     Args:
         width: number of channels C.
         part_features: number of expert channels P.
-        num_tasks: number of tasks T.
+        num_tasks: number of tasks T; task ids are 0 to T - 1.
     """
 
     def __init__(self, width: int, part_features: int, num_tasks: int) -> None:
@@ -148,13 +153,13 @@ class SplitFFN(FastModule):
         self.register_load_state_dict_pre_hook(_stack_experts)
 
     def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map [B, N, C] to [B, N, C] with the expert of each sample's task (int64 [B]), and add `residual`."""
+        """Map [B, N, C] to [B, N, C] with the experts of task ids `task` int64 [B], and add `residual` if given."""
         fc1, fc2 = self.fc1, self.fc2
         experts = self.expert_weight, self.expert_bias
         return F.split_ffn(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, residual, impl=self.impl)
 
     def merged(self, task: int) -> FFN:
-        """Return the dense FFN with the same outputs for one task."""
+        """Return the dense FFN that has the same outputs as this one for the task id `task`."""
         dense = FFN(self.fc1.in_features).to(self.fc1.weight)
         with torch.no_grad():
             dense.fc1.load_state_dict(self.fc1.state_dict())
@@ -164,14 +169,20 @@ class SplitFFN(FastModule):
 
 
 def _unstack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """Split the experts of a state dict into entries with the official names (a state dict hook)."""
+    """Replace the stacked experts in a state dict by one entry per expert with the official name.
+
+    A hook that runs after `state_dict`.
+    """
     for kind in ("weight", "bias"):
         for i, value in enumerate(state.pop(f"{prefix}expert_{kind}").unbind(0)):
             state[f"{prefix}experts.{i}.{kind}"] = value
 
 
 def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Stack the experts of a state dict, the inverse of `_unstack_experts` (a hook before loading)."""
+    """Stack the experts in a state dict, the inverse of `_unstack_experts`, unless one is missing.
+
+    A hook that runs before `load_state_dict`.
+    """
     count = module.expert_weight.shape[0]
     for kind in ("weight", "bias"):
         names = [f"{prefix}experts.{i}.{kind}" for i in range(count)]
@@ -180,14 +191,14 @@ def _stack_experts(module: SplitFFN, state: dict[str, Any], prefix: str, *_: Any
 
 
 class TaskFFN(nn.Module):
-    """One whole FFN per task, instead of a shared FFN (I-FFN) or added to one (IS-FFN), as in Table 11 of ViTPose++.
+    """One whole FFN (expert) per task, instead of a shared FFN (I-FFN) or added to one (IS-FFN).
 
-    Meant for ablations only: the weights are gathered for every sample, which takes B * 8 * C² elements of memory per
-    layer.
+    These are variants in Table 11 of the ViTPose++ paper, meant for ablations only: the weights are gathered for every
+    sample, which takes B * 8 * C² elements of memory per layer.
 
     Args:
-        width: number of channels C.
-        num_tasks: number of tasks T.
+        width: number of channels C; an FFN has 4C hidden channels.
+        num_tasks: number of tasks T; task ids are 0 to T - 1.
         shared: add a dense FFN for all tasks; the outputs of the experts are then initialized to zero.
     """
 
@@ -202,7 +213,7 @@ class TaskFFN(nn.Module):
         nn.init.zeros_(self.fc2_weight) if shared else nn.init.trunc_normal_(self.fc2_weight, std=0.02)
 
     def forward(self, x: Tensor, task: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map [B, N, C] to [B, N, C] with the expert of each sample's task (int64 [B]), and add `residual`."""
+        """Map [B, N, C] to [B, N, C] with the experts of task ids `task` int64 [B], and add `residual` if given."""
         hidden = nn.functional.gelu(_per_sample(x, self.fc1_weight, self.fc1_bias, task))
         out = _per_sample(hidden, self.fc2_weight, self.fc2_bias, task)
         if self.shared is not None:
@@ -210,7 +221,10 @@ class TaskFFN(nn.Module):
         return out if residual is None else residual + out
 
     def merged(self, task: int) -> FFN:
-        """Return the dense FFN with the same outputs for one task; a shared FFN doubles its hidden channels."""
+        """Return the dense FFN that has the same outputs as this module for the task id `task`.
+
+        With a shared FFN it has 8C hidden channels (those of the expert, then those of the shared FFN), otherwise 4C.
+        """
         parts = [(self.fc1_weight[task], self.fc1_bias[task], self.fc2_weight[task], self.fc2_bias[task])]
         if self.shared is not None:
             fc1, fc2 = self.shared.fc1, self.shared.fc2
@@ -226,9 +240,10 @@ class TaskFFN(nn.Module):
 
 
 def _per_sample(x: Tensor, weight: Tensor, bias: Tensor, task: Tensor) -> Tensor:
-    """Apply the linear layer of each sample's task: [B, N, I] -> [B, N, O], with weight [T, O, I] and bias [T, O].
+    """Apply to each sample the linear layer of its task: [B, N, I input channels] -> [B, N, O output channels].
 
-    Every task gets a gradient, which is zero for tasks that are absent from the batch.
+    The layers of T tasks are stacked in `weight` [T, O, I] and `bias` [T, O]; `task` int64 [B] holds task ids. The
+    weights of every task get a gradient, which is zero for tasks that are absent from the batch.
     """
     out = torch.bmm(x, weight.index_select(0, task).transpose(1, 2))
     return out + bias.index_select(0, task)[:, None].to(out.dtype)  # autocast does not cast additions
@@ -253,9 +268,9 @@ class HeatmapLoss(FastModule):
         """Return the loss, a scalar; see `functional.heatmap_loss`.
 
         Args:
-            heatmaps: [B, K, h, w].
-            keypoints: [B, K, 2] in crop pixels.
-            visible: [B, K].
+            heatmaps: [B, K, h, w] of K keypoints.
+            keypoints: [B, K, 2] (x, y) in crop pixels.
+            visible: [B, K], visibilities in [0, 1].
             mask: see `functional.heatmap_loss`.
         """
         return F.heatmap_loss(
@@ -268,8 +283,8 @@ class HeatmapDecoder(FastModule):
 
     Args:
         codec: "udp", "msra" or "argmax".
-        blur_kernel: odd kernel size of the blur that "udp" applies.
-        flip_pairs: pairs of channels that swap in a mirrored image.
+        blur_kernel: odd kernel size of the blur that "udp" applies, in heatmap pixels.
+        flip_pairs: pairs of channels that swap in a mirrored image, for `flipped` heatmaps. None means no pairs.
     """
 
     def __init__(
@@ -286,7 +301,11 @@ class HeatmapDecoder(FastModule):
         flipped: Tensor | None = None,
         covariance: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Map heatmaps [B, K, h, w] to keypoints [B, K, 2] and scores [B, K]; see `functional.heatmap_decode`."""
+        """Return (keypoints [B, K, 2], scores [B, K]) of heatmaps [B, K, h, w], and with `covariance` [B, K, 2, 2] too.
+
+        Keypoints are in image pixels if the `centers` and `scales` [B, 2] of the crops are given, otherwise in heatmap
+        pixels. The arguments are those of `functional.heatmap_decode`.
+        """
         return F.heatmap_decode(
             heatmaps,
             self.codec,

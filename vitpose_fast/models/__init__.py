@@ -1,1 +1,1 @@
-"""ViTPose and ViTPose++ models: the options (`config`), `backbone`, `heads`, and the whole model (`vitpose`)."""
+"""ViTPose and ViTPose++ models: their options (`config`), `backbone`, `heads`, and the whole model (`vitpose`)."""

@@ -1,6 +1,7 @@
 """The ViT backbone of ViTPose and ViTPose++, with the parameter names of the official code.
 
-Source: docs/numerics.md 1.2, 1.4, 1.5.
+Letters: B batch, N tokens in row-major order, C channels of a token, (H, W) image. A task id is the index of a task in
+`ModelConfig.tasks`. Source: docs/numerics.md 1.2, 1.4, 1.5.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from vitpose_fast.modules import FFN, LayerNorm, PatchEmbed, SplitFFN, TaskFFN, 
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, zero a residual branch for whole samples and scale the rest by 1 / (1 - rate)."""
+    """Stochastic depth: in training, zero a residual branch for each sample with probability `rate`.
+
+    The branch of the other samples is scaled by 1 / (1 - rate).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -35,7 +39,11 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: x + attention(norm1(x)), then x + ffn(norm2(x))."""
+    """A pre-norm transformer block: x + attention(norm1(x)), then x + ffn(norm2(x)).
+
+    `index` is the position of the block in the backbone, from 0. It decides the drop path rate and the kind of
+    attention (see `ModelConfig.block_attention`).
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -50,7 +58,13 @@ class Block(nn.Module):
         self.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor, task: Tensor | None, draws: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Map tokens [B, N, C] to [B, N, C]; `draws` are the drop path numbers of attention and FFN, [B] each."""
+        """Map tokens [B, N, C] to [B, N, C].
+
+        Args:
+            x: [B, N, C].
+            task: task ids int64 [B]; may be None for a dense FFN.
+            draws: the numbers for `DropPath` of the attention and of the FFN, [B] each. Default: drawn there.
+        """
         first, second = draws or (None, None)
         branch = self.drop_path(self.attn(self.norm1(x)), first)
         x, normed = self.norm2(branch.to(x.dtype), residual=x)
@@ -75,7 +89,7 @@ def _call(block: nn.Module, *args: Any) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Vision transformer that maps images to features at 1/16 (or, with patch stride 8, 1/8) of the resolution."""
+    """Vision transformer that maps images to features at 1/16 (or, with patch stride 8, 1/8) of their resolution."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -98,16 +112,15 @@ class Backbone(nn.Module):
 
         Args:
             images: [B, 3, H, W], of the image size in the config.
-            task: task ids int64 [B], which index `config.tasks`. May be None if the model has no experts or one task.
+            task: task ids int64 [B]. May be None if the model has no experts or only one task.
             draws: [depth, 2, B], uniform in [0, 1): the numbers that decide on drop path in training, for the
                 attention and the FFN of each block (see `DropPath`). Default: drawn in each block.
 
         Returns:
-            [B, C, rows, columns].
+            [B, C, rows, columns], with the rows and columns of `config.grid`.
 
         Raises:
-            ValueError: If the images have another shape, or task ids are missing in a model with experts and several
-                tasks.
+            ValueError: If the images have another shape, or `task` is None in a model with experts and several tasks.
         """
         config = self.config
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, *config.image_size):
@@ -128,7 +141,10 @@ class Backbone(nn.Module):
         return self.last_norm(x).transpose(1, 2).unflatten(2, config.grid)
 
     def _freeze(self) -> None:
-        """Freeze what the config asks for (docs/numerics.md 1.5): no gradients, and eval mode even in training."""
+        """Freeze what `freeze_attn`, `freeze_ffn` and `frozen_stages` of the config select (docs/numerics.md 1.5).
+
+        The parameters get no gradients, and the modules are in eval mode even in training.
+        """
         frozen: list[nn.Module] = []
         blocks = [b for b in self.blocks if isinstance(b, Block)]
         if self.config.freeze_attn:

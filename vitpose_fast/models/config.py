@@ -22,11 +22,13 @@ PLUS_TASKS = ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")  # docs/num
 class ModelConfig:
     """All options of one model, checked and immutable.
 
-    Sizes in pixels are (height, width). `tasks` are the keypoint sets the backbone knows, in the order of the task ids
-    (and of the experts); `head_tasks` are the names of the tasks that have a head.
+    Sizes in pixels are (height, width). `tasks` are the keypoint sets of the tasks that the backbone was made for, at
+    least one; their order defines the task ids (from 0) and the order of the experts. `head_tasks` are the names of the
+    tasks that have a head.
 
     Raises:
-        ValueError: If an option is out of range or two options contradict each other; one line.
+        ValueError: If an option is out of range, `tasks` is empty or contains a name twice, or two options contradict
+            each other; one line.
     """
 
     width: int = 192  # C, the channels of a token
@@ -49,7 +51,8 @@ class ModelConfig:
     layer_norm_eps: float = 1e-6
     freeze_attn: bool = False  # freeze attention and norm1 of every block
     freeze_ffn: bool = False  # freeze position and patch embedding, and FFN and norm2 of every block
-    # s >= 0 freezes the patch embedding and blocks 1 to s, but not block 0, as officially (docs/numerics.md 1.5).
+    # s >= 0 freezes the patch embedding and blocks 1 to s, but not block 0, as the official code does (docs/numerics.md
+    # 1.5). -1 freezes nothing.
     frozen_stages: int = -1
 
     def __post_init__(self) -> None:
@@ -105,7 +108,7 @@ class ModelConfig:
 
     @property
     def heatmap_size(self) -> tuple[int, int]:
-        """(rows, columns) of the heatmaps, a quarter of the image."""
+        """(rows, columns) of the heatmaps: a quarter of the image size, if the patch stride divides the image size."""
         factor = self.patch_stride // 4
         return self.grid[0] * factor, self.grid[1] * factor
 
@@ -126,9 +129,10 @@ class ModelConfig:
         return self.attention != "full" if self.rel_pos is None else self.rel_pos
 
     def block_attention(self, block: int) -> dict[str, Any]:
-        """Return the arguments `window`, `shift` and `pool` of the attention in one block.
+        """Return the arguments `window`, `shift` and `pool` of `WindowAttention` for the block of this index (from 0).
 
-        Source: ViTPose++ paper, Table 7.
+        With "window+full" every block at the end of a quarter of the depth has full attention. With "shift" every
+        second block, from block 1 on, has shifted windows. Source: ViTPose++ paper, Table 7.
         """
         full = self.attention == "full" or (self.attention == "window+full" and (block + 1) % (self.depth // 4) == 0)
         if full:
@@ -158,8 +162,11 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Build a config from the result of `to_dict`, also after a round trip through JSON.
 
+        Fields that are missing get their defaults.
+
         Raises:
-            ValueError: If a field is unknown in this version, or as in the constructor.
+            ValueError: If this version does not know a field, a keypoint set in `tasks` is invalid, or as in the
+                constructor.
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
@@ -179,10 +186,11 @@ def preset(name: str, tasks: tuple[str | KeypointSet, ...] = ("coco",), **overri
 
     Args:
         name: one of `PRESETS`.
-        tasks: keypoint sets, by name, file or value.
+        tasks: keypoint sets, each as its name, the path of a JSON file, or a `KeypointSet`.
         overrides: other fields of `ModelConfig`, which replace the values of the preset.
 
     Raises:
+        FileNotFoundError: If the JSON file of a keypoint set does not exist.
         ValueError: If the preset, a task or an override is unknown (lists the valid ones), or if options contradict
             each other.
     """

@@ -1,6 +1,7 @@
 """Heads, which map features [B, C, rows, columns] to heatmaps [B, K, h, w], with the official parameter names.
 
-Source: docs/numerics.md 1.3.
+B is the batch, C the channels of the features, K the number of keypoints, and (h, w) a quarter of the image size. The
+features have 1/16 or 1/8 of the image size (1 / patch stride). Source: docs/numerics.md 1.3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class ClassicHead(nn.Module):
         width: channels C of the features.
         num_keypoints: K.
         decoder_width: channels after each deconvolution.
-        num_deconvs: 2 for features at 1/16 of the resolution, 1 for features at 1/8.
+        num_deconvs: 2 for features at 1/16 of the image, 1 for features at 1/8.
     """
 
     def __init__(self, width: int, num_keypoints: int, decoder_width: int = 256, num_deconvs: int = 2) -> None:
@@ -39,7 +40,8 @@ class ClassicHead(nn.Module):
 class SimpleHead(nn.Module):
     """ReLU, bilinear upsampling to 1/4 of the image, then a 3x3 convolution to heatmaps.
 
-    The ReLU comes before the upsampling, as in the official code and the equation of the paper.
+    The ReLU comes before the upsampling, as in the official code and the equation of the paper. `num_keypoints` is K;
+    of `config` the width and the patch stride are used.
     """
 
     def __init__(self, config: ModelConfig, num_keypoints: int) -> None:
@@ -54,7 +56,10 @@ class SimpleHead(nn.Module):
 
 
 class MinimalHead(nn.Module):
-    """One 1x1 convolution to K * r * r channels, then depth to space by r (the channel order of `nn.PixelShuffle`)."""
+    """One 1x1 convolution to K * r * r channels, then `nn.PixelShuffle` by r = patch stride / 4 to heatmaps.
+
+    `num_keypoints` is K; of `config` the width and the patch stride are used.
+    """
 
     def __init__(self, config: ModelConfig, num_keypoints: int) -> None:
         super().__init__()
@@ -67,14 +72,17 @@ class MinimalHead(nn.Module):
 
 
 def _init_predictor(layer: nn.Conv2d) -> None:
-    """Initialize the convolution to heatmaps like the official code: weights N(0, 0.001), bias 0."""
+    """Initialize the convolution to heatmaps like the official code: normal weights of std 0.001, zero bias."""
     nn.init.normal_(layer.weight, std=0.001)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 
 def make_head(config: ModelConfig, num_keypoints: int) -> nn.Module:
-    """Build the head that `config.decoder` names, for `num_keypoints` keypoints."""
+    """Build the head that `config.decoder` names, for `num_keypoints` keypoints.
+
+    "classic-fp" is a classic head whose last convolution keeps its random weights in training.
+    """
     if config.decoder == "simple":
         return SimpleHead(config, num_keypoints)
     if config.decoder == "minimal":

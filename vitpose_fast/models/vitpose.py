@@ -21,8 +21,9 @@ class PoseModel(nn.Module):
 
     Attributes:
         config: the options of the model.
-        backbone: maps images (and task ids) to features [B, C, rows, columns].
-        heads: one head per task name; each maps features to heatmaps [B, K, h, w].
+        backbone: maps B images and their task ids (indices into `config.tasks`) to features [B, C, rows, columns], with
+            C = `config.width` and the rows and columns of `config.grid`.
+        heads: task name -> head, which maps features to heatmaps [B, K, h, w] of the K keypoints of the task.
     """
 
     config: ModelConfig
@@ -40,17 +41,18 @@ class PoseModel(nn.Module):
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """Return function(*inputs).
 
-        On a GPU a frozen model replays the CUDA graph it keeps under `name` instead; see `FrozenViTPose.run`.
+        A frozen model overrides this method: on a GPU it replays a CUDA graph that it keeps under `name`, see
+        `FrozenViTPose.run`.
         """
         return function(*inputs)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks in the order of the task ids, with or without a head."""
+        """Names of all tasks of the model in the order of the task ids, also of tasks without a head."""
         return tuple(t.name for t in self.config.tasks)
 
     def resolve_task(self, task: str | None) -> str:
-        """Return the name of a task that has a head; None means the only one.
+        """Return `task` if it has a head; for None, return the only task that has one.
 
         Raises:
             ValueError: If the task has no head in this model, or if `task` is None and there are several heads. Lists
@@ -80,12 +82,13 @@ class PoseModel(nn.Module):
             task: the task of the whole batch, or a sequence with one task name per sample. None means the only head.
 
         Returns:
-            For one task, heatmaps [B, K, h, w]. For a task per sample, a dict from task to (sample indices int64 [n],
-            heatmaps [n, K, h, w]), in the order of the heads. Each head, including its BatchNorm in training, sees only
-            the samples of its task.
+            For one task, heatmaps [B, K, h, w]. For a task per sample, a dict from the name of each task that occurs to
+            (ascending indices of its n samples int64 [n], their heatmaps [n, K, h, w]), in the order of the heads. Each
+            head, including its BatchNorm in training, sees only the samples of its task.
 
         Raises:
-            ValueError: If a task is unknown, or a sequence does not have one name per sample.
+            ValueError: If a task has no head, `task` is None and there are several heads, a sequence does not have one
+                name per sample, or the images do not have the image size of the model.
         """
         if task is None or isinstance(task, str):
             name = self.resolve_task(task)
@@ -109,7 +112,7 @@ class PoseModel(nn.Module):
         return out
 
     def _head(self, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a function that maps tokens [B, N, C] to the heatmaps [B, K, h, w] of one head."""
+        """Return a function that maps tokens [B, rows * columns, C] to the heatmaps [B, K, h, w] of one head."""
         return lambda tokens: self.heads[name](tokens.transpose(1, 2).unflatten(2, self.config.grid))
 
 
@@ -118,6 +121,10 @@ class ViTPose(PoseModel):
 
     Attributes:
         load_report: the `LoadReport` of the checkpoint, if `load_model` made the model; otherwise None.
+
+    Raises:
+        ValueError: If the name of a task with a head cannot be the name of a submodule: it is no Python identifier, or
+            an attribute of `nn.ModuleDict`.
     """
 
     backbone: Backbone
@@ -138,7 +145,11 @@ class ViTPose(PoseModel):
     def for_task(self, task: str | None = None) -> ViTPose:
         """Return a copy for one task, without experts and other heads, that gives the same heatmaps.
 
-        Experts are merged into dense FFNs. `task` is resolved by `resolve_task`, which also raises its errors.
+        Experts are merged into dense FFNs. The copy has the device, dtype and training mode of this model. `task` None
+        means the only task with a head.
+
+        Raises:
+            ValueError: If the task has no head, or if `task` is None and there are several heads.
         """
         name = self.resolve_task(task)
         index = self.tasks.index(name)
@@ -160,13 +171,18 @@ class ViTPose(PoseModel):
         """Return a single-task copy for another keypoint set, to fine-tune on it.
 
         Args:
-            spec: the new keypoint set: a value, a key of `KEYPOINT_SETS`, or the path of a JSON file.
-            source: the task whose expert and head are copied. None means the only head.
+            spec: the new keypoint set: a `KeypointSet`, a key of `KEYPOINT_SETS`, or the path of a JSON file.
+            source: the task whose expert and head are copied. None means the only task with a head.
             options: training options of `ModelConfig` to change: drop_path, freeze_attn, freeze_ffn, frozen_stages.
 
         Returns:
-            A model without experts. Backbone and deconvolutions are copied. In the new predictor, keypoints whose name
-            (ignoring case) occurs in the old keypoint set start from the old weights, the others from random ones.
+            A model without experts. The backbone (with the expert of `source` merged into it) and the deconvolutions
+            are copied. In the last convolution of the head, keypoints whose name (ignoring case) occurs in the old
+            keypoint set start from the weights of that keypoint, the others from random weights.
+
+        Raises:
+            FileNotFoundError: If the JSON file does not exist.
+            ValueError: If the keypoint set or an option is invalid, or `source` has no head.
         """
         target = keypoint_set(spec)
         old = self.for_task(source)
@@ -198,12 +214,14 @@ def create_model(
 
     Args:
         name: one of `PRESETS`.
-        tasks: keypoint sets, by name, file or value. Each gets a head, and in "vitpose++-*" presets an expert.
+        tasks: keypoint sets, each as its name, the path of a JSON file, or a `KeypointSet`. Each gets a head, and in
+            "vitpose++-*" presets an expert.
         decoder: "classic", "classic-fp", "simple" or "minimal".
         image_size: (H, W) of the network input in pixels.
         options: any other field of `ModelConfig`, e.g. patch_stride=8, attention="window+shift+pool".
 
     Raises:
+        FileNotFoundError: If the JSON file of a keypoint set does not exist.
         ValueError: If the preset, a task or an option is unknown (lists the valid ones), or if options contradict each
             other.
     """
