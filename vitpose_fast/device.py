@@ -25,11 +25,12 @@ def pick_device(name: str | None) -> torch.device:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error was caused by a failed allocation, on a GPU or on the host.
 
-    For the host torch raises a plain RuntimeError, so the message decides.
+    For the host torch raises a plain RuntimeError, so the text of the message decides. The errors during whose handling
+    the error was raised (its `__context__`) count too.
     """
     words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     found: BaseException | None = error
-    while found is not None:  # a failed CUDA graph capture raises another error on top
+    while found is not None:  # when memory runs out in a CUDA graph capture, another error follows
         if isinstance(found, (MemoryError, torch.OutOfMemoryError)) or any(w in str(found).lower() for w in words):
             return True
         found = found.__context__

@@ -2,6 +2,9 @@
 
 There are two layouts of the same arithmetic: one for the Triton kernels (deconvolutions split into phases, LayerNorm
 optionally folded into the following linear layer) and one for PyTorch's own operators (channels-last convolutions).
+
+Letters: B batch, N tokens in row-major order, C channels of a token, F output channels of a linear layer, K keypoints,
+(h, w) heatmap; `rows` and `columns` are the grid of tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from vitpose_kernels.deconv import pack_deconv
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """Return a contiguous parameter without gradient, rounded to `dtype`.
+    """Return `value` as a contiguous parameter without gradient, rounded to `dtype`.
 
-    Values that were folded arrive in float64, so this is their only rounding.
+    Values that were folded arrive in float64, so this is their only rounding. A contiguous value that already has the
+    dtype is not copied: the parameter shares its memory.
     """
     return nn.Parameter(value.detach().to(dtype).contiguous(), requires_grad=False)
 
@@ -34,8 +38,8 @@ class FrozenLinear(FastModule):
     Args:
         weight, bias: [F, C] and [F], float64.
         dtype: the dtype of the stored weights.
-        norm: LayerNorm whose weight and bias are folded into `weight` and `bias`. `forward` still computes the mean and
-            variance of its input. None: the input is used directly.
+        norm: LayerNorm whose weight and bias are folded into `weight` and `bias`, so that `forward` only has to
+            subtract the mean of its input and divide by the standard deviation. None means no LayerNorm.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, norm: nn.LayerNorm | None = None) -> None:
@@ -49,7 +53,10 @@ class FrozenLinear(FastModule):
         self.weight_sums = None if norm is None else constant(self.weight.double().sum(1), torch.float32)
 
     def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """Map [B, N, C] to [B, N, F]: linear layer, then GELU if `gelu`, then the addition of `residual` if given."""
+        """Map [B, N, C] to [B, N, F]: the LayerNorm if one is folded in, the linear layer, GELU if `gelu` is True.
+
+        `residual` [B, N, F], if given, is added last.
+        """
         norm = None
         if self.eps is not None and self.weight_sums is not None:
             norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
@@ -57,7 +64,7 @@ class FrozenLinear(FastModule):
 
 
 class FrozenNorm(FastModule):
-    """LayerNorm with constant weights."""
+    """LayerNorm with constant weights, for a norm that is not folded into a linear layer."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         super().__init__()
@@ -71,9 +78,14 @@ class FrozenNorm(FastModule):
 
 
 class FrozenBlock(FastModule):
-    """Transformer block with folded weights; each residual is added in the epilogue of the product before it.
+    """Transformer block with folded weights. Each residual addition is fused into the linear layer before it.
 
     The scale of q is folded into the qkv weights, unless relative position needs the unscaled q.
+
+    Args:
+        block: the block to freeze, with a dense or a split FFN.
+        dtype: the dtype of the stored weights.
+        fold_norm: fold the first LayerNorm into the qkv layer and, with a dense FFN, the second one into fc1.
     """
 
     def __init__(self, block: Block, dtype: torch.dtype, fold_norm: bool) -> None:
@@ -107,7 +119,11 @@ class FrozenBlock(FastModule):
         self.expert_bias = constant(mlp.expert_bias, dtype) if isinstance(mlp, SplitFFN) else None
 
     def forward(self, x: Tensor, task: Tensor | None) -> Tensor:
-        """Map [B, N, C] to [B, N, C]; `task` int64 [B] selects the experts and is required for a split FFN."""
+        """Map [B, N, C] to [B, N, C].
+
+        `task` int64 [B] holds the task id of each sample, which selects its expert. A split FFN requires it; a dense
+        FFN ignores it.
+        """
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = (self.rel_pos[0], self.rel_pos[1]) if len(self.rel_pos) else None
         out = F.attention(qkv, self.grid, rel_pos=rel_pos, scale=self.scale, impl=self.impl, **self.attention)
@@ -127,7 +143,13 @@ def _plain(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
 
 
 class FrozenBackbone(FastModule):
-    """Backbone that maps images to features: patch and position embedding in one op, then the blocks."""
+    """Backbone that maps images to features: patch and position embedding in one op, then the blocks and a LayerNorm.
+
+    Args:
+        backbone: the backbone to freeze.
+        dtype: the dtype of the stored weights.
+        fold_norm: fold the LayerNorms of the blocks, see `FrozenBlock`. The last LayerNorm is never folded.
+    """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype, fold_norm: bool) -> None:
         super().__init__()
@@ -141,7 +163,10 @@ class FrozenBackbone(FastModule):
         self.last_norm = FrozenNorm(backbone.last_norm, dtype)
 
     def forward(self, images: Tensor, task: Tensor | None = None) -> Tensor:
-        """Map normalized images [B, 3, H, W] and task ids int64 [B] to features [B, C, rows, columns]."""
+        """Map normalized images [B, 3, H, W] to features [B, C, rows, columns].
+
+        `task` int64 [B] holds the task id of each image; it may be None only if the model has dense FFNs.
+        """
         config = self.config
         x = F.patch_embed(
             images, self.weight, self.bias, self.position, config.patch_stride, config.patch_padding, impl=self.impl
@@ -157,7 +182,7 @@ class FrozenDecoder(FastModule):
     Args:
         head: the decoder to freeze.
         dtype: the dtype of the stored weights.
-        kernels: lay the weights out for the Triton kernels; otherwise for PyTorch's convolutions.
+        kernels: whether to lay the weights out for the Triton kernels instead of PyTorch's convolutions.
     """
 
     def __init__(self, head: ClassicHead, dtype: torch.dtype, kernels: bool) -> None:

@@ -1,7 +1,8 @@
-"""All ops of the library as functions on tensors. The module of each op documents its formula and shapes.
+"""All ops of the library as functions on tensors. The module of an op in `vitpose_kernels` documents its formula.
 
 Every op takes `impl`: None (the default) runs the Triton kernels for CUDA tensors if Triton is installed, and the
-PyTorch reference otherwise; "triton" and "reference" force one of the two.
+PyTorch reference otherwise; "triton" and "reference" force one of the two. "triton" raises a ValueError where Triton
+cannot run.
 """
 
 from vitpose_kernels.attention import attention

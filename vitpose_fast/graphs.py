@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _CAPTURING = threading.Lock()  # CUDA captures one graph at a time per process
-_recorder: int | None = None  # id of the capturing thread; calls that it makes meanwhile become part of its graph
+_recorder: int | None = None  # id of the capturing thread; `Graphs` that it calls meanwhile become part of its graph
 
 
 class _Recorded(NamedTuple):
@@ -22,12 +22,13 @@ class _Recorded(NamedTuple):
 class Graphs:
     """Capture functions as CUDA graphs and replay them. The first dimension of every input and output is the batch.
 
-    A batch is padded to the next larger bucket, and split if it exceeds the largest one. The padding repeats the first
-    sample or holds stale values of an earlier batch, so samples must not depend on each other.
+    A graph is captured at the first call for each combination of name, bucket, shapes and dtypes. A batch is padded to
+    the smallest bucket that holds it, and split if it exceeds the largest one. The padding repeats the first sample or
+    holds stale values of an earlier batch, so samples must not depend on each other.
 
     One instance serves one device, and any number of threads and streams. The graphs share a memory pool, so replays
     never overlap: a lock serializes the threads, and on the device each replay waits for an event at the end of the
-    previous one.
+    previous one. A copy (also by pickle) has the buckets but no graphs.
 
     Args:
         buckets: batch sizes to capture, in ascending order.
@@ -44,10 +45,10 @@ class Graphs:
         self._pool: Any = None
         self._stream: Any = None
         self._lock = threading.Lock()
-        self._last_replay: Any = None  # event at its end
+        self._last_replay: Any = None  # CUDA event at the end of the last replay
 
     def bucket(self, batch: int) -> int:
-        """Return the smallest bucket that holds `batch`, or the largest bucket if none does."""
+        """Return the smallest bucket that is at least `batch`, or the largest bucket if none is."""
         return next((b for b in self.buckets if b >= batch), self.buckets[-1])
 
     def __call__(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -58,8 +59,8 @@ class Graphs:
 
         Args:
             name: identifies the computation; the same name must always mean the same function.
-            function: called only to capture a graph, with inputs padded to a bucket.
-            inputs: tensors with the same batch size.
+            function: called only to capture a graph (including warm-up), with inputs padded to a bucket.
+            inputs: one or more CUDA tensors with the same batch size.
         """
         batch = inputs[0].shape[0]
         if _recorder == threading.get_ident() or batch == 0:
@@ -92,8 +93,8 @@ class Graphs:
         with _CAPTURING, torch.cuda.device(inputs[0].device):
             _recorder = threading.get_ident()
             try:
-                # A stream used only for captures: libraries allocate their workspace for it during the warm-up below,
-                # outside of the graph's memory.
+                # A stream that is used only for captures: during the warm-up below libraries allocate their workspace
+                # for this stream, so it does not become part of the memory of the graph.
                 self._stream = self._stream or torch.cuda.Stream()
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._stream.wait_stream(torch.cuda.current_stream())
@@ -117,7 +118,10 @@ class Graphs:
 
 
 def in_pieces(function: Callable[..., Any], inputs: Sequence[Tensor], size: int) -> Any:
-    """Call `function` on at most `size` samples at a time and concatenate the outputs (a tensor or a tuple of them)."""
+    """Call `function` on at most `size` samples at a time and concatenate its outputs along the first dimension.
+
+    `function` maps the pieces of `inputs` to a tensor or a tuple of tensors, and the result has the same form.
+    """
     parts = [function(*piece) for piece in zip(*(x.split(size) for x in inputs), strict=True)]
     if len(parts) == 1:
         return parts[0]
@@ -125,6 +129,6 @@ def in_pieces(function: Callable[..., Any], inputs: Sequence[Tensor], size: int)
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """Return a contiguous copy of `x` with `size` samples, padded by repeating the first."""
+    """Return a contiguous copy of `x`, which has 1 to `size` samples, padded to `size` by repeating the first one."""
     index = torch.arange(size, device=x.device)
     return x.index_select(0, torch.where(index < x.shape[0], index, 0)).contiguous()

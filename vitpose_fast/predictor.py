@@ -1,4 +1,4 @@
-"""PosePredictor: estimate poses from images and boxes, batched across people and images."""
+"""`PosePredictor`: estimate poses from images and boxes, batched across people and images."""
 
 from __future__ import annotations
 
@@ -21,28 +21,34 @@ from vitpose_fast.poses import Poses, person_scores
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAITING_IMAGES = 64  # images held while a batch of people fills up
-_MAX_TRIES = 64  # tries with a single person on out-of-memory: another process may release memory meanwhile
+_MAX_TRIES = 64  # failures in a row on out-of-memory: meanwhile another process may release memory
 
 
 class PosePredictor:
     """Estimate the poses of people in images.
 
     On a GPU the whole pipeline runs on the device. Images that are CUDA tensors are used in place; of other images only
-    the rows that the crops read are uploaded. The keypoints of a group of images come back in one copy, with one
+    the pixel rows that the crops read are uploaded. Images are processed in groups with at least `batch_size` people
+    (or 64 images), except for the last; the keypoints of a group are copied to the CPU at once, with one
     synchronization.
 
+    Letters: P people in an image or batch, K keypoints, (h, w) image and (H, W) crop in pixels.
+
     Args:
-        model: a ViTPose model, or a frozen one (see `freeze`), which is faster. It may be on any device and is run in
-            evaluation mode.
+        model: a ViTPose model, or a frozen one (see `freeze`), which is faster. It may be on any device. It is put in
+            evaluation mode while it runs.
         flip_test: run the mirrored crop too and average the heatmaps (twice the work, slightly better accuracy).
         task: the task whose head to use. None selects the only head of the model.
-        batch_size: people per forward pass. On out-of-memory the batch is halved, from then on, and retried.
+        batch_size: people per forward pass. On out-of-memory the batch is halved and retried, and the predictor keeps
+            the smaller size.
         sampling: "float" or "exact-cv4", see `functional.crop`.
-        blur_kernel: blur before decoding, see `functional.heatmap_decode`; 11 suits heatmaps of 64x48 and larger.
-        padding, fix_aspect: how boxes become crops, see `functional.crop`. Use the values of the training.
+        blur_kernel: size of the blur before decoding, see `functional.heatmap_decode`; 11 suits heatmaps of 64x48 and
+            larger.
+        padding, fix_aspect: how boxes become crops, see `functional.crop`. Use the values that the model was trained
+            with.
 
     Raises:
-        ValueError: `batch_size` is below 1, the task is unknown, or it is None and the model has several heads.
+        ValueError: `batch_size` is below 1, the task has no head, or it is None and the model has several heads.
     """
 
     def __init__(
@@ -78,15 +84,17 @@ class PosePredictor:
 
         Args:
             image: path, PIL image, uint8 [h, w, 3] RGB array or tensor, or a list of these.
-            boxes: [P, 4] (x, y, width, height) in pixels; for a list of images a list of these (or None). None means
-                that the whole image is one person.
-            box_scores: [P]; for a list of images a list of these (or None). None means 1 for every box.
+            boxes: [P, 4] (x, y, width, height) in image pixels; for a list of images a list with one such array or None
+                per image. None means one person whose box is the whole image.
+            box_scores: [P]; for a list of images a list with one such array or None per image. None means 1 for every
+                box.
 
         Returns:
-            The poses of the image, or a list of them for a list of images.
+            The poses in the image, in the order of the boxes; for a list of images a list of them.
 
         Raises:
-            ValueError: an image or box is invalid; the message is one line that names it.
+            ValueError: an image, a box or a score is invalid, or a list does not have one entry per image. The message
+                is one line; it names the box and, except for the first image, the index of the image.
             MemoryError: a single person does not fit into memory.
         """
         single = not isinstance(image, (list, tuple))
@@ -101,10 +109,15 @@ class PosePredictor:
     ) -> Iterator[tuple[int, Poses]]:
         """Estimate the poses in many images and yield (index, Poses) in order; people of several images share a batch.
 
+        The index is the position of the image in `items`, from 0.
+
         Args:
-            items: (image, boxes, box_scores) as in `__call__`; read lazily.
-            on_error: called with the index and the error of an invalid item, which is then skipped. None means that the
-                error is raised.
+            items: (image, boxes, box_scores) as in `__call__` for one image; read lazily.
+            on_error: called with the index and the error of an invalid item, which is then skipped and gives no poses.
+                None means that the error is raised.
+
+        Raises:
+            ValueError, MemoryError: as in `__call__`.
         """
         waiting: list[_Item] = []
         pending: _Pending | None = None  # on a GPU one group is computed while the next is read
@@ -132,14 +145,16 @@ class PosePredictor:
     def stream(self, frames_and_boxes: Iterable[tuple[Any, ...]]) -> Iterator[Poses]:
         """Estimate the poses in a stream of frames, in order; people of several frames share a batch.
 
-        Results come in groups, each as soon as `batch_size` people or 64 frames have been read. On a GPU a group is
-        yielded one group later, so that the next one is computed meanwhile.
+        Results come in groups, each as soon as `batch_size` people or 64 frames have been read. On a GPU the poses of a
+        group are yielded only when the next group has been read and started, so that both overlap.
 
         Args:
-            frames_and_boxes: (frame, boxes) or (frame, boxes, box_scores), as in `__call__`; read lazily.
+            frames_and_boxes: (frame, boxes) or (frame, boxes, box_scores), as in `__call__` for one image; read lazily.
 
         Raises:
-            ValueError: a frame or box is invalid; the message is one line, with the number of the frame (from 1 on).
+            ValueError: a frame, box or score is invalid. The message is one line; except for the first frame, it has
+                the index of the frame, counted from 0.
+            MemoryError: a single person does not fit into memory.
         """
         for _, poses in self.predict_many((*item, None)[:3] for item in frames_and_boxes):
             yield poses
@@ -148,11 +163,12 @@ class PosePredictor:
         """Compile kernels, capture CUDA graphs and allocate memory now, so that the first calls do not wait for it.
 
         Args:
-            batches: numbers of people per call to prepare. Default: for a frozen model on a GPU every bucket up to the
-                one that holds `batch_size` (12 graphs with the default buckets), otherwise one full batch.
+            batches: numbers of people per call to prepare for. Default: for a frozen model with CUDA graphs every
+                bucket up to the one that holds `batch_size` (12 graphs with the default buckets and batch size),
+                otherwise `batch_size`.
 
         Raises:
-            ValueError: a number is below 1.
+            ValueError: an entry of `batches` is below 1.
         """
         graphs = getattr(self.model, "graphs", None)
         if batches is None:
@@ -170,10 +186,13 @@ class PosePredictor:
                 self(images, [own[: people // 2] for own in boxes])
 
     def _check(self, image: Any, boxes: Any, box_scores: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Validate an item and return (image, boxes [P, 4] float64, scores [P]).
+        """Validate an item and return (pixels uint8 [h, w, 3], boxes float64 [P, 4], scores float32 [P]).
+
+        The arguments and their defaults are as in `__call__` for one image. Boxes and scores are on the CPU.
 
         Raises:
-            ValueError: the item is invalid; the message names the image if it is a path.
+            ValueError: the image cannot be read, a box is not finite, has no area or lies completely outside the image,
+                or the scores are not one finite number per box. If the image is a path, the message names it.
         """
         pixels = as_image(image)
         name = f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
@@ -197,7 +216,10 @@ class PosePredictor:
         return pixels, boxes, scores
 
     def _start(self, items: list[_Item]) -> _Pending | None:
-        """Start to compute the people of some images; on a GPU this does not wait for the results."""
+        """Start to compute the keypoints in a group of images; on a GPU this does not wait for the results.
+
+        Out-of-memory errors are handled by `_reduce_batch`. Returns None if there are no images.
+        """
         if not items:
             return None
         boxes = torch.cat([item.boxes for item in items])
@@ -222,7 +244,7 @@ class PosePredictor:
                         tries += 1
                     else:
                         start, tries = start + len(parts[-1]), 0
-                    if tries:  # after `except`, where the error still references tensors
+                    if tries:  # outside of `except`, because the error keeps tensors alive there
                         self._reduce_batch(tries, images, len(boxes[people]))
                 found = torch.cat(parts) if parts else torch.zeros(0, self.codec.keypoint_set.num_keypoints, 3)
                 if found.device.type != "cuda":
@@ -237,8 +259,13 @@ class PosePredictor:
     def _reduce_batch(self, tries: int, images: Frames, people: int) -> None:
         """Handle an out-of-memory error: release cached memory and halve the batch from now on.
 
+        Args:
+            tries: number of failures in a row, with any batch size.
+            images: the images of the group, which are released and uploaded again when they are needed.
+            people: number of people in the batch that failed.
+
         Raises:
-            MemoryError: a single person has failed `_MAX_TRIES` times in a row.
+            MemoryError: a single person has failed, after at least `_MAX_TRIES` failures in a row.
         """
         images.uploaded.clear()
         if self.model.device.type == "cuda":
@@ -253,7 +280,7 @@ class PosePredictor:
             )
 
     def _finish(self, pending: _Pending | None) -> Iterator[tuple[int, Poses]]:
-        """Wait for a started group, with one synchronization, and yield its poses."""
+        """Wait for a started group, with one synchronization, and yield (index, Poses) of each image; None has none."""
         if pending is None:
             return
         if pending.done is not None:
@@ -274,8 +301,14 @@ class PosePredictor:
             )
 
     def _forward(self, images: Frames, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Return the keypoints (x, y, score) of one batch of people: [P, K, 3] float32 on the device of the model."""
-        first, last = int(image_index[0]), int(image_index[-1])  # ascending, so only these images are needed
+        """Return the keypoints (x, y, score) of one batch of people: [P, K, 3] float32 on the device of the model.
+
+        Args:
+            images: the images of the group.
+            boxes: [P, 4] on the CPU, in image pixels.
+            image_index: int64 [P], the index in `images` of the image of each box, ascending.
+        """
+        first, last = int(image_index[0]), int(image_index[-1])
         device = self.model.device
         crops = self.codec.crop(
             images.on_device(first, last),
@@ -295,7 +328,12 @@ class PosePredictor:
         return self.model.run(name, self._keypoints, center, scale, *crops.split(len(boxes)))
 
     def _keypoints(self, center: Tensor, scale: Tensor, *crops: Tensor) -> Tensor:
-        """Return [P, K, 3] (see `_forward`) of crops [P, 3, H, W]; the flip test adds a tensor of mirrored crops."""
+        """Return the keypoints (x, y, score) [P, K, 3] float32 in image pixels.
+
+        Args:
+            center, scale: centers (x, y) and sizes (width, height) of the crops in image pixels, [P, 2] each.
+            crops: normalized crops [P, 3, H, W]; for the flip test also their mirror images, as a second tensor.
+        """
         heatmaps = self.model(torch.cat(crops) if len(crops) > 1 else crops[0], self.task)
         assert isinstance(heatmaps, Tensor)
         maps = heatmaps.split(len(center))
@@ -304,7 +342,7 @@ class PosePredictor:
 
 
 class _Item(NamedTuple):
-    """One image and the boxes of its people; `number` is its index among all images."""
+    """One valid image: its index among all items (`number`), pixels uint8 [h, w, 3], boxes [P, 4] and scores [P]."""
 
     number: int
     image: Tensor
@@ -313,7 +351,11 @@ class _Item(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """A started group of images. The keypoints `found` [P, K, 3] are valid once the CUDA event `done` has occurred."""
+    """A started group of images.
+
+    The keypoints `found` [P, K, 3] on the CPU hold the people of all `items` in order. On a GPU they are valid once the
+    CUDA event `done` has occurred; otherwise `done` is None, and they are valid at once.
+    """
 
     items: list[_Item]
     found: Tensor
@@ -321,7 +363,11 @@ class _Pending(NamedTuple):
 
 
 def _numbers(values: Any, name: str) -> Tensor:
-    """Convert a tensor, array or nested list of numbers to a float64 tensor on the CPU."""
+    """Convert a tensor, array or nested list of numbers to a float64 tensor on the CPU.
+
+    Raises:
+        ValueError: the values are not numbers, or nested lists have unequal lengths. The message starts with `name`.
+    """
     try:
         return values.detach().double().cpu() if isinstance(values, Tensor) else torch.tensor(np.asarray(values, float))
     except (TypeError, ValueError):
@@ -331,7 +377,11 @@ def _numbers(values: Any, name: str) -> Tensor:
 
 
 def _one_each(values: Any, count: int, name: str) -> list[Any]:
-    """Return a list with one entry per image; None gives a list of None."""
+    """Return `values` as a list of `count` entries, one per image; None gives a list of None.
+
+    Raises:
+        ValueError: there are more or fewer values; `name` says what they are.
+    """
     values = [None] * count if values is None else list(values)
     if len(values) != count:
         raise ValueError(f"got {len(values)} {name} for {count} images, expected one entry each")

@@ -20,25 +20,26 @@ from vitpose_fast.modules import use_impl
 from vitpose_kernels.launch import HAS_TRITON
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
-_CPU_PIECE = 24 << 20  # bytes of the largest activation of a piece
-_SAMPLES = 2  # crops on which the error is measured
+_CPU_PIECE = 24 << 20  # on a CPU batches are split so that the largest activation has at most this many bytes
+_SAMPLES = 2  # number of crops on which the error is measured
 
 
 @dataclass(frozen=True)
 class FreezeReport:
     """What `freeze` folded, and what it costs in accuracy.
 
-    Errors are measured against the unfrozen model in float64, on smooth random crops.
+    Errors are measured against the unfrozen model in float64, on two smooth random crops and for all heads.
 
     Attributes:
-        folded: names of what was folded into the weights.
+        folded: names of what was folded into other weights, such as "BatchNorm".
         dtype: dtype of the weights and activations.
         implementation: "Triton kernels" or "PyTorch operators".
-        heatmap_error: root mean square error of the heatmaps of all heads, relative to their root mean square.
-        keypoint_error: median and maximum distance between decoded keypoints, in crop pixels.
-        weights_mib: size of the weights in MiB.
-        launches: GPU kernels per forward pass (on a CPU: operators that are not views); None until `report()` counts
-            them.
+        heatmap_error: root mean square error of the heatmaps, relative to their root mean square (see
+            `_relative_error`).
+        keypoint_error: (median, maximum) distance between the keypoints that the two models give, in crop pixels.
+        weights_mib: size of the parameters in MiB.
+        launches: number of GPU kernels and memory operations in a forward pass of one image through the first head (on
+            a CPU, of operators; see `count_launches`). None until `FrozenViTPose.report` counts them.
         notes: remarks for the user.
     """
 
@@ -67,10 +68,19 @@ class FreezeReport:
 
 
 class FrozenViTPose(PoseModel):
-    """A ViTPose for inference only, with the interface of `ViTPose`. Created by `freeze`.
+    """A ViTPose for inference only, with the interface of `PoseModel`. Created by `freeze`.
 
-    On a GPU forward passes are replayed from CUDA graphs (see `Graphs`). Heatmaps are copies that later calls do not
-    overwrite.
+    A model that was frozen on a GPU replays its forward passes from CUDA graphs, unless `freeze` got `buckets=None`.
+    The heatmaps that it returns are copies, which later calls do not overwrite.
+
+    Args:
+        model: the model to freeze.
+        dtype: dtype of the weights and activations.
+        kernels, fold_norm: lay the weights out for the Triton kernels; fold LayerNorm into the following linear layers.
+
+    Attributes:
+        graphs: the captured CUDA graphs, or None if no graphs are used.
+        freeze_report: the report of `freeze`, which sets it.
     """
 
     def __init__(self, model: ViTPose, dtype: torch.dtype, kernels: bool, fold_norm: bool) -> None:
@@ -84,10 +94,11 @@ class FrozenViTPose(PoseModel):
 
     @torch.no_grad()
     def forward(self, images: Tensor, task: str | Sequence[str] | None = None) -> Any:
-        """Map images to heatmaps, as `PoseModel.forward` does.
+        """Map images to heatmaps, with the arguments and results of `PoseModel.forward`.
 
         Raises:
-            ValueError: the images are not [B, 3, H, W] with the image size of the model.
+            ValueError: the images are not [B, 3, H, W] with the image size (H, W) of the model, or as in
+                `PoseModel.forward`.
         """
         height, width = self.config.image_size
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, height, width):
@@ -95,10 +106,17 @@ class FrozenViTPose(PoseModel):
         return super().forward(images, task)
 
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """Return function(*inputs); on a GPU it is replayed from a CUDA graph, which `name` identifies (see `Graphs`).
+        """Return function(*inputs), computed in the way that suits the device.
 
-        On a CPU the batch is split so that the largest activation stays below the size up to which malloc reuses
-        memory. Larger ones get fresh pages from the system in every layer, which costs several percent of the time.
+        With CUDA graphs, replay the graph that was captured under `name` (see `Graphs`). On a CPU, split the batch so
+        that the largest activation of a piece has at most `_CPU_PIECE` bytes, below the size up to which malloc reuses
+        memory: larger activations get fresh pages from the system in every layer, which costs several percent of the
+        time. In all other cases, and under torch.compile, just call the function.
+
+        Args:
+            name: identifies the computation; the same name must always mean the same function.
+            function: maps tensors to a tensor or a tuple of tensors, sample by sample.
+            inputs: tensors with the batch as first dimension.
         """
         if torch.compiler.is_compiling():
             return function(*inputs)
@@ -111,7 +129,7 @@ class FrozenViTPose(PoseModel):
         return in_pieces(function, inputs, max(1, _CPU_PIECE // hidden))
 
     def report(self) -> FreezeReport:
-        """Print and return the report of `freeze`. The first call runs the model to count its launches."""
+        """Print and return the report of `freeze`. The first call also runs the model, to count its launches."""
         assert self.freeze_report is not None
         if self.freeze_report.launches is None:
             images, head = torch.zeros(1, 3, *self.config.image_size, device=self.device), next(iter(self.heads))
@@ -121,17 +139,17 @@ class FrozenViTPose(PoseModel):
         return self.freeze_report
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenViTPose:
-        if self.graphs is not None:  # they contain the addresses of the weights that this replaces
+        if self.graphs is not None:  # graphs contain the addresses of the weights, which .to() and the like replace
             self.graphs = Graphs(self.graphs.buckets)
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> FrozenViTPose:
-        """Stay in evaluation mode, whatever `mode` is."""
+        """Return the model, which stays in evaluation mode whatever `mode` is."""
         return super().train(False)
 
 
 def _frozen_head(head: nn.Module, dtype: torch.dtype, kernels: bool) -> nn.Module:
-    """Freeze a head: fold a classic one, convert a copy of any other."""
+    """Return a head for inference: a `FrozenDecoder` for a classic head, a copy in `dtype` for any other head."""
     if isinstance(head, ClassicHead):
         return FrozenDecoder(head, dtype, kernels)
     return deepcopy(head).to(dtype)
@@ -146,28 +164,32 @@ def freeze(
     buckets: Sequence[int] | None = BUCKETS,
     impl: str | None = None,
 ) -> FrozenViTPose:
-    """Prepare a model for inference. `.report()` of the result tells what was folded and the error that it causes.
+    """Prepare a model for inference. `.report()` of the result tells what was folded and how large its error is.
 
-    The following is folded into other weights: the experts of `task` into a dense FFN, slot 0 of the position embedding
-    (the class token) into the other slots, BatchNorm into the deconvolutions, the scale of q into the qkv weights
-    (unless the model has relative position), and, for the Triton kernels, LayerNorm into the following linear layer.
+    The following is folded into other weights: the experts of `task` into dense FFNs (if `task` is given), slot 0 of
+    the position embedding (the class token) into the other slots, BatchNorm into the deconvolutions, the scale of q
+    into the qkv weights (unless the model has relative position), and, for the Triton kernels, LayerNorm into the
+    following linear layer.
 
     Args:
         model: the model, on the device that it shall run on. It is not modified.
-        task: keep only this task and merge its experts. None keeps all tasks, for mixed batches.
-        dtype: float32, bfloat16 or float16. Default: bfloat16 if the device computes in it natively, else float32.
+        task: keep only the head of this task and merge its experts. None keeps all tasks, so that a batch may mix them.
+        dtype: float32, bfloat16 or float16. Default: bfloat16 on a GPU or on a CPU with bfloat16 instructions, else
+            float32.
         fold_layer_norm: whether to fold LayerNorm; ignored without the Triton kernels. Default: fold it if the measured
-            error grows by at most 10 %.
-        buckets: batch sizes for which CUDA graphs are captured on first use; larger batches are split. None disables
-            CUDA graphs.
-        impl: "triton" or "reference". Default: by device.
+            error of the heatmaps grows by at most 10 %.
+        buckets: ascending batch sizes for which CUDA graphs are captured on first use. Other batches are padded to the
+            next larger bucket, and split if they exceed the largest. None disables CUDA graphs. Ignored on a CPU.
+        impl: "triton" or "reference" (PyTorch). Default: "triton" on a GPU if Triton is installed, else "reference".
 
     Returns:
-        A new model in evaluation mode, without gradients.
+        A new model on the same device, in evaluation mode, without gradients. With `task=None`, weights that are
+        neither folded nor converted to another dtype share their memory with `model`.
 
     Raises:
-        ValueError: the task is unknown, the dtype is not one of the three, impl="triton" but Triton cannot run, the
-            model is frozen already, or it has whole FFNs per task and `task` is None.
+        ValueError: `model` is not a `ViTPose` (it may be frozen already), the task has no head, the dtype is not one of
+            the three, `buckets` are not ascending, `impl` is unknown, impl="triton" but Triton cannot run, or the model
+            has whole FFNs per task and `task` is None.
     """
     if not isinstance(model, ViTPose):
         raise ValueError(f"freeze: got a {type(model).__name__}, expected a ViTPose (load_model or create_model)")
@@ -222,7 +244,10 @@ def freeze(
 
 
 def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:
-    """Return the names of what was folded, for the report."""
+    """Return the names of what was folded, for the report.
+
+    `merged` tells whether experts were merged into dense FFNs, `layer_norm` whether LayerNorm was folded.
+    """
     out = ["experts of the task"] if merged else []
     out.append("position")
     if not model.config.has_rel_pos:
@@ -239,7 +264,10 @@ def _processor_has_bfloat16() -> bool:
 
 
 def _smooth_images(model: ViTPose) -> Tensor:
-    """Return random images with structure at all scales; always the same ones."""
+    """Return `_SAMPLES` random images in the input size of the model, on its device: float32 [_SAMPLES, 3, H, W].
+
+    They have structure at scales from 2 to 64 pixels and a standard deviation of 1. Every call returns the same images.
+    """
     noise = torch.Generator().manual_seed(0)
     height, width = model.config.image_size
     out = torch.zeros(_SAMPLES, 3, height, width)
@@ -250,18 +278,24 @@ def _smooth_images(model: ViTPose) -> Tensor:
 
 
 def _heatmaps(model: PoseModel, images: Tensor) -> dict[str, Tensor]:
-    """Return the heatmaps of every head, in float64."""
+    """Return the heatmaps of every head by task name, converted to float64 [B, K, h, w]."""
     return {name: model(images, name).double() for name in model.heads}
 
 
 def _relative_error(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    """Return the root mean square error relative to the root mean square of `exact`, over all heads."""
+    """Return the root mean square error of heatmaps, relative to the root mean square of the `exact` ones.
+
+    With several heads, the squared relative errors of the heads are averaged before the root.
+    """
     errors = [(ours[n] - exact[n]).square().mean() / exact[n].square().mean().clamp(min=1e-30) for n in exact]
     return float(torch.stack(errors).mean().sqrt())
 
 
 def _keypoint_error(model: ViTPose, ours: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, float]:
-    """Return the median and maximum distance between the decoded keypoints, in crop pixels."""
+    """Return the (median, maximum) distance between keypoints decoded from two sets of heatmaps, in crop pixels.
+
+    They are taken over the keypoints of all heads and samples.
+    """
     distances = []
     for name in exact:
         codec = model.config.task(name).codec
@@ -273,7 +307,10 @@ def _keypoint_error(model: ViTPose, ours: dict[str, Tensor], exact: dict[str, Te
 
 
 class _CountOperators(TorchDispatchMode):
-    """Count the operators that compute something, which excludes views and allocations."""
+    """Context manager that counts operators whose result is a new tensor, except allocations.
+
+    Views and in-place operators are not counted, because they return a tensor that aliases an input.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +325,10 @@ class _CountOperators(TorchDispatchMode):
 
 
 def count_launches(function: Callable[[], Any], device: torch.device) -> int:
-    """Count the GPU kernels and memory operations that `function` runs; on a CPU, the operators that are not views."""
+    """Return how many GPU kernels and memory operations (copies, fills) one call of `function` launches.
+
+    On a GPU, three calls before it warm up. On a CPU, the operators that `_CountOperators` counts are returned instead.
+    """
     if device.type == "cuda":
         for _ in range(3):  # warm up: compile, capture graphs
             function()
