@@ -1,6 +1,6 @@
 """The command line: `vitpose-fast COMMAND` or `python -m vitpose_fast COMMAND`.
 
-A command's module is imported only when that command runs, so `--help` does not wait for PyTorch.
+The module of a command is imported only when that command runs, so `vitpose-fast --help` does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def usage() -> str:
 def run(command: Callable[[], int]) -> int:
     """Call a command and return its exit code.
 
-    An error that the user can cause is printed as one line on stderr and gives 1; Ctrl-C gives 130.
+    A ValueError, OSError, ImportError or MemoryError, which a user can cause, is printed as one line on stderr and
+    gives 1; Ctrl-C gives 130. Other exceptions are raised.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
@@ -66,7 +67,7 @@ def run(command: Callable[[], int]) -> int:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: with 0 on success, 1 on an error (see `run`), 2 on wrong usage.
+    """Run the command line and exit the process with the exit code of the command (see `run`), or 2 on wrong usage.
 
     Args:
         args: the arguments after the program name. Default: `sys.argv[1:]`.

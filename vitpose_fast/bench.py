@@ -1,7 +1,10 @@
-"""`vitpose-fast bench`: run the benchmarks of a checkout and write one JSON file. Needs pytest and pytest-benchmark.
+"""`vitpose-fast bench`: run the benchmarks in a git checkout of this repository and write the results to a JSON file.
 
-With `--budget SECONDS --out DIR` it checks and measures the kernels within a GPU session of a few minutes; see
-`benchmarks/budget.py`.
+Needs pytest and pytest-benchmark.
+
+With `--budget SECONDS --out DIR` the command checks the results of the kernels, then measures kernels and whole models,
+all within SECONDS of wall-clock time, and writes several files to DIR. This works on a GPU and, as a rehearsal, on a
+CPU, and does not need pytest. See `benchmarks/budget.py`.
 """
 
 from __future__ import annotations
@@ -41,26 +44,39 @@ def find_benchmarks() -> Path:
 
 
 def with_sources(checkout: Path) -> dict[str, str]:
-    """Return the environment variables for a process that imports the three packages from a checkout."""
+    """Return the environment for a subprocess that imports the three packages of this repository from `checkout`.
+
+    It is the environment of this process, with the three source folders at the start of PYTHONPATH.
+    """
     paths = [*map(str, (checkout, checkout / "kernels", checkout / "training")), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def result_name(device: str, date: str, quick: bool) -> str:
-    """Return the name of a result file: <device>-<date>.json, or <device>-<date>-quick.json for a quick run."""
+    """Return the name of a result file: <device>-<date>.json, or <device>-<date>-quick.json for a quick run.
+
+    The words of the device name are in lowercase and joined by hyphens: "NVIDIA A100" gives nvidia-a100.
+    """
     words = "".join(c if c.isalnum() else " " for c in device.lower()).split()
     return f"{'-'.join(words)}-{date}{'-quick' if quick else ''}.json"
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """Return the path of `name` (a .json file) in a folder, with a number appended if that path exists already."""
+    """Return the path of `name` (a .json file) in a folder, with -2, -3, ... before the suffix if it exists already."""
     stem = name.removesuffix(".json")
     paths = (folder / f"{stem}{f'-{i}' if i > 1 else ''}.json" for i in range(1, 1000))
     return next(path for path in paths if not path.exists())
 
 
 def _with_budget(options: argparse.Namespace, folder: Path) -> int:
-    """Replace this process by `benchmarks/budget.py`, which survives steps that crash or lose the device."""
+    """Replace this process by `benchmarks/budget.py`, which survives steps that crash or lose the device.
+
+    `folder` is `benchmarks/` of the checkout. Does not return.
+
+    Raises:
+        ValueError: an option cannot be combined with --budget, --out is missing, or there is no CUDA GPU for
+            --device cuda.
+    """
     without_budget = {
         "--all": options.all or None,
         "--suites": options.suites,
@@ -89,9 +105,17 @@ def _with_budget(options: argparse.Namespace, folder: Path) -> int:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 1 if a benchmark failed, else 0.
+    """Run the command and return its exit code: 1 if a benchmark failed or a suite crashed, else 0.
 
-    The results of the benchmarks that succeeded are written in both cases.
+    The results of the benchmarks that succeeded are written in both cases. With --budget the function does not return,
+    because another program replaces this process.
+
+    Args:
+        args: the arguments after `bench`.
+
+    Raises:
+        ValueError: there is no checkout, options contradict each other, pytest or pytest-benchmark is not installed,
+            or the file for --out exists.
     """
     parser = argparse.ArgumentParser(prog="vitpose-fast bench", description=__doc__)
     parser.add_argument("--all", action="store_true", help="run all suites (the default)")
@@ -130,7 +154,7 @@ def main(args: list[str]) -> int:
     environment = with_sources(folder.parent)
     started, codes = time.monotonic(), []
     suites = SUITES if options.all else options.suites or SUITES
-    for suite in suites:  # one process per suite: a crash does not affect the other suites
+    for suite in suites:  # each in its own process, so that a crash does not affect the others
         left = (19.0 if options.minutes is None else options.minutes) - (time.monotonic() - started) / 60
         own = ["--minutes", f"{max(left, 0):.2f}", "--compiled", "only" if suite == "compiled" else "no"]
         own += [f"benchmarks/{file}" for file in SUITES[suite]]

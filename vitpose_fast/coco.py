@@ -1,7 +1,8 @@
 """Read COCO annotation and detection files; damaged rows are reported and skipped.
 
-Every key must have the right type, and only the keys that are called optional below may be missing. Every problem is
-one line: the file, the kind of row, its index and id, and the reason. A file without any usable row is a ValueError.
+A row is damaged if a field is invalid, or if a field is missing that is not called optional below. Each damaged row
+gives a problem, a message of one line: the file, the kind of row, its index and id, and the reason. If a list is not
+empty but all its rows are damaged, the file is refused with a ValueError.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from vitpose_fast.rows import LIMIT, Row, check_rows, field_of, file_name_of, id
 
 
 def read_annotations(path: Path, keypoint_set: KeypointSet) -> tuple[dict[str, Any], list[str]]:
-    """Read a COCO annotation file; returns and errors as in `check_annotations`."""
+    """Read a COCO annotation file and return (annotations, problems) as `check_annotations` does.
+
+    Raises:
+        ValueError: If the file is missing or not JSON, or as in `check_annotations`.
+    """
     return check_annotations(read_json(path), keypoint_set, str(path))
 
 
@@ -30,28 +35,32 @@ def check_annotations(
 
     These fields of an annotation are optional:
 
-    - `area`: by default 0.53 * w * h of the box.
+    - `area`: by default 0.53 * w * h of the `bbox` [x, y, w, h].
     - `iscrowd`: by default APT-36K's `is_crowd`, else 0.
-    - `num_keypoints`: by default the number of keypoints with v > 0.
-    - `keypoints`: by default no keypoint is labeled.
+    - `keypoints` (x, y, v of each keypoint; labeled if v > 0): may be missing if `num_keypoints` is missing or 0. No
+      keypoint is labeled then.
+    - `num_keypoints`: by default the number of labeled keypoints. It becomes 0 if no keypoint is labeled.
 
-    A person with labeled keypoints needs a box that is not empty inside the image. Crowds and people without labeled
-    keypoints are kept, since COCO ignores detections that match them. Categories that occur in annotations but are not
-    listed are added. Rows keep their other fields.
+    An annotation with labeled keypoints that is not a crowd needs a positive area and a box that is not empty inside
+    the image. Crowds and people without labeled keypoints are kept, since COCO ignores detections that match them.
+    Categories that occur in annotations but not in `categories` are added, with the id as name. Rows keep their other
+    fields.
 
     Args:
         data: the contents of a COCO file; not changed.
         keypoint_set: the K keypoints of a person.
         name: the file name in messages.
-        keypoints_of: returns the flat list x, y, v, ... of a row whose keypoints are not in `keypoints`, or raises
-            ValueError if the row is damaged.
+        keypoints_of: returns the flat list x, y, v, ... (3K numbers) of an annotation, for data sets that store part of
+            it outside `keypoints`; raises ValueError if the row is damaged. Called for rows with the field `keypoints`
+            or with `num_keypoints` > 0. Default: the list in `keypoints`.
 
     Returns:
-        (annotations, problems): a dict with the lists `images`, `annotations` and `categories`, and one line per
-        problem.
+        (annotations, problems): a dict with the checked lists `images`, `annotations` and `categories`, and a message
+        for each damaged row.
 
     Raises:
-        ValueError: If the list `images` or `annotations` is missing or has no usable row (`annotations` may be empty).
+        ValueError: If `images` or `annotations` is not a list, if no image is valid, or if there are annotations but
+            none is valid.
     """
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
@@ -83,15 +92,16 @@ def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]
     """Read detected boxes from a JSON file or a list; damaged rows are skipped.
 
     A row needs `bbox` [x, y, w, h] in pixels with w, h > 0, and `image_id` or `file_name`. `score` (default 1.0) and
-    `category_id` are optional. A COCO annotation file is accepted too: its `annotations` are the detections, and its
-    `images`, if present, give them their file names.
+    `category_id` are optional. A COCO annotation file is accepted too: its `annotations` are the detections. A
+    detection without `file_name` gets the one of its image in `images`, if there is one.
 
     Returns:
-        (detections, problems): rows with the fields above and the `index` of the row, and one line per problem.
+        (detections, problems): dicts with the fields above, as far as the row has them, and with `index`, the position
+        of the row in the list (from 0); and a message for each damaged row.
 
     Raises:
-        ValueError: If the file is not readable, is neither a list nor a dict with `annotations`, or has no usable row
-            (an empty list is fine).
+        ValueError: If the file is not readable as JSON, is neither a list nor a dict with the list `annotations`, or
+            has rows but none is valid.
     """
     name = str(source) if isinstance(source, Path) else "detections"
     data = read_json(source) if isinstance(source, Path) else list(source)
@@ -117,9 +127,10 @@ def read_detections(source: Path | Sequence[Any]) -> tuple[list[Row], list[str]]
 
 
 def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    """Clip an xywh box to the image like the official loader, which makes it one pixel smaller (docs/numerics.md 3.1).
+    """Clip a box (x, y, width, height) to an image of `width` x `height` pixels as the official loader does.
 
-    Returns None if nothing is left of the box.
+    The result (x, y, width, height) reaches from the first to the last pixel of the box, so it is one pixel smaller
+    than the box even if nothing is clipped (docs/numerics.md 3.1). Returns None if its width or height is not positive.
     """
     x, y, w, h = map(float, box)
     x1, y1 = max(0.0, x), max(0.0, y)
@@ -128,16 +139,21 @@ def clipped_box(box: Sequence[float], width: int, height: int) -> tuple[float, f
 
 
 def is_training_person(annotation: Row) -> bool:
-    """Return whether a checked annotation is one person with labeled keypoints, not a crowd or an ignored region.
+    """Return whether an annotation returned by `check_annotations` is not a crowd and has `num_keypoints` > 0.
 
-    `num_keypoints` of the file decides, as in the official loader; in CrowdPose it is 0 for a person whose keypoints
-    are all occluded.
+    The `num_keypoints` of the file decides, as in the official loader. In CrowdPose it is 0 for a person whose
+    keypoints are all occluded.
     """
     return not annotation["iscrowd"] and annotation["num_keypoints"] > 0
 
 
 def image_row(row: Row) -> Row:
-    """Return a checked row of `images`, or raise ValueError that names the damaged field."""
+    """Return a row of `images` with checked `id`, `file_name`, `width` and `height` and all its other fields.
+
+    Raises:
+        ValueError: If one of the four is missing or invalid; width and height must be whole numbers >= 1. The message
+            names the field.
+    """
     width, height = (field_of(row, key) for key in ("width", "height"))
     for key, value in (("width", width), ("height", height)):
         if not is_number(value) or value < 1 or value != int(value):
@@ -146,7 +162,18 @@ def image_row(row: Row) -> Row:
 
 
 def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence], unlabeled: Sequence) -> Row:
-    """Return an annotation with all fields filled in, or raise ValueError; see `check_annotations`."""
+    """Return an annotation with all fields filled in as `check_annotations` describes.
+
+    Args:
+        row: the annotation.
+        images: id -> the valid row of `images`.
+        read: returns the flat list x, y, v, ... of a row.
+        unlabeled: the flat list for a row without keypoints, all zeros.
+
+    Raises:
+        ValueError: If a field is missing or invalid, the image is not in `images`, or the annotation has labeled
+            keypoints and is not a crowd, but its area or its box inside the image is empty.
+    """
     own: Row = {key: id_of(row, key) for key in ("id", "image_id", "category_id")}
     image = images.get(own["image_id"])
     if image is None:
@@ -174,7 +201,11 @@ def _annotation(row: Row, images: dict[Any, Row], read: Callable[[Row], Sequence
 
 
 def _detection(row: Row) -> Row:
-    """Return a detection with all fields filled in, or raise ValueError; see `read_detections`."""
+    """Return the fields of a detection that `read_detections` lists, with the default score filled in.
+
+    Raises:
+        ValueError: If a field is invalid, `bbox` is missing, or `image_id` and `file_name` are both missing.
+    """
     own: Row = {"bbox": _box(row), "score": row.get("score", 1.0)}
     if min(own["bbox"][2:]) <= 0:
         raise ValueError(f"bbox is {shown(own['bbox'])}, expected width and height > 0")
@@ -187,7 +218,11 @@ def _detection(row: Row) -> Row:
 
 
 def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
-    """Return the flat list x, y, v, ... in `keypoints`, or raise ValueError."""
+    """Return the flat list x, y, v, ... in the `keypoints` of a row.
+
+    Raises:
+        ValueError: Unless it is a list of 3K finite numbers for the K keypoints of the set, with every v from 0 to 2.
+    """
     flat, count = field_of(row, "keypoints"), 3 * keypoint_set.num_keypoints
     if not isinstance(flat, (list, tuple)) or not all(map(is_number, flat)):
         raise ValueError(f"keypoints is {shown(flat)}, expected a flat list of finite numbers x, y, v")
@@ -200,7 +235,7 @@ def _keypoints(row: Row, keypoint_set: KeypointSet) -> Sequence[float]:
 
 
 def _box(row: Row) -> list[float]:
-    """Return the `bbox` [x, y, w, h] of a row, or raise ValueError."""
+    """Return the `bbox` [x, y, w, h] of a row. Raise ValueError unless it is four finite numbers with w, h >= 0."""
     box = field_of(row, "bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
         raise ValueError(f"bbox is {shown(box)}, expected four finite numbers x, y, width, height")

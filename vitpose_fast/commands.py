@@ -41,7 +41,7 @@ class PredictConfig:
     """Folder for the results."""
     boxes: Path | None = None
     """JSON file of COCO detections: image_id or file_name, bbox [x, y, width, height] and optionally score.
-    A COCO annotation file works too. Without this option every image is one person."""
+    A COCO annotation file works too. Without this option the box of one person is the whole image."""
     task: str | None = None
     """Task whose head to use. Required if the checkpoint has several heads."""
     flip_test: bool = False
@@ -59,9 +59,13 @@ class PredictConfig:
 
 
 def predict(args: list[str] | None = None) -> int:
-    """Run `vitpose-fast predict`.
+    """Run `vitpose-fast predict` and return its exit code: 1 if anything was skipped, else 0.
 
-    Damaged images and boxes are reported and skipped; the exit code is then 1 instead of 0.
+    Images that cannot be read, damaged detections, boxes outside their image and folders without images are skipped and
+    reported on stderr. If the run is interrupted or fails, results.json holds the people found so far.
+
+    Args:
+        args: the arguments after `predict`. None means `sys.argv[1:]`.
     """
     from vitpose_fast.checkpoints import load_model
 
@@ -79,7 +83,7 @@ def predict(args: list[str] | None = None) -> int:
         frozen.report()
     predictor = PosePredictor(used, config.flip_test, config.task, config.batch_size)
     given: list[Path] = []
-    decoded: dict[Path, Tensor] = {}  # kept until drawn: no more images than the predictor holds
+    decoded: dict[Path, Tensor] = {}  # pixels of the images that the predictor has read and that are not drawn yet
 
     def items() -> Iterator[tuple[Any, Any, Any]]:
         wanted = [(path, None if boxes is None else boxes.get(path, [])) for path in paths]
@@ -98,7 +102,7 @@ def predict(args: list[str] | None = None) -> int:
                 results += [{**r, "file_name": str(path)} for r in poses.to_coco(ids[path])]
                 picture = draw_poses(decoded.pop(path), poses, config.min_keypoint_score, boxes=boxes is not None)
                 save_picture(picture, out / _free_name(path.stem, names))
-        finally:  # an interrupted run keeps its results
+        finally:  # also if the run is interrupted
             write_atomic(out / "results.json", lambda p: p.write_text(json.dumps(results), encoding="utf-8"))
         bar.update(len(paths) - bar.n)
     code = print_problems(problems)
@@ -107,10 +111,14 @@ def predict(args: list[str] | None = None) -> int:
 
 
 def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
-    """Return every image file once, and the problems found: folders without images.
+    """Return (image paths, problems) for files and folders that the user names.
+
+    A folder is replaced by the files directly inside it that have the suffix of an image, in the order of their names.
+    A file is taken as it is given, whatever its suffix. Duplicates are dropped. The problems are one line for each
+    folder without images.
 
     Raises:
-        ValueError: no image at all.
+        ValueError: there is no image at all.
     """
     paths, problems = [], []
     for path in given:
@@ -129,7 +137,7 @@ def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """Return `stem`.jpg, with a number appended if that name is taken, and add it to `taken`."""
+    """Return `stem`.jpg, or `stem`-2.jpg, `stem`-3.jpg, ... if that name is in `taken`, and add the name to `taken`."""
     name, number = f"{stem}.jpg", 1
     while name in taken:
         number += 1
@@ -139,13 +147,18 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[str]) -> dict[Path, list[Row]]:
-    """Read detections and group them by image, matched by file name or else by image id.
+    """Read the detections in `file` and group them by the image that they belong to (see `_image_of`).
 
-    Each image has at most one image id, and each id belongs to one image: a detection that contradicts this is added to
-    `problems` and skipped. So are damaged detections. Boxes that score below `min_score` are skipped silently.
+    Each image has at most one image id, and each id belongs to one image: a detection that contradicts an earlier one
+    in this is skipped and reported in `problems`. So is a damaged detection. Boxes that score below `min_score` are
+    skipped silently. How many detections belong to none of the images is printed on stderr.
+
+    Returns:
+        Rows as returned by `read_detections`, by the path in `paths`. Images without detections are left out.
 
     Raises:
-        ValueError: the file is unusable, a detection matches two images, or no detection matches any image.
+        ValueError: the file cannot be read or holds only damaged detections, a detection matches two images, or there
+            are detections but none matches any image.
     """
     detections, damaged = read_detections(file)
     problems += damaged
@@ -155,7 +168,7 @@ def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[
         for key in {path.name, path.stem} | number:
             by_name.setdefault(key, []).append(path)
     out: dict[Path, list[Row]] = {}
-    image_of: dict[Any, Path] = {str(path): path for path in paths}  # a path is an id of its own image only
+    image_of: dict[Any, Path] = {str(path): path for path in paths}  # image id -> image; a path is the id of its image
     unmatched = 0
     for detection in detections:
         image = _image_of(detection, by_name, file)
@@ -177,11 +190,17 @@ def _read_boxes(file: Path, paths: list[Path], min_score: float, problems: list[
 
 
 def _image_of(detection: Row, by_name: dict[int | str, list[Path]], file: Path) -> Path | None:
-    """Return the image that a detection belongs to, or None.
+    """Return the path of the image that a detection belongs to, or None if it belongs to no image.
 
-    An image matches if its path and the detection's `file_name` have the same end: one of them may start with folders
-    that the other lacks. Equal paths take precedence. Without a `file_name` the `image_id` is compared in the same way,
-    and then with the name of the image without its suffix, as text or as a number.
+    An image matches if its path and the detection's `file_name` have the same end: one of the two may start with
+    folders that the other lacks. An image whose path is equal takes precedence. In a detection without `file_name` the
+    `image_id`, if it is a string, is compared in the same way. If nothing matches, the `image_id` is compared with the
+    name of the image without its suffix, as text or as a number.
+
+    Args:
+        detection: a row of `read_detections`.
+        by_name: file name, name without suffix, and the number that this name is, each -> the paths of such images.
+        file: the file of detections, for the error message.
 
     Raises:
         ValueError: two images match.
@@ -203,12 +222,16 @@ def _image_of(detection: Row, by_name: dict[int | str, list[Path]], file: Path) 
 
 
 def _same_end(a: PurePath, b: PurePath) -> bool:
-    """Return whether the shorter of two paths is the end of the longer one."""
+    """Return whether the shorter of two paths equals the last parts (folders and file name) of the longer one."""
     return all(p == q for p, q in zip(reversed(a.parts), reversed(b.parts)))
 
 
 def _image_ids(paths: list[Path], boxes: dict[Path, list[Row]]) -> dict[Path, int | str]:
-    """Return a unique id for every image: from its detections, else the number that is its name, else its path."""
+    """Return a unique id for every image in `paths`.
+
+    It is the `image_id` of its detections in `boxes`. Without one, it is the number that its name without suffix is, if
+    no other image has that number as id or name, and otherwise its path as text.
+    """
     ids = {path: rows[0]["image_id"] for path, rows in boxes.items() if rows and "image_id" in rows[0]}
     taken = Counter(ids.values())
     numbers = {path: int(path.stem) for path in paths if path.stem.isdecimal() and path not in ids}
@@ -230,7 +253,8 @@ class ConvertConfig:
     format: Literal["ours", "official", "hf"] = "ours"
     """Format to write."""
     task: str | None = None
-    """Keep only this task and merge its experts into a plain ViTPose. For a single head: its keypoint set."""
+    """Keep only this task and merge its experts into a plain ViTPose. For a checkpoint with a single head: the
+    keypoint set of that head."""
     num_heads: int | None = None
     """Number of attention heads. Needed if neither config.json nor the width determines it."""
     image_size: tuple[int, int] | None = None
@@ -240,7 +264,15 @@ class ConvertConfig:
 
 
 def convert(args: list[str] | None = None) -> int:
-    """Run `vitpose-fast convert`."""
+    """Run `vitpose-fast convert` and return 0.
+
+    Args:
+        args: the arguments after `convert`. None means `sys.argv[1:]`.
+
+    Raises:
+        FileExistsError: the output exists, and --overwrite is not given or would delete other files.
+        OSError, ValueError: the checkpoint cannot be loaded, or the model cannot be written in the format.
+    """
     from vitpose_fast.checkpoints import load_model, save_hf, save_model, save_official
 
     config = tyro.cli(ConvertConfig, prog="vitpose-fast convert", args=args)
@@ -260,7 +292,14 @@ def convert(args: list[str] | None = None) -> int:
 
 
 def info(args: list[str] | None = None) -> int:
-    """Run `vitpose-fast info [CHECKPOINT]`: print versions and presets, or describe a checkpoint."""
+    """Run `vitpose-fast info [CHECKPOINT]`: print versions and presets, or describe a checkpoint. Returns 0.
+
+    Args:
+        args: the arguments after `info`. None means `sys.argv[1:]`.
+
+    Raises:
+        OSError, ValueError: as in `load_model`.
+    """
 
     def show(source: Annotated[str | None, tyro.conf.Positional] = None) -> int:
         """Print versions, devices and presets, or describe a checkpoint.

@@ -22,7 +22,8 @@ _LEFT, _RIGHT, _MIDDLE = (255, 128, 32), (64, 160, 255), (96, 224, 96)  # orange
 def keypoint_colours(keypoint_set: KeypointSet) -> list[Color]:
     """Return one RGB color per keypoint: orange for the person's left, blue for the right, green for the middle.
 
-    If no keypoint name has a side, the colors run through the color wheel.
+    The side is read from the start of the name ("left", "L_", "right", "R_"). If no name has a side, the colors run
+    through the color wheel.
     """
     names = [n.lower() for n in keypoint_set.names]
     sides = [
@@ -35,9 +36,10 @@ def keypoint_colours(keypoint_set: KeypointSet) -> list[Color]:
 
 
 def draw_poses(image: Tensor, poses: Poses, min_score: float = 0.2, boxes: bool = False) -> Image.Image:
-    """Draw skeletons on an image uint8 [h, w, 3], and the boxes if `boxes` is True.
+    """Return a picture of an image uint8 [h, w, 3] RGB with the skeletons of `poses` drawn on it.
 
-    Keypoints whose score is below `min_score` or NaN are not drawn.
+    A keypoint is drawn if its score is at least `min_score` (NaN is not), and a limb if both its keypoints are drawn.
+    If `boxes` is True, the boxes are drawn too.
     """
     picture = Image.fromarray(image.cpu().numpy())
     canvas = ImageDraw.Draw(picture)
@@ -60,7 +62,10 @@ def draw_poses(image: Tensor, poses: Poses, min_score: float = 0.2, boxes: bool 
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int = 4, gap: int = 6) -> Image.Image:
-    """Arrange pictures in rows of `columns` on a white background, all resized to the size of the first."""
+    """Arrange one or more pictures row by row on a white background, all resized to the size of the first.
+
+    Each row has `columns` pictures, `gap` pixels apart.
+    """
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     out = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255))
@@ -75,7 +80,12 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
 
 
 def plot_training(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Plot the loss and the validation AP of a `metrics.jsonl` against the optimizer step, and save the figure."""
+    """Plot the training loss and the validation AP against the optimizer step, and save the figure atomically.
+
+    Args:
+        metrics: path of the `metrics.jsonl` of a training run.
+        path: the picture to write; its suffix names the format. Needs matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder if needed, check that it is writable, and return its path.
+    """Create a folder (and its parents) if needed, check that it is writable, and return its path.
 
     Raises:
         OSError: the folder cannot be created or written to; the message is one line.
@@ -31,10 +31,11 @@ def make_folder(path: str | os.PathLike) -> Path:
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Write a file atomically: readers see either the old file or the complete new one.
 
-    Calls `write(temporary path)`, flushes the result to disk and renames it to `path`.
+    Calls `write(temporary path)`, flushes the result to disk and renames it to `path`. The temporary path is in the
+    same folder, which is created if needed, and has the same suffix.
 
     Raises:
-        OSError: `write` failed, for whatever reason; the message names `path`.
+        OSError: `write` raised any exception, or the file system refuses a step; the message names the path.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -52,7 +53,9 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
 
 
 def write_named_by_digest(folder: str | os.PathLike, start: str, end: str, write: Callable[[Path], object]) -> Path:
-    """Like `write_atomic`, but put 16 hex digits of the content's SHA-256 between `start` and `end` of the file name.
+    """Write a file atomically, and name it after its content: `start`, 16 hex digits of its SHA-256, `end`.
+
+    `write` and the errors are as in `write_atomic`.
 
     Returns:
         The path of the file. Its name allows checking the content later.
@@ -71,7 +74,10 @@ def write_named_by_digest(folder: str | os.PathLike, start: str, end: str, write
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove the temporary files and folders that a process left in `folder` when it was killed while writing."""
+    """Remove the temporary files and folders that a process left in `folder` when it was killed while writing.
+
+    They are all paths named `partial-*`, so no process may be writing in `folder` at this time.
+    """
     for path in Path(folder).glob("partial-*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -79,9 +85,13 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object], overwrite: bool = False) -> None:
     """Write a folder atomically: call `write(temporary folder)`, flush the result to disk and rename it to `path`.
 
+    `write` puts files directly into the temporary folder, without subfolders. With `overwrite` an existing folder is
+    exchanged for the new one, also atomically on Linux. On other systems this takes two renames, and a crash between
+    them leaves both folders under other names.
+
     Raises:
         FileExistsError: `path` exists and `overwrite` is False, or it holds files that the new folder does not replace.
-        OSError: `write` failed, for whatever reason; the message names `path`.
+        OSError: `write` raised any exception, or the file system refuses a step.
     """
     path = Path(path).resolve()
     if path.exists() and not overwrite:
@@ -96,7 +106,7 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
         _sync(temporary)
         if path.exists():
             _check_replaces(path, temporary)
-            if not _exchange(temporary, path):  # two renames: after a crash between them both folders are left
+            if not _exchange(temporary, path):  # two renames instead
                 old = path.with_name(f"old-{temporary.name.removeprefix('partial-')}")
                 os.replace(path, old)
                 try:
@@ -113,7 +123,10 @@ def write_folder_atomic(path: str | os.PathLike, write: Callable[[Path], object]
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths atomically and return True; do nothing and return False where the system cannot (not Linux)."""
+    """Swap two paths atomically and return True; do nothing and return False if the system cannot do this.
+
+    Only Linux can, and not on every file system.
+    """
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         at_fdcwd, rename_exchange = -100, 2
@@ -123,7 +136,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _check_replaces(old: Path, new: Path) -> None:
-    """Raise FileExistsError if replacing the folder `old` by `new` would delete files that `new` does not contain."""
+    """Raise FileExistsError if the folder `old` holds files or folders with names that `new` does not contain."""
     ours = {p.name for p in new.iterdir()}
     foreign = sorted(p.name for p in old.iterdir() if p.name not in ours) if old.is_dir() else []
     if foreign:
@@ -148,7 +161,7 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to disk; folders cannot be flushed on Windows and are skipped there."""
+    """Flush a file or folder to disk. On Windows, where folders cannot be flushed, do nothing for a folder."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -32,13 +32,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 def read_image(path: str | os.PathLike) -> Tensor:
     """Decode an image file to uint8 [h, w, 3] RGB, with its EXIF orientation applied.
 
-    If simplejpeg is installed it decodes JPEG files, because it detects damage that Pillow turns into wrong pixels.
-    Files that it rejects are logged and decoded by Pillow, and so are JPEG files that EXIF rotates or mirrors (without
-    a log message).
+    Pillow decodes the file, with one exception: simplejpeg, if it is installed, decodes JPEG files that EXIF does not
+    rotate or mirror, because it detects damage that Pillow turns into wrong pixels. If simplejpeg rejects a file, this
+    is logged, and Pillow decodes the file.
 
     Raises:
-        ValueError: the file is missing, not an image, truncated, not 8 bits per channel, or has too many pixels (which
-            its header tells, before decoding). The message is one line.
+        ValueError: the file is missing, damaged, in none of `FORMATS`, has more than 8 bits per channel, or announces
+            more than `PIL.Image.MAX_IMAGE_PIXELS` pixels in its header (checked before decoding). The message is one
+            line.
+        OSError: the operating system cannot look up the path, for instance because the name is too long.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,12 +65,15 @@ def read_image(path: str | os.PathLike) -> Tensor:
 
 
 def _is_rotated(image: Image.Image) -> bool:
-    """Return whether the EXIF orientation asks for a rotation or reflection."""
+    """Return whether the EXIF orientation of an image asks for a rotation or reflection."""
     return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _decode_strictly(path: Path) -> Tensor | None:
-    """Decode a JPEG file with simplejpeg; return None if it is not installed or rejects the file, which is logged."""
+    """Decode a JPEG file with simplejpeg to uint8 [h, w, 3] RGB; its EXIF orientation is ignored.
+
+    Returns None if simplejpeg is not installed, or if it rejects the file (only the latter is logged).
+    """
     if simplejpeg is None:
         return None
     try:
@@ -82,7 +87,8 @@ def from_pil(image: Image.Image) -> Tensor:
     """Convert a PIL image to uint8 [h, w, 3] RGB. Its EXIF orientation is ignored, unlike in `read_image`.
 
     Raises:
-        ValueError: the image has 16 or 32 bits per channel, which a conversion to 8 bits would clip silently.
+        ValueError: the mode of the image has 16 or 32 bits per channel ("I..." or "F"), which a conversion to 8 bits
+            would clip silently.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"image has mode {image.mode}, expected 8 bits per channel; convert it first")
@@ -90,10 +96,14 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def as_image(image: Any) -> Tensor:
-    """Convert a path, PIL image, or uint8 [h, w, 3] RGB array or tensor (CPU or CUDA) to a uint8 [h, w, 3] tensor.
+    """Convert a path, PIL image, or uint8 [h, w, 3] RGB array or tensor to a uint8 [h, w, 3] RGB tensor.
+
+    A tensor is returned unchanged, on its device; the others give a tensor on the CPU.
 
     Raises:
-        ValueError: the input is anything else; the message tells what was given and what is expected.
+        ValueError: the input is anything else or has no pixels, or the file or PIL image cannot be used (see
+            `read_image`, `from_pil`). The message tells what was given and what is expected.
+        OSError: as in `read_image`.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
@@ -121,14 +131,17 @@ def open_images(
 ) -> Iterator[tuple[int, Tensor, list[Row] | None]]:
     """Decode images one at a time and yield (index, pixels, rows).
 
-    Images that cannot be read, and boxes that lie outside their image, are skipped and reported in `problems`.
+    Images that cannot be read, and boxes that lie completely outside their image, are skipped and reported in
+    `problems`.
 
     Args:
-        wanted: (path, rows) of each image; the rows have a `bbox` [x, y, width, height]. None: no boxes are known.
+        wanted: (path, rows) of each image. Each row has a `bbox` [x, y, width, height] in pixels of this image. Instead
+            of rows, None means that no boxes are known.
         problems: list that messages are appended to.
 
     Yields:
-        The index in `wanted`, the pixels uint8 [h, w, 3], and the rows whose box overlaps the image (None for None).
+        The index in `wanted` (from 0), the pixels uint8 [h, w, 3] RGB, and the rows whose box overlaps the image: an
+        empty list if there are none, and None if the given rows are None.
     """
     for index, (path, rows) in enumerate(wanted):
         try:

@@ -1,4 +1,8 @@
-"""`vitpose-fast kernels`: compile every shipped kernel ahead of time and report what it uses. Needs no GPU."""
+"""`vitpose-fast kernels`: compile every kernel that the models launch and report what it uses. Needs no GPU.
+
+The report lists registers, register spills, shared memory and tensor cores of each kernel, and the roofline time of
+each launch. Needs Triton.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +35,20 @@ def compile_all(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Compile every kernel that the models launch, and return (kernels, launches).
 
+    Each model is taken with its usual batch size and with batch 1.
+
     Args:
-        archs: compute capabilities, such as 90.
+        archs: compute capabilities times ten, such as 90.
         dtype: the dtype of activations and weights.
         models, ops: names in `MODELS` and `OPS`.
         jobs: number of compiler processes.
 
     Returns:
-        kernels: a row for each distinct kernel and architecture: arch, op, kernel, used_by (labels of launches),
-            registers (per thread), spills and shared (bytes), tensor_cores, has_dot, error, num_warps, num_stages, and
-            problem ("" if there is none).
-        launches: a row for each shipped launch: model, op, kernel, gflop, mbytes, and floor_us (name of a chip ->
-            roofline time in microseconds, a lower bound).
+        kernels: a row for each architecture and each kernel with distinct compile-time arguments: arch, op, kernel,
+            used_by (labels of launches), registers (per thread), spills and shared (bytes), tensor_cores, has_dot
+            (whether it multiplies matrices), error, num_warps, num_stages, and problem ("" if there is none).
+        launches: a row for each launch: model, op, kernel, gflop, mbytes, and floor_us (name of a chip -> roofline time
+            in microseconds, a lower bound). There is one row for all architectures, made for the last of `archs`.
 
     Raises:
         ValueError: a compiler process was killed.
@@ -81,12 +87,15 @@ def compile_all(
 
 
 def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
-    """Return what is wrong with a compiled kernel, or "" if nothing is.
+    """Return the first problem of a kernel, or "" if it has none.
+
+    The problems are, in this order: it does not compile, it spills more than `allowed_spills` bytes of registers, it
+    needs more shared memory than the chip has, or it multiplies matrices without tensor cores.
 
     Args:
-        used: what the kernel uses.
+        used: the result of compiling the kernel.
         allowed_spills: bytes of register spills that are known and accepted.
-        arch: compute capability, such as 90.
+        arch: compute capability times ten, such as 90.
     """
     if used.error:
         return f"does not compile: {used.error}"
@@ -106,7 +115,15 @@ def table(rows: list[list[str]]) -> str:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 1 if any kernel has a problem (see `problem_of`), else 0."""
+    """Run the command and return its exit code: 1 if any kernel has a problem (see `problem_of`), else 0.
+
+    Args:
+        args: the arguments after `kernels`.
+
+    Raises:
+        ValueError: Triton is not installed, TRITON_INTERPRET is set, or a compiler process was killed.
+        OSError: the file for --json cannot be written.
+    """
     known = [f"sm_{arch}" for arch in ARCHITECTURES]
     parser = argparse.ArgumentParser(prog="vitpose-fast kernels", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=known, choices=known, metavar="sm_XX", help=", ".join(known))

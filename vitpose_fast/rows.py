@@ -1,4 +1,7 @@
-"""Read JSON files row by row: rows that fail a check are skipped and reported, the others are kept."""
+"""Read JSON files and check the rows (objects) of their lists one by one.
+
+Rows that fail a check are skipped and reported; the others are kept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 from vitpose_fast.problems import shown
 
 Row = dict[str, Any]
-LIMIT = 1e6  # in pixels; larger numbers are treated as damage
+LIMIT = 1e6  # in pixels; a row with a larger number is treated as damaged
 
 
 def read_json(path: Path) -> Any:
@@ -32,18 +35,19 @@ def read_json(path: Path) -> Any:
 def check_rows(
     rows: Sequence[Any], kind: str, name: str, check: Callable[[Row], Row], unique: bool = False, key: str = "id"
 ) -> tuple[list[Row], list[str]]:
-    """Check the rows of a file one by one, and skip those that fail.
+    """Check the rows of a list in a file one by one, and skip those that fail.
 
     Args:
-        rows: the rows, in any shape.
+        rows: the items of the list. An item that is not a dict fails.
         kind: what a row is called in messages, e.g. "annotation".
         name: the file name in messages.
-        check: returns the checked row, or raises ValueError with the reason.
-        unique: rows have an `id`, which must be unique. Otherwise each kept row gets its position as `index`.
+        check: returns the checked row, or raises ValueError with the reason for which the row fails.
+        unique: `check` returns rows with an `id`, and a row whose id an earlier kept row has fails. If False, each kept
+            row gets the field `index` instead, its position in `rows` (from 0).
         key: the field that identifies a row in messages.
 
     Returns:
-        (kept rows as returned by `check`, one line per skipped row).
+        (kept rows as returned by `check`, one message per skipped row). Both are in the order of `rows`.
     """
     kept, problems = [], []
     seen: dict[Any, int] = {}
@@ -63,19 +67,23 @@ def check_rows(
 
 
 def is_number(value: Any, limit: float = LIMIT) -> bool:
-    """Return whether a value is a finite number (no bool) of absolute value at most `limit`."""
+    """Return whether a value is an int or float (not a bool, not NaN) of absolute value at most `limit`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def field_of(row: Row, key: str) -> Any:
-    """Return a required field of a row, or raise ValueError if it is missing."""
+    """Return the field `key` of a row, or raise ValueError if it is missing."""
     if key not in row:
         raise ValueError(f"no {key}")
     return row[key]
 
 
 def id_of(row: Row, key: str) -> int | str:
-    """Return the id in a field of a row, or raise ValueError if it is neither a whole number nor a non-empty string."""
+    """Return the id in the field `key` of a row: an int, or a string that is not empty. A whole float becomes an int.
+
+    Raises:
+        ValueError: If the field is missing or holds anything else (also a bool).
+    """
     value = field_of(row, key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -85,9 +93,10 @@ def id_of(row: Row, key: str) -> int | str:
 
 
 def file_name_of(row: Row, key: str = "file_name") -> str:
-    """Return the file name in a field of a row, or raise ValueError if it is missing or cannot be a file name.
+    """Return the file name in the field `key` of a row. It may contain folders, and the file need not exist.
 
-    Blank strings, control characters and lone surrogates are refused.
+    Raises:
+        ValueError: If the field is missing, is not a string, is blank, or contains control characters or surrogates.
     """
     value = field_of(row, key)
     if not isinstance(value, str) or not value.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value):
