@@ -156,7 +156,7 @@ def test_bad_calls_are_reported(model):
         predictor(photo(), BOXES, [1.0])
     with pytest.raises(ValueError, match=r"image 1: gone\.jpg: no such image file"):
         predictor([photo(), "gone.jpg"])
-    with pytest.raises(ValueError, match="this model has heads for coco, ap10k: say which"):
+    with pytest.raises(ValueError, match="this model has heads for coco, ap10k; choose one with task="):
         vp.PosePredictor(model)
     with pytest.raises(ValueError, match="unknown task 'hands'; heads: coco, ap10k"):
         vp.PosePredictor(model, task="hands")

@@ -167,7 +167,7 @@ def test_wrong_use_is_reported(make):
     frozen = vp.freeze(model, dtype=torch.float32)
     with pytest.raises(ValueError, match="got a FrozenViTPose, expected a ViTPose"):
         vp.freeze(frozen)
-    with pytest.raises(ValueError, match="heads for coco, aic: say which"):
+    with pytest.raises(ValueError, match="heads for coco, aic; choose one with task="):
         frozen(draw(1))
     with pytest.raises(ValueError, match=r"images have shape \[1, 3, 32, 48\], expected \[B, 3, 64, 48\]"):
         frozen(draw(1, (32, 48)), "coco")

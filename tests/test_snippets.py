@@ -164,3 +164,22 @@ def test_commands_are_listed(root):
     readme = (root / "README.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert f"vitpose-fast {command}" in readme, command
+
+
+def test_messages_of_the_prediction_page_are_those_that_users_get(root, workplace):
+    import vitpose_fast as vp
+
+    page = (root / "docs" / "predict.md").read_text(encoding="utf-8")
+    predict = vp.PosePredictor(vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1))
+    two_heads = vp.create_model("vitpose++-tiny", tasks=("coco", "aic"), image_size=(64, 48), depth=1)
+    failures = [
+        lambda: predict("photo.jpg", [[1, 2, 3]]),
+        lambda: predict("photo.jpg", [[500, 10, 20, 20]]),
+        lambda: vp.PosePredictor(two_heads),
+    ]
+    for failure in failures:
+        with pytest.raises(ValueError) as error:
+            failure()
+        message = str(error.value).removeprefix("photo.jpg: ").removeprefix("boxes: ")
+        message = re.sub(r"\[[\d., ]+\] lies", "[...] lies", message).partition(" (x, y")[0]
+        assert f"| `{message}` |" in page, message

@@ -230,7 +230,7 @@ def test_checkpoints_and_versions_are_described(tmp_path, monkeypatch, capsys):
     assert "presets: vitpose-tiny" in capsys.readouterr().out
     assert run("info", "--help") == 0
     out = capsys.readouterr().out
-    assert "a checkpoint of any format" in out and "info DATASET --help" in out and "apt36k" in out
+    assert "checkpoint of any supported format" in out and "info DATASET --help" in out and "apt36k" in out
     assert run("info", "coco", "--help") == 0
     assert "--annotations" in capsys.readouterr().out
 
