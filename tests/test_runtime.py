@@ -104,14 +104,16 @@ def test_sixteen_bit_is_about_as_accurate_as_the_plain_model_in_it(make, dtype):
 
 
 @torch.no_grad()
-def test_model_and_frozen_model_are_independent(make):
-    model = make().train()
+@pytest.mark.parametrize("decoder", ["classic", "simple"])
+def test_model_and_frozen_model_are_independent(make, decoder):
+    model = make(decoder=decoder).train()
     before = copy.deepcopy(model.state_dict())
-    frozen = vp.freeze(model)
+    frozen = vp.freeze(model, dtype=torch.float32)  # the dtype of the model: nothing has to be converted
     assert model.training and not frozen.train().training
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     exact = frozen(draw(2))
-    torch.nn.init.zeros_(model.backbone.pos_embed)
+    for parameter in model.parameters():
+        parameter.zero_()
     assert torch.equal(frozen(draw(2)), exact)
     assert not any(p.requires_grad for p in frozen.parameters())
 
@@ -292,6 +294,7 @@ def test_moving_the_weights_discards_the_graphs(make, recorder):
     assert recorder == [2] and not moved.graphs._recorded
     assert moved(draw(2).double()).dtype == torch.float64 and recorder == [2, 2]
     check_close(moved(draw(2).double()), before, 1e-5)
+    assert frozen.to("meta").graphs is None  # on another kind of device there are none
 
 
 @pytest.mark.cuda

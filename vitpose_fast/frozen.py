@@ -24,12 +24,12 @@ from vitpose_kernels.deconv import pack_deconv
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """Return `value` as a contiguous parameter without gradient, rounded to `dtype`.
+    """Return a contiguous copy of `value` as a parameter without gradient, rounded to `dtype`.
 
-    Values that were folded arrive in float64, so this is their only rounding. A contiguous value that already has the
-    dtype is not copied: the parameter shares its memory.
+    Values that were folded arrive in float64, so this is their only rounding.
     """
-    return nn.Parameter(value.detach().to(dtype).contiguous(), requires_grad=False)
+    copy = value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return nn.Parameter(copy, requires_grad=False)
 
 
 class FrozenLinear(FastModule):

@@ -139,9 +139,11 @@ class FrozenViTPose(PoseModel):
         return self.freeze_report
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenViTPose:
+        before = self.device.type
+        super()._apply(fn, recurse)
         if self.graphs is not None:  # graphs contain the addresses of the weights, which .to() and the like replace
-            self.graphs = Graphs(self.graphs.buckets)
-        return super()._apply(fn, recurse)
+            self.graphs = Graphs(self.graphs.buckets) if self.device.type == before else None
+        return self
 
     def train(self, mode: bool = True) -> FrozenViTPose:
         """Return the model, which stays in evaluation mode whatever `mode` is."""
@@ -183,8 +185,7 @@ def freeze(
         impl: "triton" or "reference" (PyTorch). Default: "triton" on a GPU if Triton is installed, else "reference".
 
     Returns:
-        A new model on the same device, in evaluation mode, without gradients. With `task=None`, weights that are
-        neither folded nor converted to another dtype share their memory with `model`.
+        A new model on the same device, in evaluation mode, without gradients. It shares no memory with `model`.
 
     Raises:
         ValueError: `model` is not a `ViTPose` (it may be frozen already), the task has no head, the dtype is not one of
