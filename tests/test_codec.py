@@ -17,7 +17,7 @@ def test_defaults_are_those_of_the_released_models():
 
 
 def test_golden_decoding():
-    """Of two peaks, whose place depends on the blur; crops of 47x63 pixels are those of the heatmap's own cells."""
+    """Two peaks make the result depend on the blur. With crops of 47x63 pixels, heatmap cells are image pixels."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
     one, other = (x - 20.3) ** 2 / 8 + (y - 40.6) ** 2 / 10, ((x - 24) ** 2 + (y - 38) ** 2) / 8
     maps = (0.8 * torch.exp(-one) + 0.3 * torch.exp(-other)).expand(1, 17, 64, 48)

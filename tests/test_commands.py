@@ -294,7 +294,7 @@ def test_command_line_in_a_subprocess(folder):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("vitpose-fast: error: gone")
 
 
-def test_predict_leaves_out_boxes_below_the_score_alone(folder):
+def test_predict_drops_only_boxes_below_min_box_score(folder):
     """0 by default: also boxes of people that a detector is not sure about are used."""
     rows = [{"image_id": 1, "bbox": [5, 5, 20, 30], "score": score} for score in (0.01, 0.25, 0.5)]
     for flags, kept in (((), 3), (("--min-box-score", "0.25"), 2), (("--min-box-score", "0.5"), 1)):
@@ -302,7 +302,7 @@ def test_predict_leaves_out_boxes_below_the_score_alone(folder):
         assert len(json.loads(Path("o/results.json").read_text())) == kept
 
 
-def test_predict_draws_keypoints_from_a_fifth_on(folder, monkeypatch):
+def test_predict_draws_keypoints_with_scores_of_at_least_a_fifth(folder, monkeypatch):
     seen = []
 
     def draw(image, poses, threshold, boxes):

@@ -80,13 +80,13 @@ def test_values_out_of_range_are_refused():
             Augmentation(**{option: value})
 
 
-@pytest.mark.parametrize("labelled", [(3, 6), (2, 6), (6, 3), (6, 2)])  # of the upper, of the lower body
-def test_half_bodies_have_more_than_two_keypoints_and_half_their_size_around_them(labelled):
+@pytest.mark.parametrize("labeled", [(3, 6), (2, 6), (6, 3), (6, 2)])  # of the upper, of the lower body
+def test_half_bodies_have_more_than_two_keypoints_and_half_their_size_around_them(labeled):
     always = Augmentation(0.0, half_body_probability=1.0, half_body_over=7, rotation_probability=0.0, scale_factor=0.0)
     seen = np.zeros(17, np.float32)
-    seen[: labelled[0]] = seen[11 : 11 + labelled[1]] = 1
+    seen[: labeled[0]] = seen[11 : 11 + labeled[1]] = 1
     someone = replace(person(), visible=seen, keypoints=person().keypoints * seen[:, None])
-    halves = [someone.keypoints[: labelled[0]], someone.keypoints[11 : 11 + labelled[1]]]
+    halves = [someone.keypoints[: labeled[0]], someone.keypoints[11 : 11 + labeled[1]]]
     expected = set()
     for half in [h for h in halves if len(h) > 2]:
         width, height = np.ptp(half, axis=0)

@@ -142,7 +142,7 @@ def test_peculiarities_of_the_official_loaders_can_be_switched_off(marked):
     assert adjusted(both[0]) is both[0]
 
 
-def test_an_unlabelled_keypoint_changes_sides_with_its_mirror_image(marked):
+def test_visibility_is_swapped_with_the_keypoints_of_a_mirror_image(marked):
     person = marked()
     seen = person.visible.copy()
     seen[1] = 0  # the left eye

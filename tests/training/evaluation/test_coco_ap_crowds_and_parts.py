@@ -103,7 +103,7 @@ def test_equal_to_xtcocotools_on_whole_bodies(samples):
 
 
 def test_each_part_begins_and_ends_where_its_list_does(samples):
-    """17 keypoints of the body, 6 of the feet, 68 of the face, 21 of either hand; only one keypoint is labelled."""
+    """17 keypoints of the body, 6 of the feet, 68 of the face, 21 of either hand; only one keypoint is labeled."""
     truth = merged(read_json(samples / "coco-wholebody/test_coco_wholebody.json"))
     ends = {"body": (0, 16), "foot": (17, 22), "face": (23, 90), "lefthand": (91, 111), "righthand": (112, 132)}
     for part, keypoint in [(part, k) for part, both in ends.items() for k in both]:
@@ -111,5 +111,5 @@ def test_each_part_begins_and_ends_where_its_list_does(samples):
             row["keypoints"][2::3] = [2 * (k == keypoint) for k in range(133)]
             row["num_keypoints"] = 1
         found = evaluate_wholebody(truth, perfect(truth))
-        by_part = {name: found[f"{name} AP"] for name in PARTS}  # -1 where nobody has a labelled keypoint
+        by_part = {name: found[f"{name} AP"] for name in PARTS}  # -1 if no person has a labeled keypoint
         assert by_part == dict.fromkeys(PARTS, -1) | {part: 1, "whole": 1}

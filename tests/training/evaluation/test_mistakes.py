@@ -174,7 +174,7 @@ def test_without_annotated_areas_a_person_is_as_large_as_53_per_cent_of_the_box(
 
 
 @pytest.mark.parametrize(("exact", "pairs"), [(1, 0), (2, 1)])
-def test_a_pose_is_that_of_a_person_from_an_oks_of_a_tenth_on(exact, pairs):
+def test_poses_and_people_are_paired_from_an_oks_of_a_tenth(exact, pairs):
     """Exact are 1 or 2 of 17 keypoints, the others are far away: an OKS of 0.059 or 0.118."""
     me = person(0, (0, 0))
     points = me.keypoints + 1e5

@@ -1,4 +1,4 @@
-"""What a run is given reaches its samples and its evaluations, and the best model is the one that scored best."""
+"""The options of a run reach its samples and evaluations, and the model with the best score is kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(data, tmp_path) -> TrainConfig:
 
 
 def test_evaluations_in_training_use_the_flip_test(small, monkeypatch):
-    """By default, as the numbers of the paper do; and the predictor is told."""
+    """It is the default, as in the paper, and it reaches the predictor."""
     assert small.flip_test and all(c.flip_test for name, (_, c) in PRESETS.items() if name != "overfit")
     seen = []
 
@@ -81,7 +81,7 @@ def test_boxes_of_training_and_evaluation_lose_a_pixel_unless_told_otherwise(sma
 
 
 @pytest.mark.parametrize(("scores", "last_is_best"), [((0.2, 0.1), False), ((0.1, 0.2), True)])
-def test_the_best_model_is_that_of_the_best_score(small, monkeypatch, scores, last_is_best):
+def test_the_best_model_is_the_one_with_the_best_score(small, monkeypatch, scores, last_is_best):
     left = list(scores)
     monkeypatch.setattr("vitpose_training.run.loop.evaluate_labels", lambda *_, **__: ({"AP": left.pop(0)}, [], []))
     train(replace(small, eval_every=1))
@@ -91,7 +91,7 @@ def test_the_best_model_is_that_of_the_best_score(small, monkeypatch, scores, la
     assert torch.equal(best[name], last[name]) == last_is_best
 
 
-def test_the_averaged_weights_are_what_is_evaluated_and_kept(small, monkeypatch):
+def test_the_averaged_weights_are_evaluated_and_saved(small, monkeypatch):
     name, left, seen = "backbone.blocks.0.attn.qkv.weight", [0.2, 0.1], []
 
     def spy(model, *_, **__):
@@ -110,7 +110,7 @@ def test_the_averaged_weights_are_what_is_evaluated_and_kept(small, monkeypatch)
         assert torch.equal(vp.load_model(small.out / folder).state_dict()[name], expected)
 
 
-def test_the_learning_rate_of_every_update_is_that_of_the_schedule(small):
+def test_every_optimizer_step_uses_the_scheduled_learning_rate(small):
     """12 people in batches of 6, twice: a warm-up of two updates, then a tenth of the rate from half of the run on."""
     config = replace(small, optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig((0.5,), warmup=2))
     train(replace(config, log_every=1, val=(), val_images=()))

@@ -1,4 +1,4 @@
-"""What a run builds before its first update: optimizer, codecs."""
+"""What a run builds before its first optimizer step: optimizer and codecs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = World(torch.device("cpu"))
 
 
 def started(preset, tmp_path, **changes):
-    """The state that a run of a preset begins with, with a small model in place of its own."""
+    """Build the initial state of a preset's run, with a small model instead of the preset's own."""
     small = dict(model="vitpose-tiny", image_size=(64, 48), out=tmp_path / "run", device="cpu")
     return start_state(replace(PRESETS[preset][1], **{**small, **changes}), CPU, resumes=False)
 

@@ -229,7 +229,7 @@ def test_a_gradient_is_clipped_to_norm_1(norm, clipped):
     assert torch.cat(moments).norm().item() == pytest.approx(0.1 * clipped, rel=1e-3)
 
 
-def test_an_update_knows_no_gradient_of_the_one_before():
+def test_gradients_are_zeroed_between_optimizer_steps():
     updater = updater_of(make_model(), replace(CONFIG, optimizer=OptimizerConfig(lr=1e-9)))
     norms = [updater(step, FakeFeeder(make_batch()), 1)[0].norm for step in range(3)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)

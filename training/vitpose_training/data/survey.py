@@ -160,7 +160,7 @@ def _draw(labels: Labels, existing: set[Path], config: SurveyConfig, problems: l
     """Draw up to `config.count` random people whose image exists, and save the picture to `config.out`.
 
     An image that is damaged or has another size than annotated is reported in `problems`. People in damaged images are
-    not drawn; if nobody is left, no file is written.
+    not drawn; if no person remains, no file is written.
     """
     available = [person for person in labels.people if person.image in existing]
     if not available:
