@@ -336,7 +336,7 @@ def faults(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def missing(case: Case, contender: Contender, reason: str | None = None) -> dict[str, Any]:
-    """Return a record without numbers. Its reason is `reason`, by default the contender's own `missing`."""
+    """Return a record without numbers. Its reason is `reason`, else the contender's `missing`, else "not available"."""
     numbers = (
         "flops",
         "bytes",

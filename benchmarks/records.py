@@ -266,7 +266,8 @@ def baseline(group: list[Record], graphed: bool) -> Record | None:
 
 @dataclass(frozen=True)
 class Row:
-    """Records of one case that are shown together: the measured ones with this `graphed`, and missing ones.
+    """Records of one case that are shown together: the measured ones with this `graphed` and, in only one row
+    of each case (see `rows_of`), the missing ones.
 
     `base` is our record to compare them with, see `baseline`. It may differ in `graphed`, and is None if ours was not
     measured.

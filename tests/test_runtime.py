@@ -135,6 +135,18 @@ def test_the_report_has_the_measured_numbers(make, capsys):
     assert "scale of q" not in vp.freeze(windowed).freeze_report.folded
 
 
+def test_the_keypoint_error_is_in_crop_pixels(make):
+    """Peaks that are one column apart: 47/11 crop pixels for udp (coco), 48/12 for msra (aic)."""
+    model = make("vitpose++-tiny", tasks=("coco", "aic"))
+    maps = {}
+    for column in (5, 6):
+        distance = ((torch.arange(12.0) - column) ** 2 + (torch.arange(16.0)[:, None] - 8) ** 2) / 8
+        maps[column] = torch.exp(-distance).expand(1, 14, 16, 12)
+    for task, pixels in (("coco", 47 / 11), ("aic", 4.0)):
+        found = runtime._keypoint_error(model, {task: maps[5]}, {task: maps[6]})
+        assert found == pytest.approx((pixels, pixels), rel=0.02), task  # decoding is not exact near the edge
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_layer_norm_is_folded_if_the_measured_error_allows_it(make, monkeypatch):
     model = make(depth=1, image_size=(32, 32))

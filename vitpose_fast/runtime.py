@@ -301,8 +301,11 @@ def _keypoint_error(model: ViTPose, ours: dict[str, Tensor], exact: dict[str, Te
     for name in exact:
         codec = model.config.task(name).codec
         a, b = (F.heatmap_decode(maps[name], codec, impl="reference")[0] for maps in (ours, exact))
-        stride = model.config.image_size[1] / model.config.heatmap_size[1]
-        distances.append((a - b).norm(dim=-1).flatten() * stride)
+        less = 1 if codec == "udp" else 0  # crop pixels per heatmap pixel: (W - 1) / (w - 1) for udp, else W / w
+        crop, heatmap = (
+            torch.tensor(size[::-1]) - less for size in (model.config.image_size, model.config.heatmap_size)
+        )
+        distances.append(((a - b).cpu() * crop / heatmap).norm(dim=-1).flatten())
     distance = torch.cat(distances)
     return float(distance.median()), float(distance.max())
 

@@ -78,7 +78,9 @@ def mmpose_target(
 ) -> tuple[Tensor, Tensor]:
     """Draw UDP Gaussians person by person; return heatmaps [B, K, h, w] and weights [B, K].
 
-    A weight is the visibility, or 0 if the Gaussian's window misses the map. Maps with a weight of 0.5 or less stay 0.
+    A weight is the visibility, or 0 if the Gaussian's window misses the map. (As in the official code, a window that
+    ends one cell before the first row or column does not count as missing it.) Maps with a weight of 0.5 or less stay
+    0.
 
     Args:
         points: [B, K, 2] in pixels of a crop that is 4 times as large as a heatmap.

@@ -139,8 +139,10 @@ def attention_backward_reference(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Compute the gradients of (qkv, rel_h, rel_w, pooled), given the gradient `grad` [B, N, C] of the output.
 
-    The gradients of both tables are None without `want_tables`, that of pooled is None without `want_pooled`. With
-    `pool`, the gradient of qkv includes the one through the pooled keys and values.
+    The arguments are the same as in `attention_reference`; `pool` and `pooled` exclude each other. The gradients of
+    both tables are None without `want_tables` or without tables, and the gradient of pooled is None without
+    `want_pooled` or without `pooled`. With `pool`, the pooled keys and values are means of those in qkv, and the
+    gradient of qkv includes the one through these means.
     """
     b, n, _, heads, width = qkv.shape
     h, w = windows.window

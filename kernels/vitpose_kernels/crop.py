@@ -144,8 +144,10 @@ def _normalizer(exact: bool, broken: Tensor) -> Callable[[Tensor, Tensor], objec
     `x` [..., 3, H, W] holds sums of pixel values 0..255 times their bilinear weights. `out`, float32 and of the same
     shape, receives the result. `broken` is a tensor that broadcasts to `x`, 0 or, to make a crop NaN, NaN.
 
-    The weights sum to 1. With `exact` (sampling "exact-cv4") they are integers that sum to 1024 (in OpenCV to 2^15,
-    with the same rounding), so the sums stay below 2^24 and float32 holds them exactly.
+    The weights of the four pixels sum to 1; a pixel outside the image has weight 0. With `exact` (sampling "exact-cv4")
+    the weights are integers that sum to 1024 instead, so float32 holds the sums exactly (they stay below 2^24), and
+    normalize first divides by 1024 and rounds to a whole pixel value, halves up. OpenCV's weights sum to 2^15, which
+    gives the same rounded values.
     """
     mean, std = (torch.tensor(v, device=broken.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     if exact:

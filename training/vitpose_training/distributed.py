@@ -222,7 +222,12 @@ def put(target: Tensor, value: Tensor) -> None:
     """Copy an unsharded tensor into `target`, in place.
 
     If `target` is sharded, every process must call this, and the `value` of rank 0 is the one that is copied.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if target.shape != value.shape:
+        raise ValueError(f"got a tensor of shape {list(value.shape)}, expected {list(target.shape)}")
     if hasattr(target, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -59,9 +59,13 @@ def family_of(state: State) -> str | None:
 
 
 def to_canonical(state: State, family: str) -> tuple[State, list[str]]:
-    """Return (tensors under canonical names, names of tensors that were left out because no ViTPose model has them).
+    """Return (tensors in the canonical format, names of tensors that were left out on purpose).
 
-    `family` is the format that `family_of` returned. Tensors that the format does not know keep their names.
+    `family` is the format that `family_of` returned. Where the layouts differ, tensors are converted: Hugging Face's
+    query, key and value become one qkv, mmpose's position embedding gets a class slot of zeros, and MAE's 14x14 patch
+    convolution is zero-padded to 16x16. Left out are class and mask tokens and, for MAE, the decoder, the classifier
+    and the final norm (docs/numerics.md 1.6). Of a MAE file with `encoder.*` keys only those are read; the others are
+    not listed. Tensors that the format does not know keep their names (in MAE files, with the prefix "backbone.").
     """
     if family == "hf":
         return _from_hf(state), []

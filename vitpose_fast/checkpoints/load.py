@@ -35,8 +35,9 @@ def load_model(
     Supported are our own files, official ViTPose and ViTPose++ files, easy_ViTPose, Hugging Face, mmpose 1.x and MAE
     pretraining (docs/numerics.md 2). Files that this library wrote in our own or the official format store the options
     of the model; for other files the options are inferred from the tensors and config.json. All heads and experts are
-    kept. No code in the file is ever executed. Missing and unexpected tensors and guesses are logged and kept in
-    `model.load_report`.
+    kept, except in files of the official splitting tool, which have the expert of one task merged into fc2: the
+    leftover experts and the heads of the other tasks are ignored. No code in the file is ever executed. Missing and
+    unexpected tensors and guesses are logged and kept in `model.load_report`.
 
     Args:
         source: a file, a folder, or a hub id `owner/name`.

@@ -68,8 +68,8 @@ class Slots(NamedTuple):
         token: index of the token in the map, row-major. Meaningless for padding, as y and x are.
         y, x: row and column of the token in the map.
         valid: whether the slot holds a token, not padding.
-        region: 0 to 3; 2 is added if the row of the token, and 1 if its column, wrapped around the edge of the map
-            because of the shift. A query attends only to keys of its own region.
+        region: 0 to 3; 2 is added if the row of the token, and 1 if its column, wrapped around the edge of the padded
+            map because of the shift. A query attends only to keys of its own region.
         row, column: position of the slot in its window.
     """
 

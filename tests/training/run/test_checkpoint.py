@@ -177,6 +177,10 @@ def test_a_state_puts_everything_back(tmp_path):
     other = vp.create_model("vitpose-tiny", image_size=(64, 48), depth=1)
     with pytest.raises(ValueError, match="cannot resume from it .it holds other weights: "):
         put_back(saved, path, other, make_optimizer(other, config.optimizer), None)
+    head = saved["model"]["heads.aic.final_layer.bias"]
+    narrow = {**saved, "model": {**saved["model"], "heads.aic.final_layer.bias": head[:1]}}  # would fill all channels
+    with pytest.raises(ValueError, match=r"cannot resume from it .got a tensor of shape \[1\], expected \[14\]"):
+        put_back(narrow, path, *second)
     with pytest.raises(ValueError, match="holds no state to resume from; start without --resume"):
         read_state(None, tmp_path, config)
     path.write_bytes(b"not a state")

@@ -86,8 +86,9 @@ def outlines(centers: np.ndarray, radii: np.ndarray) -> list[np.ndarray]:
         radii: [n, k] in pixels.
 
     Returns:
-        Rims, bodies and highlights, each [n, 28, 2] in pixels. A rim is 0.5 pixels larger than the hull, a body 0.2
-        pixels smaller. A highlight has half the radii and is shifted to the upper left.
+        Rims, bodies and highlights, each [n, 28, 2] in pixels. The discs of a rim have radii 0.5 pixels larger, those
+        of a body 0.2 pixels smaller. Those of a highlight have half the radii, and centers shifted to the upper left by
+        a quarter of the radius. No radius is below 0.1.
     """
     out = []
     for scale, extra, shift in ((1.0, 0.5, 0.0), (1.0, -0.2, 0.0), (0.5, 0.0, -0.25)):
