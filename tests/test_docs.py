@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.chart import chart, comparisons
 from benchmarks.records import load
+from benchmarks.speed_page import chart, comparisons
 from vitpose_fast.models.config import PLUS_TASKS, PRESETS
 from vitpose_fast.models.vitpose import create_model
 from vitpose_kernels.chips import ARCHITECTURES

@@ -6,10 +6,16 @@ is up to date.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from html import escape
+from pathlib import Path
 
-from benchmarks.records import Record, Results, digits, rows_of
+from benchmarks.records import Record, Results, baseline, digits, gather, rows_of
+from benchmarks.tables import cell, markdown, median, quotient
 
+START, END = "<!-- speed -->", "<!-- /speed -->"
 OURS, INK, PALE = "#0b62c4", "#333333", "#d9a441"
 WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 860, 320, 190, 58, 26, 16
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -71,3 +77,66 @@ def chart(results: Results) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def headlines(results: Results) -> str:
+    """Return a summary of a file in Markdown.
+
+    It has one table row per case with rivals, except for single ops: of these it gives the number of comparisons in
+    which ours is faster, and the lowest ratio of rival to ours.
+    """
+    rows = []
+    groups = gather((r for r in results.records if r.suite != "ops"), "suite", "name", "dtype", "batch")
+    for (_, name, dtype, batch), group in groups.items():
+        rivals, ours = [r for r in group if not r.ours], baseline(group, True)
+        reasons = [median(r) for r in group if r.ours and r.missing]
+        if rivals and (ours or reasons):
+            cells = [f"{ours.label}: {digits(ours.median_ms)} ms, {digits(ours.throughput)}/s"] if ours else reasons
+            ratios = [f"{r.label} {median(r) if r.missing else quotient(r, ours).split(' ')[0]}" for r in rivals]
+            rows.append([[name], [dtype], [str(batch)], cells, ratios])
+    duels = [
+        (r.median_ms / row.base.median_ms, r)
+        for row in rows_of(results.suite("ops"))
+        for r in row.records
+        if row.base and row.base.median_ms and r.median_ms and not r.ours
+    ]
+    text = [markdown(["name", "dtype", "batch", "ours", "rival / ours"], rows)] if rows else []
+    if duels:
+        worst, r = min(duels, key=lambda duel: duel[0])
+        won = sum(factor > 1 for factor, _ in duels)
+        where = cell(f"{r.name}, {r.dtype}, batch {r.batch}, against {r.label}")
+        text.append(f"Single ops: ours is faster in {won} of {len(duels)} comparisons; the lowest ratio is {worst:.2f}")
+        text[-1] += f" ({where})."
+    return "\n\n".join(text or ["No comparison in this file."])
+
+
+def speed_section(files: list[Results]) -> str:
+    parts = ["Ratios are rival / ours in time: above 1, ours is faster."]
+    for results in files:
+        e = results.environment
+        quick = "**Quick run, do not quote these numbers.** " if e["quick"] else ""
+        parts.append(f"{quick}**{cell(e['device'])}**, {cell(results.versions)}, from `{cell(e['command'])}`:")
+        parts.append(headlines(results))
+    return "\n\n".join(parts)
+
+
+def rewrite(page: Path, text: str) -> None:
+    """Replace the text between `START` and `END` in a page atomically: readers see the old file or the new one.
+
+    Raises:
+        ValueError: the page does not have both markers once each, in this order.
+    """
+    page = page.resolve()
+    old = page.read_bytes().decode("utf-8")
+    if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
+        raise ValueError(f"{page}: expected {START} followed by {END}, once each")
+    new = old[: old.index(START)] + f"{START}\n{text}\n" + old[old.index(END) :]
+    handle, temporary = tempfile.mkstemp(dir=page.parent, prefix=f".{page.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(new.encode("utf-8"))
+        shutil.copymode(page, temporary)
+        os.replace(temporary, page)
+    except BaseException:
+        os.unlink(temporary)
+        raise
