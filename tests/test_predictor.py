@@ -366,3 +366,14 @@ def test_crops_are_cut_out_as_opencv_does_if_asked(model):
     exact, usual = (maps.flatten(2).amax(2) for maps in heatmaps)
     torch.testing.assert_close(found.scores, exact, rtol=0, atol=1e-5)
     assert (exact - usual).abs().max() > 1e-3
+
+
+def test_a_flip_test_without_flip_pairs_is_warned_of(caplog):
+    for pairs, warned in (([], True), ([["left", "right"]], False)):
+        keypoints = vp.KeypointSet.from_dict({"name": "pen", "names": ["left", "right", "tip"], "flip_pairs": pairs})
+        model = vp.create_model("vitpose-tiny", tasks=[keypoints], image_size=(64, 48), depth=1)
+        caplog.clear()
+        vp.PosePredictor(model)
+        assert caplog.text == ""
+        vp.PosePredictor(model, flip_test=True)
+        assert ("keypoint set pen, which has no flip pairs" in caplog.text) == warned

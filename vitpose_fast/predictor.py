@@ -69,9 +69,14 @@ class PosePredictor:
         self._people_at_once = batch_size
         self.task = model.resolve_task(task)
         config = model.config
-        self.codec = HeatmapCodec(
-            config.task(self.task), config.image_size, config.heatmap_size, blur_kernel=blur_kernel
-        )
+        keypoints = config.task(self.task)
+        self.codec = HeatmapCodec(keypoints, config.image_size, config.heatmap_size, blur_kernel=blur_kernel)
+        if flip_test and keypoints.num_keypoints > 1 and not keypoints.flip_pairs:
+            _LOG.warning(
+                "flip test with the keypoint set %s, which has no flip pairs: left and right keypoints would be "
+                "averaged with each other; add flip_pairs, or leave the flip test off",
+                keypoints.name,
+            )
 
     @overload
     def __call__(self, image: list[Any], boxes: Any = None, box_scores: Any = None) -> list[Poses]: ...

@@ -50,7 +50,7 @@ def _download(repo: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise FileNotFoundError(
-            f"{repo}: no such file or folder; for hub ids pip install 'vitpose-fast[hub]'"
+            f"{repo}: no such file or folder; for hub ids run pip install huggingface_hub"
         ) from None
     try:
         return find_checkpoint(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.pth"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 
@@ -209,3 +210,11 @@ def test_damaged_truth_is_refused(samples, tmp_path):
         suppress([], KEYPOINT_SETS["interhand"])
     with pytest.raises(ValueError, match="unknown keypoint set 'nobody'"):
         evaluate_coco(truth, [], "nobody")
+
+
+def test_without_pycocotools_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    image = {"id": 1, "file_name": "1.jpg", "width": 9, "height": 9}
+    truth = {"images": [image], "categories": [{"id": 1}], "annotations": []}
+    with pytest.raises(ImportError, match="AP needs the package pycocotools: pip install pycocotools"):
+        evaluate_coco(truth, [], "coco")

@@ -234,9 +234,11 @@ class _Evaluation:
             images: The new ids (from 1 on) of the images to evaluate. None means all images. For an empty list every
                 number is -1.
         """
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
+        try:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+        except ImportError:
+            raise ImportError("AP needs the package pycocotools: pip install pycocotools") from None
         if images is not None and not len(images):
             return [-1.0] * len(STATS)
         base = {
