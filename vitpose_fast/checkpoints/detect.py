@@ -238,7 +238,7 @@ def _guess_task(count: int | None, path: Path, written: dict[str, Any]) -> tuple
     for text in (path.name, path.resolve().parent.name):
         plain = re.sub("[-_]", "", text.lower())
         for name in _TASKS_IN_NAMES:
-            if name in plain and name in fitting:
+            if name.replace("_", "") in plain and name in fitting:
                 return fitting[name], f"the name {text}"
     if count is None:
         return KEYPOINT_SETS["coco"], "the default"

@@ -249,6 +249,16 @@ def test_init_starts_from_another_checkpoint(small, tmp_path):
         build_model(replace(small, init=str(tmp_path / "source"), model="vitpose-s"))
 
 
+def test_init_refuses_a_checkpoint_with_another_window(small, tmp_path):
+    """Its weights would fit, and the run would train another model than it says."""
+    windowed = dict(attention="window+shift", window=(2, 3))
+    vp.save_model(vp.create_model("vitpose-tiny", image_size=(64, 48), **windowed), tmp_path / "source")
+    run = replace(small, init=str(tmp_path / "source"), **windowed)
+    assert build_model(run).config.window == (2, 3)
+    with pytest.raises(ValueError, match=r"has window \(2, 3\), vitpose-tiny has \(4, 3\)"):
+        build_model(replace(run, window=(4, 3)))
+
+
 def test_data_sets_are_found_below_the_data_folder(small, data, tmp_path):
     """Two data sets in their original layouts; one has no validation files, which is reported."""
     for name, split in (("ap10k", "train"), ("crowdpose", "train"), ("crowdpose", "val")):

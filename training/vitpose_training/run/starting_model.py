@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from vitpose_fast.checkpoints import load_model, load_pretrained
+from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.vitpose import ViTPose
 from vitpose_training.run.config import TrainConfig
+
+# Options in which a run may differ from the ViTPose that it starts from: tasks and experts (one task is taken and its
+# experts merged), options that no flag sets (the checkpoint decides), and options of training only (the run decides).
+_MAY_DIFFER = ["tasks", "head_tasks", "part_features", "experts", "ffn_ratio", "layer_norm_eps", "rel_pos"]
+_MAY_DIFFER += ["drop_path", "freeze_attn", "freeze_ffn", "frozen_stages"]
 
 
 def build_model(config: TrainConfig) -> ViTPose:
@@ -36,9 +44,9 @@ def build_model(config: TrainConfig) -> ViTPose:
         if pose:
             _copy_heads(model, source)
         return model
-    for name in ("width", "depth", "num_heads", "decoder", "decoder_width", "patch_stride", "attention"):
+    for name in (field.name for field in dataclasses.fields(ModelConfig) if field.name not in _MAY_DIFFER):
         found, wanted = getattr(source.config, name), getattr(model.config, name)
-        if found != wanted:
+        if found != wanted and not (name == "window" and model.config.attention == "full"):
             raise ValueError(
                 f"{config.init}: has {name} {found}, {config.model} has {wanted}; "
                 f"choose --model and its options to match"
