@@ -17,7 +17,7 @@ if __name__ == "__main__":  # as a script: sys.path starts with this folder, whe
 
 from benchmarks.convert import result_of, tuned_of
 from benchmarks.records import Results, digits, load
-from benchmarks.speed_page import END, START, chart, comparisons, rewrite, speed_section
+from benchmarks.speed_page import END, START, chart, rewrite, speed_section
 from benchmarks.tables import tables
 from vitpose_fast.bench import free_path, result_name
 from vitpose_fast.files import write_atomic
@@ -95,7 +95,7 @@ def show_comparison(options: argparse.Namespace) -> int:
 def write_docs(options: argparse.Namespace) -> int:
     results = [load(file) for file in options.files]
     rewrite(options.page, speed_section(results))
-    drawn = next((chart(r) for r in results if comparisons(r)), None)
+    drawn = next(filter(None, map(chart, results)), None)
     if drawn is not None:
         write_atomic(options.page.with_suffix(".svg"), lambda target: target.write_text(drawn, encoding="utf-8"))
     return 0

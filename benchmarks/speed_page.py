@@ -1,7 +1,7 @@
-"""The chart in the README: how many times faster than its rivals our library gets from a frame to keypoints.
+"""What docs/speed.md says of result files, between its markers, and the chart in the README.
 
-The chart is SVG text that depends on nothing but the result file, so that a test can check whether the committed chart
-is up to date.
+The chart shows how many times faster than its rivals our library gets from a frame to keypoints. It is SVG text that
+depends on nothing but the result file, so that a test can check whether the committed chart is up to date.
 """
 
 from __future__ import annotations
@@ -21,36 +21,33 @@ WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 860, 320, 190, 58, 26, 16
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def comparisons(results: Results) -> list[tuple[str, float, Record, Record]]:
-    """Return (label, ratio, our record, the rival's record) for every measured rival in the suite `pipeline`.
+def duels(results: Results, suite: str) -> list[tuple[float, Record, Record]]:
+    """Return (ratio, our record, the rival's record) for every measured rival in a suite.
 
     The ratio is the rival's time over ours: above 1, ours is faster. Cases in which ours was not measured are left out.
     """
-    found = []
-    for row in rows_of(results.suite("pipeline")):
-        for record in row.records:
-            if row.base is not None and row.base.median_ms and record.median_ms and not record.ours:
-                label = f"{row.name.replace(' frame to keypoints', '')}, {SHORT.get(row.dtype, row.dtype)}"
-                found.append((label, record.median_ms / row.base.median_ms, row.base, record))
-    return found
+    return [
+        (record.median_ms / row.base.median_ms, row.base, record)
+        for row in rows_of(results.suite(suite))
+        for record in row.records
+        if row.base is not None and row.base.median_ms and record.median_ms and not record.ours
+    ]
 
 
-def chart(results: Results) -> str:
-    """Return the chart as SVG: a bar for each of the `comparisons`, as long as its ratio, and a line at ratio 1.
+def chart(results: Results) -> str | None:
+    """Return the chart as SVG, or None if the suite `pipeline` has no duels.
 
-    Raises:
-        ValueError: the file has no such comparison.
+    It has a bar for each of the `duels`, as long as its ratio, and a line at ratio 1.
     """
-    rows = comparisons(results)
+    rows = duels(results, "pipeline")
     if not rows:
-        raise ValueError(
-            f"{results.path} compares nothing from frame to keypoints; run pytest benchmarks/test_pipeline.py"
-        )
+        return None
     rivals = " / ".join(dict.fromkeys(rival.implementation for *_, rival in rows))
-    scale = (WIDTH - LEFT - RIGHT) / max(1.0, *(ratio for _, ratio, *_ in rows))
+    scale = (WIDTH - LEFT - RIGHT) / max(1.0, *(ratio for ratio, *_ in rows))
     height = TOP + STEP * len(rows) + 34
     device = f"{results.environment['device']}, {results.versions}"
     quick = "QUICK RUN, not to be quoted. " if results.environment["quick"] else ""
+    source = f"{escape(quick + device)}.{'' if results.on_gpu else ' GPU: not measured yet.'}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="14" fill="{INK}">',
@@ -59,8 +56,9 @@ def chart(results: Results) -> str:
         f"{escape(rivals)}</text>",
         f'<text x="{LEFT + scale:.1f}" y="{TOP - 10}" text-anchor="middle" font-size="12">equal</text>',
     ]
-    for i, (label, ratio, ours, _) in enumerate(rows):
+    for i, (ratio, ours, _) in enumerate(rows):
         y = TOP + STEP * i
+        label = f"{ours.name.replace(' frame to keypoints', '')}, {SHORT.get(ours.dtype, ours.dtype)}"
         lines += [
             f'<text x="{LEFT - 10}" y="{y + BAR - 4}" text-anchor="end">{escape(label)}</text>',
             f'<rect x="{LEFT}" y="{y}" width="{ratio * scale:.1f}" height="{BAR}" fill="{OURS}"/>',
@@ -71,9 +69,7 @@ def chart(results: Results) -> str:
     lines += [
         f'<line x1="{LEFT + scale:.1f}" y1="{TOP - 6}" x2="{LEFT + scale:.1f}" y2="{bottom}" stroke="{PALE}" '
         f'stroke-width="2"/>',
-        f'<text x="16" y="{bottom + 22}" font-size="12">{escape(quick + device)}. GPU: not measured yet.</text>'
-        if not results.on_gpu
-        else f'<text x="16" y="{bottom + 22}" font-size="12">{escape(quick + device)}.</text>',
+        f'<text x="16" y="{bottom + 22}" font-size="12">{source}</text>',
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
@@ -94,18 +90,13 @@ def headlines(results: Results) -> str:
             cells = [f"{ours.label}: {digits(ours.median_ms)} ms, {digits(ours.throughput)}/s"] if ours else reasons
             ratios = [f"{r.label} {median(r) if r.missing else quotient(r, ours).split(' ')[0]}" for r in rivals]
             rows.append([[name], [dtype], [str(batch)], cells, ratios])
-    duels = [
-        (r.median_ms / row.base.median_ms, r)
-        for row in rows_of(results.suite("ops"))
-        for r in row.records
-        if row.base and row.base.median_ms and r.median_ms and not r.ours
-    ]
+    ops = duels(results, "ops")
     text = [markdown(["name", "dtype", "batch", "ours", "rival / ours"], rows)] if rows else []
-    if duels:
-        worst, r = min(duels, key=lambda duel: duel[0])
-        won = sum(factor > 1 for factor, _ in duels)
+    if ops:
+        worst, _, r = min(ops, key=lambda duel: duel[0])
+        won = sum(ratio > 1 for ratio, *_ in ops)
         where = cell(f"{r.name}, {r.dtype}, batch {r.batch}, against {r.label}")
-        text.append(f"Single ops: ours is faster in {won} of {len(duels)} comparisons; the lowest ratio is {worst:.2f}")
+        text.append(f"Single ops: ours is faster in {won} of {len(ops)} comparisons; the lowest ratio is {worst:.2f}")
         text[-1] += f" ({where})."
     return "\n\n".join(text or ["No comparison in this file."])
 

@@ -1,7 +1,7 @@
 """Tables of the published keypoint sets, from COCO to InterHand2.6M.
 
-The tables are plain data; `vitpose_fast.keypoints.KEYPOINT_SETS` holds them as `KeypointSet` objects. They are written
-with names and resolved to channel numbers when this module is imported. In the text of a table
+A table holds the arguments of a `KeypointSet`; `vitpose_fast.keypoints.KEYPOINT_SETS` is built from the tables. They
+are written with names and resolved to channel numbers when this module is imported. In the text of a table
 
 - a `,` separates the keypoints of a chain and a `;` separates chains: the limbs "a, b, c; a, d" are (a, b), (b, c) and
   (a, d);
@@ -15,19 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
-
-
-class KeypointTable(NamedTuple):
-    """One published keypoint set; the fields are the arguments of `KeypointSet`."""
-
-    name: str
-    names: tuple[str, ...]
-    flip_pairs: tuple[tuple[int, int], ...]
-    skeleton: tuple[tuple[int, int], ...]
-    sigmas: tuple[float, ...] | None
-    upper_body: tuple[int, ...]
-    codec: str
+from typing import Any
 
 
 def _chains(text: str) -> list[list[str]]:
@@ -51,8 +39,8 @@ def _table(
     sigmas: str = "",
     upper_body: str = "",
     mirror: Iterable[list[str]] = (),
-) -> KeypointTable:
-    """Build a table from text in the format that the module docstring describes.
+) -> dict[str, Any]:
+    """Return the arguments of a `KeypointSet`, from text in the format that the module docstring describes.
 
     Args:
         name: name of the set. "coco" and "mpii" get the codec "udp", all others "msra".
@@ -68,7 +56,7 @@ def _table(
     for left, right in (("left_", "right_"), ("L_", "R_")):
         flips += [(keypoint, right + keypoint.removeprefix(left)) for keypoint in index if keypoint.startswith(left)]
     pairs = {(min(index[a], index[b]), max(index[a], index[b])) for a, b in flips if a != b}
-    return KeypointTable(
+    return dict(
         name=name,
         names=tuple(index),
         flip_pairs=tuple(sorted(pairs)),
@@ -98,7 +86,7 @@ _COCO_SIGMAS = """
     .079 .079 .072 .072 .062 .062
     .107 .107 .087 .087 .089 .089"""
 _COCO = _table("coco", _COCO_NAMES, _COCO_LIMBS, _COCO_SIGMAS, _COCO_UPPER)
-_OCHUMAN = _COCO._replace(name="ochuman", codec="msra")
+_OCHUMAN = _COCO | {"name": "ochuman", "codec": "msra"}
 
 _AIC = _table(
     "aic",
@@ -168,7 +156,7 @@ _AP10K = _table(
     upper_body="""
         L_Eye, R_Eye, Nose, Neck, L_Shoulder, L_Elbow, L_F_Paw, R_Shoulder, R_Elbow""",
 )
-_APT36K = _AP10K._replace(name="apt36k")
+_APT36K = _AP10K | {"name": "apt36k"}
 
 # COCO-WholeBody: COCO, feet, face and hands
 

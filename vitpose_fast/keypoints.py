@@ -182,9 +182,7 @@ class KeypointSet:
         return cls(**fields)
 
 
-KEYPOINT_SETS: Mapping[str, KeypointSet] = MappingProxyType(
-    {table.name: KeypointSet(**table._asdict()) for table in TABLES}
-)
+KEYPOINT_SETS: Mapping[str, KeypointSet] = MappingProxyType({table["name"]: KeypointSet(**table) for table in TABLES})
 
 
 def load_keypoint_set(path: str | os.PathLike[str]) -> KeypointSet:

@@ -1,9 +1,9 @@
 """Ahead-of-time compilation of kernel launches for any GPU architecture, without a GPU.
 
 Measures what each kernel uses: registers, register spills, shared memory and tensor-core instructions. The calls of
-`calls.py` run on the meta device, which records their launches. A recorded kernel is then compiled by the code that
-compiles it on a GPU (`JITFunction.warmup`), with a stub in place of the GPU driver. This needs only the compiler,
-cuobjdump and nvdisasm, which are inside the triton package. It does not work in a process that runs Triton's
+`calls.py` run on the meta device, which records their launches. A recorded kernel is then compiled by the code
+that a launch on a GPU goes through (`JITFunction.warmup`), with a stub in place of the GPU driver. This needs only the
+compiler, cuobjdump and nvdisasm, which are inside the triton package. It does not work in a process that runs Triton's
 interpreter.
 
 Everywhere in this module, `arch` is a compute capability times ten (80, 90, ...).

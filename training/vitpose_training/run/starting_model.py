@@ -13,8 +13,17 @@ from vitpose_training.run.config import TrainConfig
 
 # Options in which a run may differ from the ViTPose that it starts from: tasks and experts (one task is taken and its
 # experts merged), options that no flag sets (the checkpoint decides), and options of training only (the run decides).
-_MAY_DIFFER = ["tasks", "head_tasks", "part_features", "experts", "ffn_ratio", "layer_norm_eps", "rel_pos"]
-_MAY_DIFFER += ["drop_path", "freeze_attn", "freeze_ffn", "frozen_stages"]
+_OF_TRAINING = ("drop_path", "freeze_attn", "freeze_ffn", "frozen_stages")
+_MAY_DIFFER = (
+    "tasks",
+    "head_tasks",
+    "part_features",
+    "experts",
+    "ffn_ratio",
+    "layer_norm_eps",
+    "rel_pos",
+    *_OF_TRAINING,
+)
 
 
 def build_model(config: TrainConfig) -> ViTPose:
@@ -53,7 +62,7 @@ def build_model(config: TrainConfig) -> ViTPose:
             )
     target = model.config.tasks[0]
     start = target.name if target.name in source.heads else next(iter(source.heads))
-    training = {n: getattr(model.config, n) for n in ("drop_path", "freeze_attn", "freeze_ffn", "frozen_stages")}
+    training = {name: getattr(model.config, name) for name in _OF_TRAINING}
     return source.with_keypoints(target, start, **training)
 
 
