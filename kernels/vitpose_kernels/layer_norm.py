@@ -12,6 +12,8 @@ which the forward pass saved, and the gradients of s and y. It writes one gradie
 residual. The gradients of weight and bias are partial sums that are added in a fixed order, so every run gives the same
 result. Source: docs/numerics.md 1.2 (pre-norm blocks, eps 1e-6).
 
+Without weight and bias y is the normalized s, for a matrix product into whose weights they are folded.
+
 `layer_norm_statistics` returns only mean and rstd, for a `linear` into whose weights the weight and bias of the
 LayerNorm are folded. It reads x once.
 """
@@ -30,7 +32,7 @@ MAX_CHANNELS = 8192  # limit of the Triton kernels, which keep a row in register
 
 
 def layer_norm_reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Reference implementation in plain PyTorch, which specifies the op, for x and residual [R, C].
 
@@ -38,7 +40,8 @@ def layer_norm_reference(
     """
     s = x if residual is None else x + residual
     wide = torch.promote_types(s.dtype, torch.float32)
-    y, mean, rstd = torch.native_layer_norm(s.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
+    gain, shift = (None if t is None else t.to(wide) for t in (weight, bias))
+    y, mean, rstd = torch.native_layer_norm(s.to(wide), s.shape[-1:], gain, shift, eps)
     return x.new_empty(0) if residual is None else s, y.to(s.dtype), mean[:, 0], rstd[:, 0]
 
 
@@ -46,7 +49,7 @@ def layer_norm_backward_reference(
     grad_y: Tensor,
     grad_s: Tensor | None,
     s: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     need_input: bool,
@@ -54,24 +57,26 @@ def layer_norm_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of (s, weight, bias) from `grad_y` and `grad_s` (None means 0), those of both outputs.
 
-    The gradient of s is an empty tensor without `need_input`, the other two are without `need_parameters`.
+    The gradient of s is an empty tensor without `need_input`, the other two are without `need_parameters`. Without a
+    weight `need_parameters` is False.
     """
     wide = mean.dtype
-    gain = weight.to(wide)
+    gain = None if weight is None else weight.to(wide)
     grad, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-        grad_y.to(wide), s.to(wide), weight.shape, mean[:, None], rstd[:, None], gain, gain,
+        grad_y.to(wide), s.to(wide), s.shape[-1:], mean[:, None], rstd[:, None], gain, gain,
         [need_input, need_parameters, need_parameters],
     )  # fmt: skip
     if need_input and grad_s is not None:
         grad = grad + grad_s
-    out = [(grad, need_input, s), (d_weight, need_parameters, weight), (d_bias, need_parameters, weight)]
+    parameters = s if weight is None else weight
+    out = [(grad, need_input, s), (d_weight, need_parameters, parameters), (d_bias, need_parameters, parameters)]
     grad, d_weight, d_bias = (g.to(x.dtype) if needed else x.new_empty(0) for g, needed, x in out)
     return grad, d_weight, d_bias
 
 
 @triton_op("vitpose_fast::layer_norm", mutates_args=())
 def _layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, triton: bool
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not triton:
         return layer_norm_reference(x, residual, weight, bias, eps)
@@ -85,7 +90,7 @@ def _layer_norm_backward(
     grad_y: Tensor,
     grad_s: Tensor | None,
     s: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     need_input: bool,
@@ -98,7 +103,10 @@ def _layer_norm_backward(
     from vitpose_kernels.gpu import layer_norm as gpu
 
     grad, partial = run(*gpu.backward(*arguments))
-    d_weight, d_bias = (part.sum(0).to(weight.dtype) if need_parameters else weight.new_empty(0) for part in partial)
+    parameters = s if weight is None else weight
+    d_weight, d_bias = (
+        part.sum(0).to(parameters.dtype) if need_parameters else parameters.new_empty(0) for part in partial
+    )
     return grad, d_weight, d_bias
 
 
@@ -131,8 +139,8 @@ _layer_norm.register_autograd(_backward, setup_context=_setup_context)
 
 def layer_norm(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-6,
     residual: Tensor | None = None,
     impl: str | None = None,
@@ -144,7 +152,7 @@ def layer_norm(
 
     Args:
         x: [..., C], any strides; no copy if rows have a constant stride and channels are contiguous.
-        weight, bias: [C], both in the dtype of `x` or both float32.
+        weight, bias: [C], both in the dtype of `x` or both float32. Default: neither of them, y is normalized only.
         eps: added to the variance.
         residual: [..., C] in the dtype of `x`, added before the norm.
         impl: None (chosen by device), "triton" or "reference".
@@ -166,7 +174,12 @@ def layer_norm(
         raise ValueError(
             f"{op}: x has {c} channels, the Triton kernels take {MAX_CHANNELS} at most; use impl='reference'"
         )
+    if (weight is None) != (bias is None):
+        given, other = ("weight", "bias") if bias is None else ("bias", "weight")
+        raise ValueError(f"{op}: got {given} without {other}, expected both or neither")
     for name, value in {"weight": weight, "bias": bias}.items():
+        if weight is None or value is None:
+            continue
         if tuple(value.shape) != (c,):
             raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected [{c}]")
         fits = value.dtype == weight.dtype and value.dtype in (x.dtype, torch.float32)
@@ -200,7 +213,7 @@ def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor,
         return mean[:, 0].contiguous(), rstd[:, 0].contiguous()
     from vitpose_kernels.gpu import layer_norm as gpu
 
-    _, _, mean, rstd = run(*gpu.forward(x, None, None, None, eps))
+    _, _, mean, rstd = run(*gpu.forward(x, None, None, None, eps, statistics_only=True))
     return mean, rstd
 
 

@@ -31,6 +31,9 @@ def test_equals_torch(shape, dtype, seed):
     s, y = F.layer_norm(x, weight, bias, 1e-5, residual)
     assert torch.equal(s, x + residual)
     torch.testing.assert_close(y, torch.nn.functional.layer_norm(s, shape[-1:], weight, bias, 1e-5))
+    torch.testing.assert_close(F.layer_norm(x), torch.nn.functional.layer_norm(x, shape[-1:], eps=1e-6))
+    s, y = F.layer_norm(x, residual=residual)
+    torch.testing.assert_close(y, torch.nn.functional.layer_norm(s, shape[-1:], eps=1e-6))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -58,6 +61,8 @@ def test_gradcheck():
     x, weight, bias, residual = (t.requires_grad_() for t in draw(2, 3, 5, dtype=torch.float64))
     assert torch.autograd.gradcheck(F.layer_norm, (x, weight, bias))
     assert torch.autograd.gradcheck(lambda *t: F.layer_norm(*t[:3], residual=t[3]), (x, weight, bias, residual))
+    assert torch.autograd.gradcheck(F.layer_norm, (x,))
+    assert torch.autograd.gradcheck(lambda *t: F.layer_norm(t[0], residual=t[1]), (x, residual))
 
 
 @pytest.mark.parametrize("output", [0, 1])
@@ -113,12 +118,14 @@ def test_compiles_and_exports(with_residual):
 
 def test_opcheck():
     x, weight, bias, residual = (t.requires_grad_() for t in draw(3, 5))
-    for other in (None, residual):
-        done = torch.library.opcheck(torch.ops.vitpose_fast.layer_norm, (x, other, weight, bias, 1e-6, False))
+    for other, gain, shift in ((None, weight, bias), (residual, weight, bias), (residual, None, None)):
+        done = torch.library.opcheck(torch.ops.vitpose_fast.layer_norm, (x, other, gain, shift, 1e-6, False))
         assert set(done.values()) == {"SUCCESS"}
     x, weight, statistic = x.detach(), weight.detach(), torch.rand(3)
-    for grad_s, *need in ((None, True, True), (x, True, False), (x, False, True)):
-        args = (x, grad_s, x, weight, statistic, statistic, *need, False)
+    for grad_s, gain, *need in (
+        (None, weight, True, True), (x, weight, True, False), (x, weight, False, True), (x, None, True, False),
+    ):  # fmt: skip
+        args = (x, grad_s, x, gain, statistic, statistic, *need, False)
         assert set(torch.library.opcheck(torch.ops.vitpose_fast.layer_norm_backward, args).values()) == {"SUCCESS"}
 
 
@@ -128,6 +135,8 @@ def test_opcheck():
         (dict(x=torch.tensor(1.0)), r"x has shape \[\], expected \[..., C\] with C >= 1"),
         (dict(x=torch.ones(2, 0)), r"x has shape \[2, 0\], expected \[..., C\] with C >= 1"),
         (dict(weight=torch.ones(3)), r"weight has shape \[3\], expected \[4\]"),
+        (dict(bias=None), "got weight without bias, expected both or neither"),
+        (dict(weight=None), "got bias without weight, expected both or neither"),
         (dict(bias=torch.ones(1, 4)), r"bias has shape \[1, 4\], expected \[4\]"),
         (dict(bias=torch.ones(4).half()), "bias is torch.float16, expected weight and bias both torch.float32"),
         (dict(weight=torch.ones(4).half(), bias=torch.ones(4).half()), "weight is torch.float16"),

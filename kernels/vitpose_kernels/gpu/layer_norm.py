@@ -28,8 +28,9 @@ def layer_norm_kernel(
 ):  # fmt: skip
     """Normalize BLOCK_R rows, and store mean and rstd of each.
 
-    s_ptr: where to store s; it and residual_ptr are None without a residual. y_ptr: where to store y; it, weight_ptr
-    and bias_ptr are None if only mean and rstd are wanted. stride_xr, stride_rr: of the rows of x and of the residual.
+    s_ptr: where to store s; it and residual_ptr are None without a residual. y_ptr: where to store y; None if only mean
+    and rstd are wanted. weight_ptr and bias_ptr: both None for a weight of 1 and a bias of 0. stride_xr, stride_rr: of
+    the rows of x and of the residual.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
@@ -51,10 +52,12 @@ def layer_norm_kernel(
     tl.store(mean_ptr + row, coarse + missed, row < num_rows)
     tl.store(rstd_ptr + row, rstd, row < num_rows)
     if y_ptr is not None:
-        weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + column, column < C, other=0.0).to(tl.float32)
-        normed = centered * rstd[:, None] - (missed * rstd)[:, None]
-        tl.store(y_ptr + out, normed * weight[None, :] + bias[None, :], valid)
+        y = centered * rstd[:, None] - (missed * rstd)[:, None]
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
+            bias = tl.load(bias_ptr + column, column < C, other=0.0).to(tl.float32)
+            y = y * weight[None, :] + bias[None, :]
+        tl.store(y_ptr + out, y, valid)
 
 
 @triton.jit
@@ -68,11 +71,13 @@ def layer_norm_backward_kernel(
 
     partial_ptr: [2, num_programs, C] float32, the sums over these rows for the gradients of weight and bias.
     grad_y_ptr: the gradient of y. grad_s_ptr: None, or the gradient that reaches s directly (through the residual
-    stream), added to the result. grad_ptr: the result [R, C], contiguous.
+    stream), added to the result. grad_ptr: the result [R, C], contiguous. weight_ptr: None for a weight of 1.
     NEED_INPUT, NEED_PARAMETERS: whether to compute the gradient of s, and those of weight and bias.
     """
     column = tl.arange(0, BLOCK_C)
-    weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
+    weight = tl.full((BLOCK_C,), 1.0, tl.float32)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + column, column < C, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK_C,), tl.float32)
     d_bias = tl.zeros((BLOCK_C,), tl.float32)
     for block in tl.range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_R), num_programs):
@@ -102,15 +107,20 @@ def layer_norm_backward_kernel(
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    statistics_only: bool = False,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """Return ((s [R, C], y [R, C], mean [R], rstd [R]), launches) for x and residual [R, C] with contiguous channels.
 
-    weight and bias are [C]. s is an empty tensor without a residual. If weight and bias are None, y is empty and only
-    the statistics mean and rstd, float32, are computed.
+    weight and bias are [C], or None for 1 and 0. s is an empty tensor without a residual. With `statistics_only` y is
+    empty, and only mean and rstd, float32, are computed.
     """
     rows, c = x.shape
-    y = x.new_empty(0 if weight is None else x.shape)
+    y = x.new_empty(0 if statistics_only else x.shape)
     s = x.new_empty(0 if residual is None else x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     block_c = block_size(c)
@@ -121,7 +131,7 @@ def forward(
         weight_ptr=None if weight is None else weight.contiguous(),
         bias_ptr=None if bias is None else bias.contiguous(),
         s_ptr=None if residual is None else s,
-        y_ptr=None if weight is None else y,
+        y_ptr=None if statistics_only else y,
         mean_ptr=mean,
         rstd_ptr=rstd,
         num_rows=rows,
@@ -147,7 +157,7 @@ def backward(
     grad_y: Tensor,
     grad_s: Tensor | None,
     s: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     need_input: bool,
@@ -160,7 +170,7 @@ def backward(
     Args:
         grad_y: [R, C], the gradient of y.
         grad_s: [R, C], the gradient that reaches s directly, or None.
-        s, weight, mean, rstd: from the forward pass, [R, C], [C], [R] and [R].
+        s, weight, mean, rstd: from the forward pass, [R, C], [C] or None, [R] and [R].
         need_input: whether to compute the gradient of s; otherwise it is empty.
         need_parameters: whether to compute the partial gradients; otherwise they are [2, 0, C].
     """
@@ -177,7 +187,7 @@ def backward(
         grad_y_ptr=grad_y,
         grad_s_ptr=grad_s if need_input else None,
         s_ptr=s,
-        weight_ptr=weight.contiguous(),
+        weight_ptr=None if weight is None else weight.contiguous(),
         mean_ptr=mean,
         rstd_ptr=rstd,
         grad_ptr=grad if need_input else None,

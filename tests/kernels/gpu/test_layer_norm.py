@@ -25,8 +25,9 @@ def outputs_and_grads(x, weight, bias, residual, impl):
     Smooth incoming gradients would make the errors of a row add up to a single sample of the rounding noise; random
     ones average over many. They are rounded to bfloat16, so that they are the same in every dtype.
     """
-    leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
-    out = F.layer_norm(*leaves[:3], residual=leaves[3] if len(leaves) == 4 else None, impl=impl)
+    given = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, residual)]
+    leaves = [t for t in given if t is not None]
+    out = F.layer_norm(*given[:3], residual=given[3], impl=impl)
     out = out if isinstance(out, tuple) else (out,)
     g = torch.Generator().manual_seed(1)
     grads = [torch.randn(y.shape, generator=g).bfloat16().to(x.dtype).to(y.device) for y in out]
@@ -39,15 +40,16 @@ def outputs_and_grads(x, weight, bias, residual, impl):
     rows=st.sampled_from([(9,), (2, 7), (70,)]),  # 70: programs loop over several blocks
     c=st.sampled_from([48, 384, 1030]),
     with_residual=st.booleans(),
-    own_dtype=st.booleans(),
+    parameters=st.sampled_from(["float32", "dtype of x", "none"]),
     offset=st.sampled_from([0.0, 30.0]),
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_equals_the_reference(
-    device, dtype, check_error_rule, rows, c, with_residual, own_dtype, offset, seed
+    device, dtype, check_error_rule, rows, c, with_residual, parameters, offset, seed
 ):
     x, weight, bias, residual = draw(*rows, c, seed=seed, offset=offset, dtype=dtype)
-    weight, bias = (t.to(dtype) if own_dtype else t for t in (weight, bias))
+    chosen = {"float32": lambda t: t, "dtype of x": lambda t: t.to(dtype), "none": lambda t: None}[parameters]
+    weight, bias = chosen(weight), chosen(bias)
     inputs = [x, weight, bias, residual if with_residual else None]
     truth = outputs_and_grads(*(t if t is None else t.double() for t in inputs), impl="reference")
     plain = outputs_and_grads(*inputs, impl="reference")
@@ -82,6 +84,13 @@ def inside(x, fill=float("nan")):
     buffer = torch.full((x.shape[0] + 2, x.shape[1] + 6), fill, dtype=x.dtype, device=x.device)
     buffer[1:-1, 3:-3] = x
     return buffer[1:-1, 3:-3]
+
+
+def test_without_weight_and_bias_the_bits_are_those_of_ones_and_zeros(device, dtype, poisoned):
+    x, weight, bias, residual = (t.to(device) for t in draw(9, 40, dtype=dtype))
+    plain, (grad, _) = outputs_and_grads(x, None, None, residual, "triton")
+    expected, (expected_grad, *_) = outputs_and_grads(x, 0 * weight + 1, 0 * bias, residual, "triton")
+    assert all(torch.equal(*pair) for pair in zip((*plain, grad), (*expected, expected_grad), strict=True))
 
 
 def test_strided_rows_give_the_same_bits(device, poisoned):
