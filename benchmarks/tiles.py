@@ -6,17 +6,13 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.nn.functional as nnF
+from torch import Tensor
 
 from vitpose_fast import functional as F
+from vitpose_kernels.launch import architecture, multiprocessors
 
-TILES = [  # BLOCK_M, TAIL, BLOCK_N, BLOCK_K, warps, stages; the last is common elsewhere, but our ops never choose it
-    (128, 64, 128, 64, 8, 4),
-    (128, 0, 128, 64, 8, 4),
-    (128, 0, 64, 64, 8, 4),
-    (64, 0, 64, 64, 4, 4),
-    (128, 0, 256, 64, 8, 3),
-]
 LAYERS = {  # outputs and inputs / width of the model, whether LayerNorm precedes the layer, whether GELU follows it
     "qkv": (3, 1, True, False),
     "proj": (1, 1, False, False),
@@ -25,20 +21,31 @@ LAYERS = {  # outputs and inputs / width of the model, whether LayerNorm precede
 }
 
 
-def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...], descriptors: bool) -> Callable[..., Any]:
-    """Return a function like `function`, but in which our linear kernels use these tiles, in the order of `TILES`.
+def tiles_for(x: Tensor, weight: Tensor, gelu: bool) -> list[tuple[int, ...]]:
+    """Return the tiles that our kernels offer for x [B, N, C] times weight [F, C], in 16 bit; the default is first."""
+    from vitpose_kernels.gpu.tiles import candidates
 
-    The kernels address memory through tensor descriptors or, if `descriptors` is false, through pointers.
-    """
+    arch = architecture(x)
+    rows = x.shape[0] * x.shape[1]
+    return [*candidates(rows, *weight.shape, x.dtype, arch, gelu, multiprocessors(x, arch))]
+
+
+def with_tiles(function: Callable[..., Any], tiles: tuple[int, ...]) -> Callable[..., Any]:
+    """Return a function like `function`, but in which our linear kernels use these tiles, one of `tiles_for`."""
     from vitpose_kernels.gpu import linear as gpu
 
     def run(*inputs: Any) -> Any:
-        chosen = mock.patch.object(gpu, "choose_tiles", lambda *_: gpu.Tiles(*tiles))
-        way = mock.patch.object(gpu, "takes_descriptors", lambda *_: descriptors)
-        with chosen, way:
+        with mock.patch.object(gpu, "choose_tiles", lambda *_: gpu.Tiles(*tiles)):
             return function(*inputs)
 
     return run
+
+
+def name_of(tiles: tuple[int, ...]) -> str:
+    """Name tiles in the records, for example "128+64x128, 8 warps" or "64x64, 4 warps, 3 slices, pointers"."""
+    m, tail, n, _, warps, _, split, residents, descriptors = tiles
+    name = f"{m}{f'+{tail}' if tail else ''}x{n}, {warps} warps" + f", {split} slices" * (split > 1)
+    return name + ", two at a time" * (residents > 1) + ", pointers" * (not descriptors)
 
 
 def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
@@ -58,3 +65,13 @@ def library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
     y = nnF.linear(x, weight, bias)
     y = nnF.gelu(y) if gelu else y
     return y if norm else y + residual
+
+
+def added_by_the_product(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
+    """Compute proj or fc2 as `library` does, but let the product add the residual (beta = 1 in cuBLAS).
+
+    PyTorch cannot let a product add both, so the bias is added in a second pass, in place, which reads and writes the
+    result. The second pass of `library` also reads the residual.
+    """
+    assert not norm and not gelu
+    return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.T).add_(bias).view_as(residual)

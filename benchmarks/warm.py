@@ -31,12 +31,12 @@ import vitpose_fast as vp
 from benchmarks.models import TASKS
 from benchmarks.processes import Clock, die_with_parent
 from benchmarks.smoke import SMALL, plan
-from benchmarks.tiles import LAYERS, TILES, ours, with_tiles
+from benchmarks.tiles import LAYERS, ours, tiles_for, with_tiles
 from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.runtime import FrozenViTPose
 from vitpose_kernels.calls import OPS
-from vitpose_kernels.chips import ARCHITECTURES, usual_chip
+from vitpose_kernels.chips import ARCHITECTURES
 from vitpose_kernels.draw import Draw
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
@@ -68,18 +68,17 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
 
 
 def tile_launches(arch: int) -> Iterator[Launch]:
-    """Yield the launches of `test_tiles.py` for the model B, at batch 64 and 1."""
+    """Yield the launches of `test_tiles.py` for the model B."""
     draw, width = Draw("meta", torch.bfloat16), MODELS["B"].width
-    for batch in (64, 1):
+    for batch in (64, 1, 8):
         for more_out, more_in, norm, gelu in LAYERS.values():
             columns, inputs = more_out * width, more_in * width
             x, weight, bias = draw.normal(batch, 192, inputs), draw.normal(columns, inputs), draw.normal(columns)
             tensors = (x, weight, bias, draw.normal(batch, 192, columns), weight.float().sum(1), norm, gelu)
-            for tiles in TILES:
-                for descriptors in (True, False) if usual_chip(arch).has_descriptors else (False,):
-                    with recording(arch) as recorded:
-                        with_tiles(ours, tiles, descriptors)(*tensors)
-                    yield from recorded.launches
+            with recording(arch) as recorded:
+                for tiles in tiles_for(x, weight, gelu):
+                    with_tiles(ours, tiles)(*tensors)
+            yield from recorded.launches
 
 
 def wanted(arch: int, small: bool) -> dict[Source, str]:

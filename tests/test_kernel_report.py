@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vitpose_fast.kernel_report import problem_of
+from vitpose_fast.kernel_report import problem_of, programs_per_multiprocessor
 from vitpose_kernels.calls import OPS
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -57,6 +57,21 @@ def test_shipped_kernels_fit_their_chip(kernels_command, arch, cores, ops):
     assert attention and set(attention) == {cores}
 
 
+@pytest.mark.parametrize(("arch", "cores"), [("sm_80", "mma"), ("sm_90", "wgmma"), ("sm_100", "tcgen05")])
+def test_candidates_of_the_tuner_fit_their_chip(kernels_command, arch, cores):
+    """Covers batch 64, 8 and 1 of model B on three chips."""
+    code, output, report = kernels_command("--candidates", "--arch", arch, "--models", "B")
+    assert code == 0, output
+    kernels = report["kernels"]
+    assert {k["op"] for k in kernels} == {"linear", "deconv"} and len(kernels) <= 80
+    assert all(k["tensor_cores"] in (cores, "mma") for k in kernels if k["has_dot"])
+    assert all(k["programs"] >= 1 for k in kernels)
+    split = "; ".join(user for k in kernels if k["kernel"] == "add_slices_kernel" for user in k["used_by"])
+    assert ", batch 1" in split and ", batch 64" not in split
+    wide = [n for n in report["launches"] if "linear qkv 192 (128, 0, 256" in n["op"] and n["op"].endswith("batch 64")]
+    assert [n["gflop"] for n in wide] == [pytest.approx(2 * 64 * 192 * 768 * 2304 / 1e9)]
+
+
 def test_costs_follow_from_the_shapes(kernels_command):
     code, output, report = kernels_command("--arch", "sm_90", "--models", "B", "--ops", "attention")
     assert code == 0, output
@@ -76,6 +91,17 @@ def test_problems_of_a_kernel_are_reported():
     assert problem_of(fine._replace(spills=16), 8, 80) == "spills 16 bytes"
     assert "without tensor cores" in problem_of(fine._replace(tensor_cores=""), 0, 90)
     assert problem_of(Resources(error="at 59:40: no"), 0, 90) == "does not compile: at 59:40: no"
+
+
+def test_programs_of_a_multiprocessor():
+    """By registers, by shared memory, and by warps."""
+    used = Resources(registers=128, shared=1000)
+    assert programs_per_multiprocessor(used, 8, 90) == 2
+    assert programs_per_multiprocessor(used._replace(registers=129), 8, 90) == 1  # in units of 8 registers: 136
+    assert programs_per_multiprocessor(used._replace(shared=75 << 10), 4, 90) == 3  # 228 KiB
+    assert programs_per_multiprocessor(used._replace(shared=75 << 10), 4, 86) == 1  # 100 KiB
+    assert [programs_per_multiprocessor(used._replace(registers=16), 8, a) for a in (80, 89)] == [8, 6]
+    assert programs_per_multiprocessor(Resources(error="no"), 4, 90) == 0
 
 
 def test_the_interpreter_is_refused(capsys):

@@ -31,35 +31,44 @@ _FLOORS = [chip for chip in map(chip_named, ("A100", "H200")) if chip]  # chips 
 
 
 def compile_all(
-    archs: Iterable[int], dtype: torch.dtype, models: Iterable[str], ops: Iterable[str], jobs: int
+    archs: Iterable[int],
+    dtype: torch.dtype,
+    models: Iterable[str],
+    ops: Iterable[str],
+    jobs: int,
+    candidates: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Compile every kernel that the models launch, and return (kernels, launches).
 
-    Each model is taken with its usual batch size and with batch 1.
+    Each model is taken with its usual batch size and with batch 1, and with batch 8 too if `candidates`.
 
     Args:
         archs: compute capabilities times ten, such as 90.
         dtype: the dtype of activations and weights.
         models, ops: names in `MODELS` and `OPS`.
         jobs: number of compiler processes.
+        candidates: compile all tiles that a tuner can choose (see `aot.offered`) instead of the usual choice.
 
     Returns:
         kernels: a row for each architecture and each kernel with distinct compile-time arguments: arch, op, kernel,
             used_by (labels of launches), registers (per thread), spills and shared (bytes), tensor_cores, has_dot
-            (whether it multiplies matrices), error, num_warps, num_stages, and problem ("" if there is none).
+            (whether it multiplies matrices), error, num_warps, num_stages, programs (see
+            `programs_per_multiprocessor`), and problem ("" if there is none).
         launches: a row for each launch: model, op, kernel, gflop, mbytes, and floor_us (name of a chip -> roofline time
             in microseconds, a lower bound). There is one row for all architectures, made for the last of `archs`.
 
     Raises:
         ValueError: a compiler process was killed.
     """
-    from vitpose_kernels.gpu.aot import known_spill, measure_source, shipped, source
+    from vitpose_kernels.gpu.aot import known_spill, measure_source, offered, shipped, source
 
     wanted: dict[tuple[int, Source], dict[str, Any]] = {}
     launches: dict[tuple[str, str, int], dict[str, Any]] = {}
-    shapes = [MODELS[name]._replace(batch=batch) for name in models for batch in (MODELS[name].batch, 1)]
+    batches = (8, 1) if candidates else (1,)
+    shapes = [MODELS[name]._replace(batch=batch) for name in models for batch in (MODELS[name].batch, *batches)]
+    launches_of = offered if candidates else shipped
     for arch, model, op in itertools.product(archs, shapes, ops):
-        for i, (label, launch) in enumerate(shipped(op, model, dtype, arch)):
+        for i, (label, launch) in enumerate(launches_of(op, model, dtype, arch)):
             src, label = source(launch), f"{label}, batch {model.batch}"
             row = wanted.setdefault((arch, src), {"arch": arch, "op": op, "kernel": src.kernel, "used_by": []})
             row["used_by"].append(f"{model.name} {label}")
@@ -82,8 +91,28 @@ def compile_all(
                     "kernels: a compiler process was killed, perhaps for lack of memory; use fewer --jobs"
                 ) from None
             problem = problem_of(used, known_spill(src, arch), arch)
-            row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages, "problem": problem}
+            programs = programs_per_multiprocessor(used, src.num_warps, arch)
+            row |= used._asdict() | {"num_warps": src.num_warps, "num_stages": src.num_stages}
+            row |= {"programs": programs, "problem": problem}
     return list(wanted.values()), list(launches.values())
+
+
+def programs_per_multiprocessor(used: Resources, num_warps: int, arch: int) -> int:
+    """Return how many programs of a kernel fit on a multiprocessor at a time: 0 if it does not compile.
+
+    A multiprocessor has 65536 registers, which warps get in units of 256. Every program needs 1 KiB of shared memory
+    besides its own; the multiprocessor has 1 KiB more than one program may use.
+
+    Args:
+        used: the result of compiling the kernel.
+        num_warps: warps of a program.
+        arch: compute capability times ten.
+    """
+    chip = usual_chip(arch)
+    if used.error:
+        return 0
+    registers = -(-used.registers * 32 // 256) * 256 * num_warps
+    return min(65536 // registers, (chip.shared_memory + 1024) // (used.shared + 1024), chip.max_warps // num_warps)
 
 
 def problem_of(used: Resources, allowed_spills: int, arch: int) -> str:
@@ -131,6 +160,11 @@ def main(args: list[str]) -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, type=str.upper)
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=OPS, metavar="OP", help=", ".join(OPS))
     parser.add_argument(
+        "--candidates",
+        action="store_true",
+        help="instead of what is launched by default, compile all tiles that a tuner can choose (of linear and deconv)",
+    )
+    parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="number of compiler processes; default: all cores"
     )
     parser.add_argument("--json", metavar="FILE", help="also write both tables to this file")
@@ -140,18 +174,21 @@ def main(args: list[str]) -> int:
     if interpreting():
         raise ValueError("kernels: TRITON_INTERPRET is set, which disables the compiler; unset it")
     archs = [int(name.removeprefix("sm_")) for name in options.arch]
-    kernels, launches = compile_all(archs, getattr(torch, options.dtype), options.models, options.ops, options.jobs)
-    head = ["chip", "kernel", "used by", "warps", "stages", "registers", "spills", "shared", "tensor cores", ""]
+    wanted = (archs, getattr(torch, options.dtype), options.models, options.ops, options.jobs, options.candidates)
+    kernels, launches = compile_all(*wanted)
+    head = ["chip", "kernel", "used by", "warps", "stages", "registers", "spills", "shared", "programs"]
+    head += ["tensor cores", ""]
     rows = [head]
     for k in kernels:
         more = f" and {len(k['used_by']) - 1} more" if len(k["used_by"]) > 1 else ""
-        cells = (k["num_warps"], k["num_stages"], k["registers"], k["spills"], k["shared"], k["tensor_cores"] or "-")
-        rows.append([f"sm_{k['arch']}", k["kernel"], k["used_by"][0] + more, *map(str, cells), k["problem"]])
+        numbers = (k[name] for name in ("num_warps", "num_stages", "registers", "spills", "shared", "programs"))
+        cells = (k["used_by"][0] + more, *map(str, numbers), k["tensor_cores"] or "-", k["problem"])
+        rows.append([f"sm_{k['arch']}", k["kernel"], *cells])
     print(table(rows), end="\n\n")
     rows = [["model", "launch", "kernel", "GFLOP", "MB", "floor A100 us", "floor H200 us"]]
     for n in launches:
-        numbers = (n["gflop"], n["mbytes"], n["floor_us"]["A100"], n["floor_us"]["H200"])
-        rows.append([n["model"], n["op"], n["kernel"], *(f"{x:.1f}" for x in numbers)])
+        costs = (n["gflop"], n["mbytes"], n["floor_us"]["A100"], n["floor_us"]["H200"])
+        rows.append([n["model"], n["op"], n["kernel"], *(f"{x:.1f}" for x in costs)])
     print(table(rows))
     if options.json:
         text = json.dumps({"kernels": kernels, "launches": launches}, indent=1)

@@ -40,6 +40,16 @@ class Chip(NamedTuple):
         return self.shared_memory > 128 << 10
 
     @property
+    def max_warps(self) -> int:
+        """The most warps that a multiprocessor holds, of all its programs."""
+        return 64 if self.has_large_shared_memory else 48
+
+    @property
+    def needs_more_registers(self) -> bool:
+        """Whether the compiler takes more registers than for other "mma" chips, so that the largest tiles spill."""
+        return self.arch == 120
+
+    @property
     def has_descriptors(self) -> bool:
         """Whether `linear` can load 16-bit tiles through tensor descriptors: the tensor cores read shared memory."""
         return self.tensor_cores != "mma"

@@ -70,6 +70,8 @@ class Launch(NamedTuple):
         num_warps, num_stages: launch options of Triton.
         flops: floating-point operations of the matrix products in the kernel (2 per multiply-add).
         bytes: memory traffic in bytes if every input is read once and every output written once.
+        maxnreg: the most registers that a thread may use, so that more programs fit on a multiprocessor, or None for no
+            limit. Not applied while PyTorch traces the launch (`torch.compile`), which has no such option.
     """
 
     kernel: Any
@@ -79,6 +81,7 @@ class Launch(NamedTuple):
     num_stages: int = 2
     flops: int = 0
     bytes: int = 0
+    maxnreg: int | None = None
 
 
 class Product(NamedTuple):
@@ -140,6 +143,11 @@ def is_recorded(x: Tensor) -> bool:
     return _recording is not None and x.is_meta
 
 
+def has_address(x: Tensor) -> bool:
+    """Return whether `x` is a plain tensor or parameter (also on the meta device), and not a tensor being traced."""
+    return type(x) in (Tensor, torch.nn.Parameter)
+
+
 def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
     """Launch kernels in order, each on the device of its tensors, and return `outputs` unchanged.
 
@@ -153,9 +161,14 @@ def run(outputs: Outputs, launches: Iterable[Launch]) -> Outputs:
         if _recording is not None and tensor.is_meta:
             _recording.launches.append(launch)
             continue
-        kernel = launch.kernel if interpreting() else torch.library.wrap_triton(launch.kernel)
+        kernel, options = launch.kernel, dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
+        if not interpreting():
+            if launch.maxnreg is not None and has_address(tensor):
+                options["maxnreg"] = launch.maxnreg
+            else:  # lets PyTorch trace the launch, but has no option for maxnreg
+                kernel = torch.library.wrap_triton(kernel)
         with torch.cuda.device_of(tensor):  # Triton launches on the current device
-            kernel[launch.grid](**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
+            kernel[launch.grid](**launch.arguments, **options)
     return outputs
 
 

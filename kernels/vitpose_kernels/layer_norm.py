@@ -175,8 +175,8 @@ def layer_norm(
             f"{op}: x has {c} channels, the Triton kernels take {MAX_CHANNELS} at most; use impl='reference'"
         )
     if (weight is None) != (bias is None):
-        given, other = ("weight", "bias") if bias is None else ("bias", "weight")
-        raise ValueError(f"{op}: got {given} without {other}, expected both or neither")
+        present, absent = ("weight", "bias") if bias is None else ("bias", "weight")
+        raise ValueError(f"{op}: got {present} without {absent}, expected both or neither")
     for name, value in {"weight": weight, "bias": bias}.items():
         if weight is None or value is None:
             continue

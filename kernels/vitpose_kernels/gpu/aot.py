@@ -29,6 +29,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitpose_kernels.calls import calls
 from vitpose_kernels.draw import Draw
+from vitpose_kernels.gpu import deconv, linear
+from vitpose_kernels.gpu.tiles import candidates
 from vitpose_kernels.launch import Launch, recording
 from vitpose_kernels.sizes import Model
 
@@ -73,6 +75,32 @@ def shipped(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tu
                 yield f"{op} {call.label}", launch
 
 
+def offered(op: str, model: Model, dtype: torch.dtype, arch: int) -> Iterator[tuple[str, Launch]]:
+    """Yield the launches of all tiles that a tuner can choose for the calls of an op at the shapes of a model.
+
+    Each has a label, such as "linear fc2 192 (64, 0, 64, 64, 4, 4, 3, 2, 1)", which ends with the tiles. Only "linear"
+    and "deconv" have a choice.
+    """
+    for call in calls(op, model, Draw("meta", dtype)):
+        tried: dict[tuple[int, ...], list[Launch]] = {}
+        if op == "linear":
+            (x, weight, bias), options = call.arguments, call.options or {}
+            x, gelu = x.flatten(0, -2), options["gelu"]
+            residual, norm = options.get("residual"), options.get("norm")
+            residual = None if residual is None else residual.flatten(0, -2)
+            norm = norm and (norm[0].flatten(), norm[1].flatten(), norm[2])
+            for tiles in candidates(x.shape[0], weight.shape[0], x.shape[1], dtype, arch, gelu):
+                tried[tiles] = linear.forward(x, weight, bias, gelu, residual, norm, arch, None, tiles)[1]
+        elif op == "deconv":
+            x, weight, bias, grid, predictor = call.arguments
+            k, k_bias = predictor or (None, None)
+            for some in deconv.candidates(x.shape[0] * x.shape[1], weight.shape[-1], k is not None, dtype, arch):
+                tried[some] = deconv.forward(x, weight, bias, grid, k, k_bias, arch, some)[1]
+        for values, launches in tried.items():
+            for launch in launches:
+                yield f"{op} {call.label} {tuple(values)}", launch
+
+
 class Pointer(NamedTuple):
     """A tensor as the compiler sees it: its dtype, and whether its address is a multiple of 16 bytes.
 
@@ -100,7 +128,7 @@ class Source(NamedTuple):
         arguments: (name, value) for every parameter of the kernel, in order. `tl.constexpr` parameters keep their
             values; the other arguments are replaced by `_representative`: a tensor by a `Pointer`, a tensor descriptor
             by a `Descriptor`, a number by one number for which Triton generates the same code.
-        num_warps, num_stages: launch options of Triton.
+        num_warps, num_stages, maxnreg: launch options of Triton, as in `Launch`.
     """
 
     module: str
@@ -108,6 +136,7 @@ class Source(NamedTuple):
     arguments: tuple[tuple[str, Any], ...]
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -152,7 +181,8 @@ def source(launch: Launch) -> Source:
     values = ((p.name, launch.arguments[p.name], p.is_constexpr) for p in parameters)
     arguments = tuple((name, value if constant else _representative(value)) for name, value, constant in values)
     function = launch.kernel.fn
-    return Source(function.__module__, function.__name__, arguments, launch.num_warps, launch.num_stages)
+    options = launch.num_warps, launch.num_stages, launch.maxnreg
+    return Source(function.__module__, function.__name__, arguments, *options)
 
 
 def _representative(value: Any) -> Any:
@@ -220,7 +250,9 @@ def compile_source(src: Source, arch: int) -> CompiledKernel:
     driver.set_active(_Driver(arch))
     try:
         arguments = {name: _example(value) for name, value in src.arguments}
-        return _kernel(src).warmup(**arguments, grid=(1,), num_warps=src.num_warps, num_stages=src.num_stages)
+        options = dict(num_warps=src.num_warps, num_stages=src.num_stages)
+        options |= {} if src.maxnreg is None else dict(maxnreg=src.maxnreg)
+        return _kernel(src).warmup(**arguments, grid=(1,), **options)
     finally:
         driver.set_active(before)
 

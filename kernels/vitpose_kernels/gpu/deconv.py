@@ -11,6 +11,8 @@ epilogue and the features are never stored.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -96,20 +98,72 @@ def deconv_kernel(
             tl.store(maps + pixel[None, :], heat, known[:, None] & valid[None, :])
 
 
-def tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> tuple[int, int, int, int, int]:
-    """Choose (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) for `rows` tokens (of all samples) and `channels` outputs.
+class Tiles(NamedTuple):
+    """Shape of the tiles of a program, its number of warps and its pipeline stages: a tuple of plain integers.
+
+    The output of a phase has tiles of BLOCK_M tokens and BLOCK_N channels; BLOCK_K inputs are multiplied at a time.
+    """
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The compile-time arguments of the kernel by name: BLOCK_M, BLOCK_N and BLOCK_K."""
+        return dict(BLOCK_M=self.BLOCK_M, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
+
+
+def choose_tiles(rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int) -> Tiles:
+    """Choose the tiles for `rows` tokens (of all samples) and `channels` outputs.
 
     With a `predictor` BLOCK_N covers all channels, up to 256. No shape of a released model spills registers.
     """
     full = block_size(channels, high=256)
     if dtype == torch.float32:
-        return (32, full, 32, 8, 3) if predictor else (64, min(full, 128), 32, 8, 3)
+        return Tiles(32, full, 32, 8, 3) if predictor else Tiles(64, min(full, 128), 32, 8, 3)
     if 4 * cdiv(rows, 128) * cdiv(channels, full) < _FEW_PROGRAMS:
-        return (32, full, 64, 8, 3) if predictor else (64, min(full, 64), 64, 4, 4)
+        return Tiles(32, full, 64, 8, 3) if predictor else Tiles(64, min(full, 64), 64, 4, 4)
     chip = usual_chip(arch)
     if chip.tensor_cores != "mma":
-        return 128, full, 64, 8, 4
-    return 128, full, 32, 8, 4 if chip.has_large_shared_memory else 3
+        return Tiles(128, full, 64, 8, 4)
+    return Tiles(128, full, 32, 8, 4 if chip.has_large_shared_memory else 3)
+
+
+def candidates(
+    rows: int, channels: int, predictor: bool, dtype: torch.dtype, arch: int, processors: int | None = None
+) -> list[Tiles]:
+    """Return tiles that may be the fastest, `choose_tiles`'s first: at most six, all different.
+
+    On no architecture does one of them spill registers at the shapes of the models.
+
+    Args:
+        rows, channels, predictor, dtype, arch: as in `choose_tiles`.
+        processors: number of multiprocessors. Default: that of `usual_chip`.
+    """
+    chosen = choose_tiles(rows, channels, predictor, dtype, arch)
+    full = block_size(channels, high=256)
+    chip = usual_chip(arch)
+    if dtype == torch.float32 or not chip.has_large_shared_memory:
+        return [chosen]
+    big = Tiles(128, full, 32 if chip.tensor_cores == "mma" else 64, 8, 4)
+    if predictor:
+        # Hopper's wgmma multiplies 64 rows. With 32 rows Triton takes the older instruction, at less than its rate.
+        shapes = [big, Tiles(64, full, 64, 8, 3), Tiles(32, full, 64, 8, 3)]
+    else:
+        shapes = [big, big._replace(BLOCK_N=min(full, 128))]
+        shapes += [Tiles(64, min(full, n), 64, 4, 4) for n in (128, 64, 32)]
+
+    def cost(tiles: Tiles) -> int:
+        """Model the time, as the choice of tiles of `linear` does."""
+        m, n = tiles.BLOCK_M, tiles.BLOCK_N
+        programs = 4 * cdiv(rows, m) * cdiv(channels, n)
+        return cdiv(programs, processors or chip.multiprocessors) * (m * n + 64 * (m + n))
+
+    slowest = 1.5 * min(map(cost, [chosen, *shapes]))  # the model is not exact
+    return list(dict.fromkeys([chosen, *(tiles for tiles in shapes if cost(tiles) <= slowest)]))
 
 
 def forward(
@@ -120,6 +174,7 @@ def forward(
     predictor_weight: Tensor | None,
     predictor_bias: Tensor | None,
     arch: int,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """Return (out, launches); out is tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor.
 
@@ -129,6 +184,7 @@ def forward(
         bias: [Co].
         grid: (h, w).
         predictor_weight, predictor_bias: [K, Co] and [K], or both None.
+        tiles: one of `candidates`. Default: `choose_tiles`.
     """
     (h, w), (b, n, in_channels), out_channels = grid, x.shape, weight.shape[-1]
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -140,7 +196,7 @@ def forward(
         out = x.new_empty((b, keypoints, 2 * h, 2 * w))
         block_keypoints = 1 if x.dtype == torch.float32 else block_size(keypoints, high=32)
         predictor_weight, predictor_bias = predictor_weight.contiguous(), predictor_bias.contiguous()
-    block_m, block_n, block_k, warps, stages = tiles(b * n, out_channels, block_keypoints > 0, x.dtype, arch)
+    tiles = tiles or choose_tiles(b * n, out_channels, block_keypoints > 0, x.dtype, arch)
     arguments = dict(
         x_ptr=x,
         weight_ptr=weight.contiguous(),
@@ -156,17 +212,15 @@ def forward(
         in_channels=in_channels,
         out_channels=out_channels,
         num_keypoints=keypoints,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
         BLOCK_KEYPOINTS=block_keypoints,
+        **tiles.shape,
     )
     launch = Launch(
         deconv_kernel,
-        (cdiv(b * n, block_m) * 4 * cdiv(out_channels, block_n),),
+        (cdiv(b * n, tiles.BLOCK_M) * 4 * cdiv(out_channels, tiles.BLOCK_N),),
         arguments,
-        num_warps=warps,
-        num_stages=stages,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
         flops=2 * 4 * b * n * out_channels * (4 * in_channels + keypoints),
         bytes=num_bytes(x, weight, bias, predictor_weight, predictor_bias, out),
     )

@@ -10,11 +10,14 @@ loads through tensor descriptors (TMA), on Hopper and data-center Blackwell.
 A tile has BLOCK_M + TAIL rows, computed as two products that share one tile of the weight. 128 + 64 = 192 rows are the
 tokens of a 256 x 192 image, so that a tile can be one sample; such tiles also fill 132 multiprocessors better than
 tiles whose number of rows is a power of two.
+
+If the result has fewer tiles than the GPU has multiprocessors, the inputs can be cut into slices. Both kernels then
+store the product of each slice in float32, and `add_slices_kernel` adds them up, in a fixed order, before the epilogue.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,7 +26,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vitpose_kernels.chips import usual_chip
-from vitpose_kernels.launch import Launch, cdiv, multiprocessors, num_bytes
+from vitpose_kernels.gpu.tiles import Tiles, choose_tiles, in_halves
+from vitpose_kernels.launch import Launch, cdiv, has_address, multiprocessors, num_bytes
 
 
 @triton.jit
@@ -126,23 +130,42 @@ def finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU: tl
 
 
 @triton.jit
+def finish(acc, bias, epilogue, r, row, left, first, num_columns, GELU: tl.constexpr, HALVES: tl.constexpr):
+    """Apply `finish_tile` to a tile whose columns start at `first`, with HALVES to one half of them at a time."""
+    N: tl.constexpr = acc.shape[1]
+    if not HALVES:
+        finish_tile(acc, bias, epilogue, r, row, left, first + tl.arange(0, N), num_columns, GELU)
+    else:
+        HALF: tl.constexpr = N // 2
+        acc_0, acc_1 = tl.split(tl.permute(tl.reshape(acc, [acc.shape[0], 2, HALF]), (0, 2, 1)))
+        bias_0, bias_1 = tl.split(tl.permute(tl.reshape(bias, [2, HALF]), (1, 0)))
+        column = first + tl.arange(0, HALF)
+        finish_tile(acc_0, bias_0, epilogue, r, row, left, column, num_columns, GELU)
+        finish_tile(acc_1, bias_1, epilogue, r, row, left, column + HALF, num_columns, GELU)
+
+
+@triton.jit
 def linear_kernel(
     x_ptr, weight_ptr, bias_ptr, expert_weight_ptr, expert_bias_ptr, task_ptr, mean_ptr, rstd_ptr, weight_sums_ptr,
     residual_ptr, before_ptr, out_ptr,
     num_samples, num_tokens, num_columns, num_inputs, num_tasks, part, stride_x, stride_weight, stride_residual,
-    GELU: tl.constexpr, EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr,
+    GELU: tl.constexpr, EVEN_K: tl.constexpr, ALIGNMENT: tl.constexpr, SPLIT: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile of BLOCK_M + TAIL rows of one sample and BLOCK_N columns, loaded through pointers.
 
     M is num_samples * num_tokens, F is num_columns, and C is num_inputs.
+    SPLIT: number of slices of the inputs. A program multiplies one slice, and out_ptr is then [SPLIT, M, F].
+    HALVES: see `tiles.in_halves`.
     task_ptr: None, or the task of every sample. The last `part` columns are then computed with the expert of that task,
     from expert_weight_ptr [num_tasks, part, C] and expert_bias_ptr [num_tasks, part], and weight_ptr and bias_ptr hold
     the other F - part columns. A task outside 0..num_tasks - 1 makes the last `part` columns NaN.
-    EVEN_K: C is a multiple of BLOCK_K. ALIGNMENT: bytes to which the rows of both weights are aligned, with task_ptr.
+    EVEN_K: C is a multiple of SPLIT * BLOCK_K. ALIGNMENT: bytes to which the rows of both weights are aligned, with
+    task_ptr.
     """
     blocks = tl.cdiv(num_tokens, BLOCK_M + TAIL)
-    block_m, block_n = tile_order(tl.program_id(0), num_samples * blocks, tl.cdiv(num_columns, BLOCK_N), 8)
+    blocks_n = tl.cdiv(num_columns, BLOCK_N)
+    block_m, block_n = tile_order(tl.program_id(0) // SPLIT, num_samples * blocks, blocks_n, 8)
     sample = block_m // blocks
     first = (block_m % blocks) * (BLOCK_M + TAIL)
     row = sample.to(tl.int64) * num_tokens + first
@@ -164,17 +187,19 @@ def linear_kernel(
         # Selecting between two pointers hides their alignment from the compiler, which would load single elements.
         w_row = tl.multiple_of(w_row, ALIGNMENT)
 
+    slice_inputs = tl.cdiv(num_inputs, SPLIT * BLOCK_K) * BLOCK_K
+    first_input = tl.program_id(0) % SPLIT * slice_inputs
     k = tl.arange(0, BLOCK_K)
     r = tl.arange(0, BLOCK_M)
     tail = BLOCK_M + tl.arange(0, TAIL if TAIL else 1)
-    x_tile = x_ptr + row * stride_x
+    x_tile = x_ptr + row * stride_x + first_input
     x_block = x_tile + (tl.minimum(r, left - 1)[:, None] * stride_x + k[None, :])
     x_tail_block = x_tile + (tl.minimum(tail, left - 1)[:, None] * stride_x + k[None, :])
-    w_block = w_row[None, :] + k[:, None]
+    w_block = w_row[None, :] + (first_input + k)[:, None]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_tail = tl.zeros([TAIL if TAIL else 1, BLOCK_N], tl.float32)
-    for start in range(0, num_inputs, BLOCK_K):
-        inside = k < num_inputs - start
+    for start in range(0, slice_inputs, BLOCK_K):
+        inside = k < num_inputs - first_input - start
         w = load(w_block, inside[:, None], EVEN_K)
         acc = tl.dot(load(x_block, inside[None, :], EVEN_K), w, acc, input_precision="tf32x3")
         if TAIL:
@@ -192,97 +217,80 @@ def linear_kernel(
         mine = (column >= num_columns - part) & (column < num_columns)
         bias += tl.load(expert_bias_ptr + expert + column, mine, 0.0).to(tl.float32)
         bias += tl.where(mine, poison, 0.0)  # an unknown task has used expert 0: return NaN instead
+    row += (tl.program_id(0) % SPLIT) * (num_samples * num_tokens)  # in all slices
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
-    finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU)
+    finish(acc, bias, epilogue, r, row, left, block_n * BLOCK_N, num_columns, GELU, HALVES)
     if TAIL:
-        finish_tile(acc_tail, bias, epilogue, tail, row, left, column, num_columns, GELU)
+        finish(acc_tail, bias, epilogue, tail, row, left, block_n * BLOCK_N, num_columns, GELU, HALVES)
 
 
 @triton.jit
 def linear_descriptor_kernel(
     x_descriptor, x_tail_descriptor, weight_descriptor, bias_ptr, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr,
     before_ptr, out_ptr, num_rows, num_columns, num_inputs, num_programs, stride_residual,
-    GELU: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GELU: tl.constexpr, SPLIT: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Compute every num_programs-th tile, starting with the program's index, loaded through tensor descriptors.
 
     A tile has BLOCK_M + TAIL rows and BLOCK_N columns. num_rows, num_columns, num_inputs: M, F and C. x_tail_descriptor
-    loads the last TAIL rows of a tile; it is None if TAIL is 0.
+    loads the last TAIL rows of a tile; it is None if TAIL is 0. SPLIT, HALVES: as in `linear_kernel`; every tile is
+    computed SPLIT times, each time from one slice of the inputs.
     """
     epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
     blocks_m = tl.cdiv(num_rows, BLOCK_M + TAIL)
     blocks_n = tl.cdiv(num_columns, BLOCK_N)
+    slice_inputs = tl.cdiv(num_inputs, SPLIT * BLOCK_K) * BLOCK_K
     # Flattened with the loop over K, so that software pipelining loads the next tile during the epilogue of this one.
-    for tile in tl.range(tl.program_id(0), blocks_m * blocks_n, num_programs, flatten=True):
-        block_m, block_n = tile_order(tile, blocks_m, blocks_n, 8)
+    for tile in tl.range(tl.program_id(0), blocks_m * blocks_n * SPLIT, num_programs, flatten=True):
+        block_m, block_n = tile_order(tile // SPLIT, blocks_m, blocks_n, 8)
+        first_input = tile % SPLIT * slice_inputs  # descriptors load zeros beyond the last input
         first = block_m * (BLOCK_M + TAIL)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         acc_tail = tl.zeros([TAIL if TAIL else 1, BLOCK_N], tl.float32)
-        for start in range(0, num_inputs, BLOCK_K):
-            w = weight_descriptor.load([block_n * BLOCK_N, start]).T
-            acc = tl.dot(x_descriptor.load([first, start]), w, acc)
+        for start in range(0, slice_inputs, BLOCK_K):
+            w = weight_descriptor.load([block_n * BLOCK_N, first_input + start]).T
+            acc = tl.dot(x_descriptor.load([first, first_input + start]), w, acc)
             if TAIL:
-                acc_tail = tl.dot(x_tail_descriptor.load([first + BLOCK_M, start]), w, acc_tail)
+                acc_tail = tl.dot(x_tail_descriptor.load([first + BLOCK_M, first_input + start]), w, acc_tail)
         column = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
         bias = tl.zeros([BLOCK_N], tl.float32)
         if bias_ptr is not None:
             bias += tl.load(bias_ptr + column, column < num_columns, 0.0).to(tl.float32)
-        row = first.to(tl.int64)
+        row = first.to(tl.int64) + tile % SPLIT * num_rows  # in all slices
         left = num_rows - first
-        finish_tile(acc, bias, epilogue, tl.arange(0, BLOCK_M), row, left, column, num_columns, GELU)
+        finish(acc, bias, epilogue, tl.arange(0, BLOCK_M), row, left, block_n * BLOCK_N, num_columns, GELU, HALVES)
         if TAIL:
             r = BLOCK_M + tl.arange(0, TAIL)
-            finish_tile(acc_tail, bias, epilogue, r, row, left, column, num_columns, GELU)
+            finish(acc_tail, bias, epilogue, r, row, left, block_n * BLOCK_N, num_columns, GELU, HALVES)
 
 
-class Tiles(NamedTuple):
-    """Shape of the tiles of a program, its number of warps and its pipeline stages.
+@triton.jit
+def add_slices_kernel(
+    slices_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr,
+    num_rows, num_columns, stride_slice, stride_residual,
+    GELU: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add up slices_ptr [SPLIT, M, F] float32 in order, and apply the epilogue, for BLOCK_M rows and BLOCK_N columns.
 
-    The result has tiles of BLOCK_M + TAIL rows and BLOCK_N columns; BLOCK_K inputs are multiplied at a time.
+    num_rows and num_columns are M and F, and stride_slice is M F.
     """
-
-    BLOCK_M: int
-    TAIL: int
-    BLOCK_N: int
-    BLOCK_K: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """The compile-time arguments of a kernel by name: BLOCK_M, TAIL, BLOCK_N and BLOCK_K."""
-        return dict(BLOCK_M=self.BLOCK_M, TAIL=self.TAIL, BLOCK_N=self.BLOCK_N, BLOCK_K=self.BLOCK_K)
-
-
-def choose_tiles(sections: int, rows: int, columns: int, dtype: torch.dtype, arch: int, processors: int) -> Tiles:
-    """Choose tiles by a cost model, for `sections` products with a result of `rows` x `columns` each.
-
-    Sections are samples or experts; a tile belongs to one of them. `processors` is the number of multiprocessors.
-
-    The cost is the number of waves of tiles over the multiprocessors, times the cost of a tile: its multiply-adds plus
-    its loads from L2, where one element costs as much as about 64 multiply-adds. Large tiles therefore win, unless they
-    leave few tiles for the last wave. The model is not fitted to measurements.
-    """
-    shapes = [(128, 64, 128), (128, 0, 128), (128, 0, 64), (64, 0, 64)]  # BLOCK_M, TAIL, BLOCK_N
-    if dtype == torch.float32:  # tf32x3 keeps the remainders of both operands in registers: use smaller tiles
-        shapes = shapes[2:]
-
-    def cost(shape: tuple[int, int, int]) -> int:
-        m, n = shape[0] + shape[1], shape[2]
-        return cdiv(sections * cdiv(rows, m) * cdiv(columns, n), processors) * (m * n + 64 * (m + n))
-
-    m, tail, n = min(shapes, key=cost)
-    num_warps = 4 if (m, n) == (64, 64) else 8
-    if dtype == torch.float32:
-        return Tiles(m, tail, n, 32, num_warps, 3)
-    chip = usual_chip(arch)
-    stages = 3 if chip.tensor_cores == "tcgen05" and (m, n) == (64, 64) else 4  # 4 stages spill there
-    return Tiles(m, tail, n, 64 if chip.has_large_shared_memory else 32, num_warps, stages)
-
-
-def has_address(x: Tensor) -> bool:
-    """Return whether `x` is a plain tensor or parameter (also on the meta device), and not a tensor being traced."""
-    return type(x) in (Tensor, torch.nn.Parameter)
+    blocks_n = tl.cdiv(num_columns, BLOCK_N)
+    row = (tl.program_id(0) // blocks_n).to(tl.int64) * BLOCK_M
+    left = num_rows - row
+    r = tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    keep = (r < left)[:, None] & (column < num_columns)[None, :]
+    block = slices_ptr + row * num_columns + (r[:, None] * num_columns + column[None, :])
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for _ in tl.static_range(SPLIT):
+        acc += tl.load(block, keep, 0.0)
+        block += stride_slice
+    bias = tl.zeros([BLOCK_N], tl.float32)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + column, column < num_columns, 0.0).to(tl.float32)
+    epilogue = Epilogue(mean_ptr, rstd_ptr, weight_sums_ptr, residual_ptr, before_ptr, out_ptr, stride_residual)
+    finish_tile(acc, bias, epilogue, r, row, left, column, num_columns, GELU)
 
 
 def address(x: Tensor) -> int:
@@ -317,6 +325,7 @@ def forward(
     norm: tuple[Tensor, Tensor, Tensor] | None,
     arch: int,
     before: Tensor | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """Return (out [M, F], launches). `out` has the dtype of the residual, or without a residual that of x.
 
@@ -326,14 +335,14 @@ def forward(
         gelu: whether to apply the GELU.
         residual: [M, F] with contiguous channels, added after the GELU, or None.
         norm: (mean [M], rstd [M], weight_sums [F]) of the folded LayerNorm (see `Epilogue`), or None.
-        before: [M, F], contiguous, which the launch fills with the input of the GELU, or None.
+        before: [M, F], contiguous, which the launches fill with the input of the GELU, or None.
+        tiles: one of `tiles.candidates`. Default: `choose_tiles`.
     """
-    (m, c), f = x.shape, weight.shape[0]
+    m, f = x.shape[0], weight.shape[0]
     out = x.new_empty((m, f), dtype=x.dtype if residual is None else residual.dtype)
-    processors = multiprocessors(x, arch)
-    tiles = choose_tiles(1, m, f, x.dtype, arch, processors)
+    tiles = tiles or choose_tiles(1, m, f, x.dtype, arch, multiprocessors(x, arch))
     mean, rstd, weight_sums = norm or (None, None, None)
-    arguments = dict(
+    operands = dict(
         bias_ptr=bias,
         mean_ptr=mean,
         rstd_ptr=rstd,
@@ -341,32 +350,52 @@ def forward(
         residual_ptr=residual,
         before_ptr=before,
         out_ptr=out,
-        num_columns=f,
-        num_inputs=c,
-        stride_residual=0 if residual is None else residual.stride(0),
-        GELU=gelu,
-        **tiles.shape,
     )
+    rest = dict(num_columns=f, stride_residual=0 if residual is None else residual.stride(0), SPLIT=tiles.split)
+    if tiles.split == 1:
+        return out, [_product(x, weight, operands, rest | dict(GELU=gelu), tiles, arch)]
+    slices = x.new_empty((tiles.split, m, f), dtype=torch.float32)
+    none = dict.fromkeys(operands) | dict(out_ptr=slices)
+    product = _product(x, weight, none, rest | dict(stride_residual=0, GELU=False), tiles, arch)
+    block_m, block_n = 8, 128  # 8 elements per thread
+    arguments = operands | rest
+    arguments |= dict(slices_ptr=slices, num_rows=m, stride_slice=m * f, GELU=gelu, BLOCK_M=block_m, BLOCK_N=block_n)
+    programs = cdiv(m, block_m) * cdiv(f, block_n)
+    moved = num_bytes(slices, *operands.values())
+    return out, [product, Launch(add_slices_kernel, (programs,), arguments, bytes=moved)]
+
+
+def _product(
+    x: Tensor, weight: Tensor, operands: dict[str, Tensor | None], rest: dict[str, int], tiles: Tiles, arch: int
+) -> Launch:
+    """Return the launch that multiplies x [M, C] by weight [F, C].
+
+    `operands` (tensors or None, by the names of the fields of `Epilogue`) and `rest` are the other arguments that both
+    kernels have in common.
+    """
+    (m, c), f = x.shape, weight.shape[0]
+    arguments: dict[str, Any] = operands | rest | tiles.shape | dict(num_inputs=c, HALVES=in_halves(tiles, arch))
     work = dict(
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         flops=2 * m * f * c,
-        bytes=num_bytes(x, weight, bias, mean, rstd, weight_sums, residual, before, out),
+        bytes=num_bytes(x, weight, *operands.values()),
     )
-    programs = cdiv(m, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N)
-    if takes_descriptors(x, weight, arch):
+    programs = cdiv(m, tiles.BLOCK_M + tiles.TAIL) * cdiv(f, tiles.BLOCK_N) * tiles.split
+    if tiles.descriptors and takes_descriptors(x, weight, arch):
 
         def descriptor(t: Tensor, rows: int) -> TensorDescriptor | None:
             return TensorDescriptor.from_tensor(t, [rows, tiles.BLOCK_K]) if rows else None
 
+        programs = min(programs, multiprocessors(x, arch) * tiles.residents)
         arguments |= dict(
             x_descriptor=descriptor(x, tiles.BLOCK_M),
             x_tail_descriptor=descriptor(x, tiles.TAIL),
             weight_descriptor=descriptor(weight, tiles.BLOCK_N),
             num_rows=m,
-            num_programs=min(programs, processors),
+            num_programs=programs,
         )
-        return out, [Launch(linear_descriptor_kernel, (min(programs, processors),), arguments, **work)]
+        return Launch(linear_descriptor_kernel, (programs,), arguments, **work)
     arguments |= dict(
         x_ptr=x,
         weight_ptr=weight,
@@ -374,7 +403,7 @@ def forward(
         num_tokens=m,
         stride_x=x.stride(0),
         stride_weight=weight.stride(0),
-        EVEN_K=c % tiles.BLOCK_K == 0,
+        EVEN_K=c % (tiles.split * tiles.BLOCK_K) == 0,
         **dict(expert_weight_ptr=None, expert_bias_ptr=None, task_ptr=None, num_tasks=0, part=0, ALIGNMENT=1),
     )
-    return out, [Launch(linear_kernel, (programs,), arguments, **work)]
+    return Launch(linear_kernel, (programs,), arguments, **work)

@@ -25,6 +25,7 @@ from vitpose_kernels.gpu.linear import (
     alignment,
     choose_tiles,
     gelu_and_slope,
+    in_halves,
     linear_kernel,
     load,
     tile_order,
@@ -219,6 +220,8 @@ def forward(
         GELU=False,
         EVEN_K=f % tiles.BLOCK_K == 0,
         ALIGNMENT=alignment(shared_weight, expert_weight),
+        SPLIT=1,
+        HALVES=in_halves(tiles, arch),
         **tiles.shape,
     )
     grid = (b * cdiv(n, tiles.BLOCK_M + tiles.TAIL) * cdiv(c, tiles.BLOCK_N),)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import vitpose_fast as vp
 from vitpose_fast import functional as F
+from vitpose_kernels.chips import ARCHITECTURES
 from vitpose_kernels.deconv import pack_deconv
 from vitpose_kernels.gpu import deconv as gpu
 from vitpose_kernels.launch import run
@@ -38,10 +39,14 @@ def moved(inputs, *to):
     return {n: move(v) for n, v in inputs.items()} | {"predictor": predictor and tuple(map(move, predictor))}
 
 
-def compare(inputs, device, check):
+def compare(inputs, device, check, tiles=None):
     truth = F.deconv(**moved(inputs, torch.float64))
     plain = F.deconv(**moved(inputs, device), impl="reference")
-    ours = F.deconv(**moved(inputs, device), impl="triton")
+    if tiles is None:
+        ours = F.deconv(**moved(inputs, device), impl="triton")
+    else:
+        x, weight, bias, grid, predictor = moved(inputs, device).values()
+        ours = run(*gpu.forward(x, weight, bias, grid, *(predictor or (None, None)), 80, tiles))
     check(ours, plain, truth)
     assert ours.is_contiguous()
 
@@ -69,6 +74,40 @@ def test_all_channels_of_the_shipped_decoder(k, dtype, device, check_error_rule)
 def test_tiles_of_a_big_batch(k, dtype, device, check_error_rule, monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PROGRAMS", 0)
     compare(make(dtype, batch=3, grid=(7, 9), ci=40, co=24, k=k), device, check_error_rule)
+
+
+def offered(predictor, channels):
+    """Return all tiles that are offered for 16-bit maps of 16 x 12 tokens, in batches of 1 to 64."""
+    calls = [(batch * 192, channels, predictor) for batch in (1, 2, 8, 64)]
+    return sorted({t for arch in (80, 90, 100) for call in calls for t in gpu.candidates(*call, HALVES[0], arch)})
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(HALVES),
+    grid=st.sampled_from([(1, 5), (9, 8), (13, 11)]),  # 143 tokens: two tiles of 128
+    ci=st.sampled_from([20, 70]),
+    co=st.sampled_from([24, 65, 256]),
+    k=st.sampled_from([None, 5, 33]),
+    seed=st.integers(0, 2**16),
+)
+def test_every_candidate_equals_the_reference(device, check_error_rule, data, dtype, grid, ci, co, k, seed):
+    tiles = data.draw(st.sampled_from(offered(k is not None, co)))
+    compare(make(dtype, 1, grid, ci, co, k, seed), device, check_error_rule, tiles)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_candidates_start_with_the_choice_and_have_64_rows_for_small_batches(arch, dtype):
+    for batch in (1, 2, 8, 64):
+        for call in ((192 * batch, 256, False), (768 * batch, 256, True)):
+            found = gpu.candidates(*call, dtype, arch)
+            assert found[0] == gpu.choose_tiles(*call, dtype, arch)
+            assert len(set(found)) == len(found) <= 6
+            assert all(gpu.Tiles(*map(int, tiles)) == tiles for tiles in found)
+    if arch in (80, 90, 100) and dtype == torch.bfloat16:
+        assert {32, 64} <= {tiles.BLOCK_M for tiles in gpu.candidates(768, 256, True, dtype, arch)}
 
 
 def test_a_map_of_one_pixel_uses_one_tap_per_phase(dtype, device, check_error_rule):
