@@ -140,6 +140,8 @@ def backward(
         work = [(window_backward, 5, 3, read + key_bytes + query_bytes)]
     else:  # both kernels compute the logits and their gradients
         work = [(key_backward, 4, 0, read + key_bytes), (query_backward, 3, 3, read + query_bytes)]
+    # With 128 registers two programs of 8 warps fit on a multiprocessor. Triton 3.6 would take 129.
+    limited = both and warps == 8 and width <= 32 and num_shares == 1 and usual_chip(arch).tensor_cores == "wgmma"
     for kernel, products, pooled_products, moved in work:
         launches.append(
             Launch(
@@ -150,6 +152,7 @@ def backward(
                 num_stages=stages,
                 flops=2 * b * n * heads * width * (products * length + pooled_products * num_pooled),
                 bytes=moved,
+                maxnreg=128 if limited else None,
             )
         )
     return Gradients(d_qkv, d_rel_h, d_rel_w, None if with_pool else d_pooled), launches
@@ -166,7 +169,8 @@ def fits_one_tile(length: int, width: int, element_size: int, relative: bool, ar
     The limits are such that no registers spill, except for `aot.KNOWN_SPILLS`. `width` is the head width D; `relative`
     says whether there are relative position terms.
     """
-    if element_size == 4 or (relative and (arch == 120 or (usual_chip(arch).tensor_cores == "mma" and width > 64))):
+    chip = usual_chip(arch)
+    if element_size == 4 or (relative and (chip.needs_more_registers or (chip.tensor_cores == "mma" and width > 64))):
         return length <= 32
     return length <= 64
 
@@ -186,5 +190,5 @@ def backward_tile(
         return 32, 32, 4, 1
     if usual_chip(arch).tensor_cores != "mma":
         return 64, 64, 4, 1
-    own = 16 if arch == 120 and relative and width > 64 else 32
+    own = 16 if usual_chip(arch).needs_more_registers and relative and width > 64 else 32
     return (own, 32 if relative or width > 64 else 64, 4, 1)
