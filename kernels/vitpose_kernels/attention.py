@@ -32,8 +32,10 @@ import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
+from vitpose_kernels import attention_cpu
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, check_reach, choose_impl
+from vitpose_kernels.eager import is_eager, short_way
 from vitpose_kernels.launch import architecture, run
 from vitpose_kernels.libraries import LIBRARIES, library_attention
 from vitpose_kernels.windows import Windows
@@ -103,6 +105,35 @@ def _with_extra(own: Tensor, extra: Tensor | None) -> Tensor:
     return torch.cat([own, extra.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)], -2)
 
 
+def _operands(
+    qkv: Tensor, windows: Windows, pool: bool, rel_h: Tensor | None, rel_w: Tensor | None, pooled: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return queries [B, M, H, L, D], keys and values [B, M, H, L + G, D], and `_logit_bias`, of every window."""
+    q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
+    extra = _pooled_keys(qkv, windows, pool, pooled)
+    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    return q, _with_extra(k, extra_k), _with_extra(v, extra_v), bias
+
+
+def _flat(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Merge the batch and the windows, [B, M, ...] -> [B * M, ...], of the results of `_operands`."""
+    if bias is not None:
+        bias = bias.expand(*q.shape[:2], -1, -1, -1).flatten(0, 1)
+    return q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias
+
+
+def _joined(out: Tensor, windows: Windows, batch: int) -> Tensor:
+    """Join the outputs of all windows, [B * M, H, L, D] -> [B, N, C]."""
+    out = out.unflatten(0, (batch, windows.windows[0] * windows.windows[1]))
+    return windows.join(out.transpose(2, 3).flatten(-2)).contiguous()
+
+
+def _windowed(x: Tensor, windows: Windows, heads: int) -> Tensor:
+    """Cut outputs or their gradients into windows and heads, [B, N, C] -> [B, M, H, L, D]."""
+    return windows.cut(x).unflatten(-1, (heads, -1)).transpose(2, 3)
+
+
 def attention_reference(
     qkv: Tensor,
     windows: Windows,
@@ -113,16 +144,9 @@ def attention_reference(
     pooled: Tensor | None,
 ) -> Tensor:
     """Reference implementation in plain PyTorch, which specifies the op. Returns [B, N, C] in the dtype of qkv."""
-    q, k, v = _split(windows.cut(qkv.flatten(2)), qkv.shape[3])
-    extra = _pooled_keys(qkv, windows, pool, pooled)
-    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
-    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
-    if bias is not None:
-        bias = bias.expand(*q.shape[:2], -1, -1, -1).flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, _with_extra(k, extra_k), _with_extra(v, extra_v)))
-    out = nnF.scaled_dot_product_attention(q, k, v, bias, scale=scale)  # [B * M, H, L, D]
-    out = out.unflatten(0, (qkv.shape[0], windows.windows[0] * windows.windows[1]))
-    return windows.join(out.transpose(2, 3).flatten(-2)).contiguous()
+    q, k, v, bias = _flat(*_operands(qkv, windows, pool, rel_h, rel_w, pooled))
+    out = nnF.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    return _joined(out, windows, qkv.shape[0])
 
 
 def attention_backward_reference(
@@ -144,30 +168,23 @@ def attention_backward_reference(
     `want_pooled` or without `pooled`. With `pool`, the pooled keys and values are means of those in qkv, and the
     gradient of qkv includes the one through these means.
     """
-    b, n, _, heads, width = qkv.shape
     h, w = windows.window
-    q, k, v = _split(windows.cut(qkv.flatten(2)), heads)
-    extra = _pooled_keys(qkv, windows, pool, pooled)
-    extra_k, extra_v = (None, None) if extra is None else extra.unbind(0)
+    q, k, v, bias = _operands(qkv, windows, pool, rel_h, rel_w, pooled)
     wide = torch.promote_types(q.dtype, torch.float32)  # logits and softmax in at least float32
-    logits = (q.to(wide) * scale) @ _with_extra(k, extra_k).transpose(-1, -2).to(wide)
-    bias = _logit_bias(q, windows, rel_h, rel_w, 0 if extra is None else extra.shape[-2])
+    logits = (q.to(wide) * scale) @ k.transpose(-1, -2).to(wide)
     logits = logits if bias is None else logits + bias
     p = logits.softmax(-1, dtype=wide)
-    length = k.shape[-2]
-    do = windows.cut(grad.to(q.dtype)).unflatten(-1, (heads, width)).transpose(2, 3)  # [B, M, H, L, D]
+    do = _windowed(grad.to(q.dtype), windows, qkv.shape[3])
 
-    dp = (do @ _with_extra(v, extra_v).transpose(-1, -2)).to(wide)
+    dp = (do @ v.transpose(-1, -2)).to(wide)
     ds = (p * (dp - (p * dp).sum(-1, keepdim=True))).to(q.dtype)
-    p = p.to(q.dtype)
-    dv = p[..., :length].transpose(-1, -2) @ do
-    ds_window = ds[..., :length]
-    dq = scale * (ds_window @ k)
-    dk = scale * (ds_window.transpose(-1, -2) @ q)
+    dv = p.to(q.dtype).transpose(-1, -2) @ do
+    dq = scale * (ds @ k)
+    dk = scale * (ds.transpose(-1, -2) @ q)
 
-    d_rel_h, d_rel_w, d_pooled = None, None, None
+    d_rel_h, d_rel_w = None, None
     if rel_h is not None and rel_w is not None:
-        ds_map = ds_window.reshape(*ds_window.shape[:3], h, w, h, w)
+        ds_map = ds[..., : h * w].reshape(*ds.shape[:3], h, w, h, w)
         q_map = q.unflatten(-2, (h, w))
         by_row, by_column = ds_map.sum(-1), ds_map.sum(-2)  # [B, M, H, h, w, key row], [..., key column]
         dq_map = torch.einsum("bmnyxk,ykd->bmnyxd", by_row, _relative(rel_h.to(q.dtype), h))
@@ -176,24 +193,25 @@ def attention_backward_reference(
         if want_tables:
             d_rel_h = _relative_backward(torch.einsum("bmnyxk,bmnyxd->ykd", by_row, q_map), h)
             d_rel_w = _relative_backward(torch.einsum("bmnyxk,bmnyxd->xkd", by_column, q_map), w)
+    dqkv, d_pooled = _qkv_gradient(dq, dk, dv, qkv, windows, pool)
+    return dqkv, d_rel_h, d_rel_w, d_pooled if want_pooled else None
 
-    dqkv = torch.stack([dq, dk, dv], 3).permute(0, 1, 4, 3, 2, 5).flatten(3)  # [B, M, L, 3C]
-    dqkv = windows.join(dqkv).reshape(b, n, 3, heads, width)
-    if extra is not None:
-        ds_extra, p_extra = ds[..., length:], p[..., length:]
-        dq_extra = scale * (ds_extra @ extra[0].unsqueeze(1))
-        dq_extra = windows.join(dq_extra.transpose(2, 3).flatten(-2)).reshape(b, n, 1, heads, width)
-        dqkv = dqkv + nnF.pad(dq_extra, (0, 0, 0, 0, 0, 2))
-        if pool or want_pooled:
-            d_keys = scale * torch.einsum("bmnlg,bmnld->bgnd", ds_extra, q)
-            d_values = torch.einsum("bmnlg,bmnld->bgnd", p_extra, do)
-            d_pooled = torch.stack([d_keys, d_values], 2)  # [B, G, 2, H, D]
-        if pool and d_pooled is not None:  # backward of the mean: every token gets an equal share
-            flat = windows.unshifted()
-            spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
-            dqkv = dqkv + nnF.pad(spread.reshape(b, n, 2, heads, width), (0, 0, 0, 0, 1, 0))
-            d_pooled = None
-    return dqkv, d_rel_h, d_rel_w, d_pooled
+
+def _qkv_gradient(
+    dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, windows: Windows, pool: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of qkv, and of `pooled` [B, G, 2, H, D] if there is one, from those of `_operands`."""
+    length = dq.shape[-2]
+    dqkv = torch.stack([dq, dk[..., :length, :], dv[..., :length, :]], 3)  # [B, M, H, 3, L, D]
+    dqkv = windows.join(dqkv.permute(0, 1, 4, 3, 2, 5).flatten(3)).reshape(qkv.shape)
+    if dk.shape[-2] == length:
+        return dqkv, None
+    d_pooled = torch.stack([x[..., length:, :].sum(1) for x in (dk, dv)], 1).permute(0, 3, 1, 2, 4)
+    if not pool:
+        return dqkv, d_pooled
+    flat = windows.unshifted()  # backward of the mean: every token gets an equal share
+    spread = flat.join(d_pooled.flatten(2).unsqueeze(2) * _share(flat, qkv)[None, :, :, None])
+    return dqkv + nnF.pad(spread.unflatten(-1, (2, *qkv.shape[3:])), (0, 0, 0, 0, 1, 0)), None
 
 
 def _relative_backward(d_pairs: Tensor, size: int) -> Tensor:
@@ -203,6 +221,31 @@ def _relative_backward(d_pairs: Tensor, size: int) -> Tensor:
     return d_pairs.new_zeros(2 * size - 1, d_pairs.shape[-1]).index_add(0, index, d_pairs.flatten(0, 1))
 
 
+def _partition(grid: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Windows:
+    return Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+
+
+def _attention_on_cpu(
+    qkv: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the op `_attention` in eager mode. What is saved for the backward pass differs: see `attention_cpu`."""
+    if triton or rel_h is not None or not qkv.numel():
+        return _attention.body(qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton)
+    windows = _partition(grid, window, shift)
+    out, lse = attention_cpu.forward(*_flat(*_operands(qkv, windows, pool, None, None, pooled)), scale)
+    return _joined(out, windows, qkv.shape[0]), lse
+
+
+@short_way(_attention_on_cpu)
 @triton_op("vitpose_fast::attention", mutates_args=())
 def _attention(
     qkv: Tensor,
@@ -218,9 +261,9 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Return out [B, N, C] and, for the backward pass, the log-sum-exp of each query's logits, [B, H, N] float32.
 
-    The log-sum-exp is natural and includes the pooled keys. Without `triton` it is an empty tensor.
+    The log-sum-exp is natural and includes the pooled keys. The reference returns an empty tensor instead.
     """
-    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    windows = _partition(grid, window, shift)
     if not triton:
         out = attention_reference(qkv, windows, pool, rel_h, rel_w, scale, pooled)
         return out, qkv.new_empty(0, dtype=torch.float32)
@@ -229,6 +272,42 @@ def _attention(
     return run(*gpu.forward(qkv, windows, pool, rel_h, rel_w, scale, pooled, architecture(qkv)))
 
 
+def _attention_backward_on_cpu(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    qkv: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+    pool: bool,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    scale: float,
+    pooled: Tensor | None,
+    want_tables: bool,
+    want_pooled: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the op `_attention_backward` in eager mode, from what `_attention_on_cpu` or the op itself has saved."""
+    windows, (b, _, _, heads, _) = _partition(grid, window, shift), qkv.shape
+    if not triton and rel_h is None and qkv.numel():
+        q, k, v, bias = _flat(*_operands(qkv, windows, pool, None, None, pooled))
+        kept = lse.dim() > 1
+        if kept or attention_cpu.by_products(q, bias):
+            do = _windowed(grad.to(qkv.dtype), windows, heads).flatten(0, 1)
+            o = _windowed(out, windows, heads).flatten(0, 1) if kept else None
+            dq, dk, dv = (x.unflatten(0, (b, -1)) for x in attention_cpu.backward(do, q, k, v, bias, scale, o, lse))
+            dqkv, d_pooled = _qkv_gradient(dq, dk, dv, qkv, windows, pool)
+            nothing = qkv.new_empty(0)
+            d_pooled = nothing if d_pooled is None or pooled is None else contiguous_like(pooled, d_pooled)
+            return contiguous_like(qkv, dqkv), nothing, nothing, d_pooled
+    return _attention_backward.body(
+        grad, out, lse, qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, want_tables, want_pooled, triton
+    )
+
+
+@short_way(_attention_backward_on_cpu)
 @triton_op("vitpose_fast::attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor,
@@ -251,7 +330,7 @@ def _attention_backward(
 
     `out` and `lse` (log-sum-exp) are the results of the forward pass; the reference does not use them.
     """
-    windows = Windows((grid[0], grid[1]), (window[0], window[1]), (shift[0], shift[1]))
+    windows = _partition(grid, window, shift)
     grads: tuple[Tensor | None, ...]
     if triton:
         from vitpose_kernels.gpu import attention_backward as gpu
@@ -273,7 +352,7 @@ def _setup_context(ctx, inputs, output) -> None:
     qkv, grid, window, shift, pool, rel_h, rel_w, scale, pooled, triton = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(qkv, rel_h, rel_w, pooled, *((out, lse) if triton else (None, None)))
+    ctx.save_for_backward(qkv, rel_h, rel_w, pooled, *((None, None) if lse.dim() == 1 else (out, lse)))
     ctx.options = (grid, window, shift, pool, scale, triton)
 
 
@@ -367,8 +446,8 @@ def attention(
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
     impl = choose_impl(op, impl, qkv, others=LIBRARIES)
+    plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
     if impl in LIBRARIES:
-        plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
         if not plain:
             raise ValueError(
                 f"{op}: impl={impl!r} supports only the whole map, without window, shift, pool, pooled and rel_pos"
@@ -380,5 +459,8 @@ def attention(
             raise ValueError(f"{op}: qkv has head width {width}, the Triton kernel takes at most 128")
         check_reach(op, qkv=qkv, pooled=pooled)
     with without_autocast(qkv):
+        if plain and impl == "reference" and not attention_cpu.by_products(qkv, None) and is_eager((qkv,)):
+            windows = _partition(grid, window, shift)  # PyTorch's own autograd saves and computes the same
+            return attention_reference(qkv, windows, False, None, None, scale, None)
         options = (list(grid), list(window), list(shift), bool(pool), rel_h, rel_w, scale, pooled)
         return _attention(qkv, *options, impl == "triton")[0]

@@ -28,11 +28,11 @@ def autocast_inputs(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, .
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Return a context manager that disables autocast for the device of `x`; on the meta device it does nothing.
+    """Return a context manager that disables autocast for the device of `x`; where it is off already, it does nothing.
 
     Inside it, an op computes in the dtypes of its inputs, which `autocast_inputs` may have cast before.
     """
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()
 
 
 def contiguous_like(x: Tensor, value: Tensor) -> Tensor:

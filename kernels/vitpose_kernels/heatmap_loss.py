@@ -15,13 +15,16 @@ Source: docs/numerics.md 4.5, 8.1 (mask).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.library import triton_op
 
 from vitpose_kernels.autocast import contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl
+from vitpose_kernels.eager import is_eager
 from vitpose_kernels.heatmap_target import check_keypoints, heatmap_target_reference
 from vitpose_kernels.launch import run
 
@@ -120,6 +123,24 @@ def _backward(ctx, grad: Tensor):
 _heatmap_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
+class _LossOnCpu(torch.autograd.Function):
+    """The op in eager mode on a CPU: saves the gradient instead of the heatmaps, so that targets are drawn once."""
+
+    @staticmethod
+    def forward(ctx, heatmaps: Tensor, *arguments: Any) -> Tensor:
+        difference, factor = _weighted_difference(heatmaps, *arguments)
+        gradient = difference * factor  # times 2
+        ctx.save_for_backward(gradient)
+        ctx.dtype = heatmaps.dtype
+        return (difference * gradient).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return ((2 * grad) * gradient).to(ctx.dtype), *[None] * 6
+
+
 def heatmap_loss(
     heatmaps: Tensor,
     keypoints: Tensor,
@@ -162,5 +183,8 @@ def heatmap_loss(
         if tuple(mask.shape) != (b, h, w):
             raise ValueError(f"{op}: mask has shape {list(mask.shape)}, expected {[b, h, w]}")
         mask = mask.detach()
+    udp, sigma = codec == "udp", float(sigma)
     with without_autocast(heatmaps):
-        return _heatmap_loss(heatmaps, keypoints, visible, list(image_size), codec == "udp", float(sigma), mask, triton)
+        if not triton and is_eager((heatmaps, keypoints, visible, mask)):
+            return _LossOnCpu.apply(heatmaps, keypoints, visible, image_size, udp, sigma, mask)
+        return _heatmap_loss(heatmaps, keypoints, visible, list(image_size), udp, sigma, mask, triton)

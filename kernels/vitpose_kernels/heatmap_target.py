@@ -30,6 +30,7 @@ from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl
+from vitpose_kernels.eager import short_way
 from vitpose_kernels.launch import run
 
 
@@ -52,8 +53,8 @@ def heatmap_target_reference(
         distance = cell - (center if udp else nearest)[..., None]
         inside = (cell - nearest[..., None]).abs() <= radius
         axes.append(torch.exp(-distance.square() / (2 * sigma**2)) * inside)
-    drawn = (weights > 0.5).to(keypoints.dtype)[..., None, None]
-    heatmaps = axes[1][..., :, None] * axes[0][..., None, :] * drawn
+    drawn = (weights > 0.5).to(keypoints.dtype)[..., None]
+    heatmaps = (axes[1] * drawn)[..., :, None] * axes[0][..., None, :]
     return (_over_people(heatmaps), _over_people(weights)) if keypoints.dim() == 4 else (heatmaps, weights)
 
 
@@ -62,6 +63,7 @@ def _over_people(x: Tensor) -> Tensor:
     return x.amax(1) if x.shape[1] else x.sum(1)
 
 
+@short_way()
 @triton_op("vitpose_fast::heatmap_target", mutates_args=())
 def _heatmap_target(
     keypoints: Tensor,

@@ -18,9 +18,8 @@ Source: paper eq. 10 to 12 (which have ReLU; all released weights use GELU), doc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as nnF
@@ -29,6 +28,7 @@ from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
+from vitpose_kernels.eager import is_eager, short_way
 from vitpose_kernels.launch import architecture, product, run
 
 
@@ -85,7 +85,16 @@ def hidden_gradients_reference(
     return d_before, hidden, d_weight
 
 
-def _split_ffn_in_runs(
+def _runs(task: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield the id of a task and the samples, for each run of consecutive samples with the same task."""
+    start = 0
+    for expert, same in groupby(task.tolist()):
+        end = start + len(list(same))
+        yield expert, slice(start, end)
+        start = end
+
+
+def _split_ffn_on_cpu(
     x: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor,
@@ -95,23 +104,59 @@ def _split_ffn_in_runs(
     expert_bias: Tensor,
     task: Tensor,
     residual: Tensor | None,
-) -> Tensor:
-    """Compute the output of `split_ffn_reference` for inference on a CPU, without a copy of expert weights per sample.
+    save: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the op `_split_ffn` in eager mode, without a copy of expert weights per sample.
 
     Each run of consecutive samples with the same task is computed together.
     """
-    hidden = torch.ops.aten.gelu_(nnF.linear(x, fc1_weight, fc1_bias))
+    if triton:
+        return _split_ffn.body(
+            x,
+            fc1_weight,
+            fc1_bias,
+            shared_weight,
+            shared_bias,
+            expert_weight,
+            expert_bias,
+            task,
+            residual,
+            save,
+            triton,
+        )
+    before = nnF.linear(x, fc1_weight, fc1_bias)
+    hidden = nnF.gelu(before) if save else torch.ops.aten.gelu_(before)
     out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
     shared = shared_weight.shape[0]
     out[..., :shared] = nnF.linear(hidden, shared_weight, shared_bias)
-    start = 0
-    for expert, same in groupby(task.tolist()):
-        end = start + len(list(same))
-        out[start:end, :, shared:] = nnF.linear(hidden[start:end], expert_weight[expert], expert_bias[expert])
-        start = end
-    return out if residual is None else out.add_(residual)
+    for expert, samples in _runs(task):
+        out[samples, :, shared:] = nnF.linear(hidden[samples], expert_weight[expert], expert_bias[expert])
+    return out if residual is None else out.add_(residual), before if save else x.new_empty(0)
 
 
+def _hidden_gradients_on_cpu(
+    grad: Tensor, before: Tensor, shared_weight: Tensor, expert_weight: Tensor, task: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute `hidden_gradients_reference` in eager mode, each run of samples with the same task together."""
+    d_before = hidden = d_weight = None
+    shared, runs = shared_weight.shape[0], list(_runs(task))
+    d_shared, d_expert = grad.split([shared, expert_weight.shape[1]], -1)
+    if wanted[0]:
+        d_hidden = d_shared @ shared_weight
+        for expert, samples in runs:
+            d_hidden[samples] += d_expert[samples] @ expert_weight[expert]
+        d_before = torch.ops.aten.gelu_backward(d_hidden, before)
+    if wanted[1]:
+        hidden = nnF.gelu(before)
+        if wanted[2]:
+            d_weight = torch.zeros_like(expert_weight)
+            for expert, samples in runs:
+                d_weight[expert] += d_expert[samples].flatten(0, 1).t() @ hidden[samples].flatten(0, 1)
+    return d_before, hidden, d_weight
+
+
+@short_way(_split_ffn_on_cpu)
 @triton_op("vitpose_fast::split_ffn", mutates_args=())
 def _split_ffn(
     x: Tensor,
@@ -150,6 +195,7 @@ def _split_ffn(
     )
 
 
+@short_way()
 @triton_op("vitpose_fast::split_ffn_backward", mutates_args=())
 def _split_ffn_backward(
     grad: Tensor,
@@ -178,9 +224,8 @@ def _split_ffn_backward(
         arguments = (grad, before, *weights, task.contiguous(), parts, architecture(grad))
         d_before, hidden, d_expert_weight = run(*gpu.backward(*arguments))
     else:
-        d_before, hidden, d_expert_weight = hidden_gradients_reference(
-            grad, before, shared_weight, expert_weight, task, parts
-        )
+        gradients = _hidden_gradients_on_cpu if is_eager((grad, before, task)) else hidden_gradients_reference
+        d_before, hidden, d_expert_weight = gradients(grad, before, shared_weight, expert_weight, task, parts)
     grads: list[Tensor | None] = [None] * 7
     rows = grad.flatten(0, 1)
     if d_before is not None:
@@ -298,11 +343,6 @@ def split_ffn(
     triton = choose_impl(op, impl, tensors[0]) == "triton"
     # The backward pass needs the fc1 output, unless only the last biases and the residual require gradients.
     save = torch.is_grad_enabled() and any(tensors[i].requires_grad for i in (0, 1, 2, 3, 5))
-    watched = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, residual))
-    plain = may_look_at_values(task) and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
     with without_autocast(x):
-        if plain and not triton and not watched and not x.is_cuda:
-            arguments: tuple[Any, ...] = (*tensors, task, residual)
-            return _split_ffn_in_runs(*arguments)
         out, _ = _split_ffn(*tensors, task, residual, save, triton)
     return out

@@ -36,15 +36,23 @@ class Windows(NamedTuple):
         """Size of the grid after padding to whole windows, (rows, columns) in tokens."""
         return self.windows[0] * self.window[0], self.windows[1] * self.window[1]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one window, which holds the tokens of the grid in their order."""
+        return self.window == self.grid and not any(self.shift)
+
     def unshifted(self) -> Windows:
         """Return the same partition without shift."""
         return self._replace(shift=(0, 0))
 
     def cut(self, x: Tensor) -> Tensor:
         """Cut tokens into windows, [B, N, F] -> [B, M, L, F]. Padding is zero."""
+        if self.is_whole:
+            return x.unsqueeze(1)
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], gy, gx, x.shape[-1])
-        x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
+        if (py, px) != (gy, gx):  # pad would copy a map that needs no padding
+            x = nnF.pad(x, (0, 0, 0, px - gx, 0, py - gy))
         if any(self.shift):
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         x = x.reshape(x.shape[0], my, h, mx, w, x.shape[-1]).transpose(2, 3)
@@ -52,6 +60,8 @@ class Windows(NamedTuple):
 
     def join(self, x: Tensor) -> Tensor:
         """Join windows to tokens, [B, M, L, F] -> [B, N, F], without padding. Undoes `cut`, and is its adjoint."""
+        if self.is_whole:
+            return x.squeeze(1)
         (gy, gx), (py, px), (h, w), (my, mx) = self.grid, self.padded, self.window, self.windows
         x = x.reshape(x.shape[0], my, mx, h, w, x.shape[-1]).transpose(2, 3)
         x = x.reshape(x.shape[0], py, px, x.shape[-1])
