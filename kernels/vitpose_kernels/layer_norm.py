@@ -21,11 +21,13 @@ LayerNorm are folded. It reads x once.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as nnF
 from torch import Tensor
 from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.eager import is_eager, short_way
 from vitpose_kernels.launch import run
 
 MAX_CHANNELS = 8192  # limit of the Triton kernels, which keep a row in registers
@@ -41,7 +43,9 @@ def layer_norm_reference(
     s = x if residual is None else x + residual
     wide = torch.promote_types(s.dtype, torch.float32)
     gain, shift = (None if t is None else t.to(wide) for t in (weight, bias))
-    y, mean, rstd = torch.native_layer_norm(s.to(wide), s.shape[-1:], gain, shift, eps)
+    # On a CPU PyTorch takes 16-bit values beside float32 weights, and computes in float32.
+    values = s if s.device.type == "cpu" and weight is not None else s.to(wide)
+    y, mean, rstd = torch.native_layer_norm(values, s.shape[-1:], gain, shift, eps)
     return x.new_empty(0) if residual is None else s, y.to(s.dtype), mean[:, 0], rstd[:, 0]
 
 
@@ -74,6 +78,7 @@ def layer_norm_backward_reference(
     return grad, d_weight, d_bias
 
 
+@short_way()
 @triton_op("vitpose_fast::layer_norm", mutates_args=())
 def _layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, triton: bool
@@ -85,6 +90,7 @@ def _layer_norm(
     return run(*gpu.forward(x, residual, weight, bias, eps))
 
 
+@short_way()
 @triton_op("vitpose_fast::layer_norm_backward", mutates_args=())
 def _layer_norm_backward(
     grad_y: Tensor,
@@ -192,6 +198,12 @@ def layer_norm(
         if given != expected:
             raise ValueError(f"{op}: residual is {given[1]} {given[0]}, expected {expected[1]} {expected[0]} as x")
     check_device(op, x, weight=weight, bias=bias, residual=residual)
+    exact = x.dtype == weight.dtype == torch.float32
+    if exact and not triton and is_eager((x, weight, bias, residual)):  # PyTorch's own autograd saves the same
+        with without_autocast(x):
+            s = x if residual is None else x + residual
+            y = nnF.layer_norm(s, (c,), weight, bias, eps)
+            return y if residual is None else (s, y)
     shape = x.shape
     x, residual = _rows(x), None if residual is None else _rows(residual)
     with without_autocast(x):
@@ -205,6 +217,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+@short_way()
 @triton_op("vitpose_fast::layer_norm_statistics", mutates_args=())
 def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor, Tensor]:
     if not triton:
