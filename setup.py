@@ -95,6 +95,8 @@ setup(
     extras_require={
         "train": TRAIN,
         "hub": HUB,
+        "flash-attn": ["flash-attn>=2.5"],
+        "xformers": ["xformers>=0.0.28"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],
         "test": [

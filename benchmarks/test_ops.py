@@ -82,7 +82,10 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     if window is None:
         contenders.append(Contender("softmax", with_gradients(softmax) if backward else torch.no_grad()(softmax)))
         contenders.append(Contender("SDPA", attention("sdpa")))
-        contenders += [sdpa(name, attention("sdpa"), machine) for name in ("FLASH", "CUDNN", "EFFICIENT")]
+        contenders.append(Contender("matrix products", attention("products")))
+        for name in ("flash", "cudnn", "efficient"):
+            missing = None if machine.cuda else "back ends are compared on GPUs"
+            contenders.append(Contender(f"SDPA, {name}", attention(f"sdpa:{name}") if machine.cuda else None, missing))
         for package in ("flash_attn", "xformers"):
             there = machine.cuda and find_spec(package) is not None and dtype != torch.float32
             missing = None if there else f"{package} is not installed here, or needs a GPU and 16 bit"
@@ -94,25 +97,6 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     extra = dict(model=size.name, layer="attention", calls=size.depth) if variant == "whole map 1/16" else {}
     agree = close(TOLERANCE[dtype] * (2 if backward else 1))
     compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, {} if backward else extra))
-
-
-def sdpa(name: str, attention: Any, machine: Any) -> Contender:
-    """Return a contender that runs `attention` with one backend of PyTorch's SDPA: FLASH, CUDNN or EFFICIENT.
-
-    A CUDA graph records the kernels of this backend. On a CPU the contender is missing.
-    """
-    label = f"SDPA, {name.lower()}"
-    if not machine.cuda:
-        return Contender(label, None, "backends are compared on GPUs")
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    backend = getattr(SDPBackend, f"{name}_ATTENTION")
-
-    def run(*inputs: Any) -> Any:
-        with sdpa_kernel(backend):
-            return attention(*inputs)
-
-    return Contender(label, run)
 
 
 def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:

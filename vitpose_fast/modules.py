@@ -2,7 +2,8 @@
 
 A module that calls an op of `functional` (a `FastModule`) has an attribute `impl`. Its default, None, selects the
 implementation of the op by device; `use_impl(model, "triton")` and `use_impl(model, "reference")` set it throughout a
-model. Letters: B batch, N tokens in row-major order over their grid, C channels of a token.
+model, and the names of attention libraries, such as `use_impl(model, "sdpa:flash")`, in `WindowAttention` alone.
+Letters: B batch, N tokens in row-major order over their grid, C channels of a token.
 """
 
 from __future__ import annotations
@@ -15,15 +16,33 @@ from torch import Tensor, nn
 
 from vitpose_fast import functional as F
 from vitpose_kernels.autocast import is_autocast
+from vitpose_kernels.libraries import LIBRARIES
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def use_impl(model: Model, impl: str | None) -> Model:
-    """Set `impl` of every fast op in a model (None, "triton" or "reference") and return the model."""
-    for module in model.modules():
-        if isinstance(module, FastModule):
-            module.impl = impl
+    """Set `impl` of the fast ops in a model, and return the model.
+
+    Args:
+        model: any module; itself and the modules in it are set.
+        impl: None, "triton" or "reference" for every fast op; or the name of an attention library, such as "sdpa:flash"
+            or "flash_attn" (see `functional.attention`), for attention over whole maps. Everything else, such as
+            attention in windows, then stays as it is.
+
+    Raises:
+        ValueError: no module of the model takes `impl`.
+    """
+    fast = [module for module in model.modules() if isinstance(module, FastModule)]
+    taking = [module for module in fast if module.takes(impl)]
+    if fast and not taking:
+        names = ", ".join(repr(name) for name in ("triton", "reference", *LIBRARIES))
+        raise ValueError(
+            f"use_impl: got impl={impl!r}, which no module of {type(model).__name__} takes; expected None or one of "
+            f"{names}, the latter {len(LIBRARIES)} only for attention over a whole map without relative position"
+        )
+    for module in taking:
+        module.impl = impl
     return model
 
 
@@ -31,6 +50,10 @@ class FastModule(nn.Module):
     """Base class of the modules that call an op of `functional`; `impl` is passed on to the op."""
 
     impl: str | None = None
+
+    def takes(self, impl: str | None) -> bool:
+        """Return whether `impl` names an implementation of this module's op."""
+        return impl in (None, "triton", "reference")
 
 
 class PatchEmbed(FastModule):
@@ -103,6 +126,11 @@ class WindowAttention(FastModule):
             h, w = window or grid
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * h - 1, width // num_heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * w - 1, width // num_heads))
+
+    def takes(self, impl: str | None) -> bool:
+        """Return whether `impl` names an implementation; attention libraries take whole maps without position only."""
+        whole = self.window in (None, self.grid) and not any(self.shift) and not self.pool and self.rel_pos_h is None
+        return super().takes(impl) or (whole and impl in LIBRARIES)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N, C] to [B, N, C], where N are the tokens of the grid in row-major order."""
