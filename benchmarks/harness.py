@@ -45,6 +45,8 @@ class Contender:
         extra: added to `extra` of the contender's record.
         compiled: uses torch.compile, which takes seconds to minutes to compile.
         on_host: computes on the CPU. Only one input set is timed, because all of them would take minutes.
+        agree: replaces `Case.agree` for this contender, whose arithmetic is less exact than that of the others.
+        dtype: replaces `Case.dtype` in the choice of the roofline. No time is refused if its ceiling is not measured.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Contender:
     extra: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
     on_host: bool = False
+    agree: Callable[[Any, Any], float | None] | None = None
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Case:
         batch: samples in a call.
         make: seed -> random inputs on the device.
         contenders: ours first. The outputs of the first contender that is not missing are the reference.
-        agree: called with the reference outputs and those of another contender; raises AssertionError if they differ.
+        agree: called with the reference outputs and those of another contender; raises AssertionError if they differ,
+            and returns their relative error, which becomes `relative_error` in `extra`, or None.
         flops, bytes: work of one call, usually as declared by the op; None if unknown.
         extra: added to `extra` of every record.
         latency: wait for each call, as a user with one image would, and time each alone.
@@ -83,7 +88,7 @@ class Case:
     batch: int
     make: Callable[[int], tuple[Any, ...]]
     contenders: Sequence[Contender]
-    agree: Callable[[Any, Any], None]
+    agree: Callable[[Any, Any], float | None]
     flops: int | None = None
     bytes: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -118,19 +123,23 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [t for part in value for t in tensors_of(part)]
 
 
-def close(tolerance: float) -> Callable[[Any, Any], None]:
+def close(tolerance: float) -> Callable[[Any, Any], float]:
     """Return an `agree` that compares all output tensors by their relative error, and their shapes.
 
-    The root mean square of a difference must be at most `tolerance` times the root mean square of the reference.
+    The root mean square of a difference must be at most `tolerance` times the root mean square of the reference. The
+    largest relative error of the tensors is returned.
     """
 
-    def agree(right: Any, other: Any) -> None:
+    def agree(right: Any, other: Any) -> float:
+        largest = 0.0
         expected, found = tensors_of(right), tensors_of(other)
         assert [t.shape for t in expected] == [t.shape for t in found], "outputs differ in shape"
         for a, b in zip(expected, found, strict=True):
             a, b = a.detach().double(), b.detach().to(a.device).double()
             error = float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp(min=1e-30))
             assert error <= tolerance, f"outputs differ by {error:.2e} (relative), {tolerance:.0e} allowed"
+            largest = max(largest, error)
+        return largest
 
     return agree
 
@@ -213,6 +222,7 @@ class _Runner:
             self.calls = machine.record(self.calls, together=not case.latency)
             self.outputs = _copy(self.calls[0]())
         self.milliseconds: list[float] = []
+        self.error: float | None = None  # relative to the reference outputs
 
     def round(self) -> None:
         """Call the contender once on every input set and append the times to `milliseconds`.
@@ -265,7 +275,7 @@ def measure(
             continue
         if runners and ours not in broken:
             try:
-                case.agree(runners[0].outputs, runner.outputs)
+                runner.error = (contender.agree or case.agree)(runners[0].outputs, runner.outputs)
             except AssertionError as error:
                 broken[contender.name] = f"{_DISAGREES}{ours}: {error}"
                 continue
@@ -307,9 +317,12 @@ def measure(
 
 
 def _launches(runner: _Runner) -> int | None:
-    """Return `Case.launches` of one call, made in the same grad mode as the timed calls; None if the profiler fails."""
+    """Return `Case.launches` of one call, made in the same grad mode as the timed calls.
+
+    None if the profiler fails or sees nothing, because the contender does not use PyTorch.
+    """
     try:
-        return count_launches(runner.one_call, runner.machine.device)
+        return count_launches(runner.one_call, runner.machine.device) or None
     except Exception:  # a profiler that does not work must not cost the timings
         return None
 
@@ -369,7 +382,9 @@ def _head(case: Case, contender: Contender, graphed: bool) -> dict[str, Any]:
 def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
     samples = sorted(runner.milliseconds)
     median = statistics.median(samples)
-    fraction = machine.roofline_fraction(case.flops, case.bytes, case.dtype, median / 1e3)
+    dtype = runner.contender.dtype or case.dtype
+    known = dtype in machine.tflops
+    fraction = machine.roofline_fraction(case.flops, case.bytes, dtype, median / 1e3) if known else None
     if fraction is not None and fraction > machine.most_believable:
         reason = f"{median:.3g} ms is {fraction:.1f} times as fast as the roofline; the timing did not wait, or the "
         return missing(case, runner.contender, f"{_TOO_FAST}{reason}declared work is wrong")
@@ -377,7 +392,10 @@ def _record(case: Case, runner: _Runner, machine: Machine) -> dict[str, Any]:
     def quantile(q: float) -> float:
         return samples[min(len(samples) - 1, int(q * len(samples)))]
 
-    return _head(case, runner.contender, runner.graphed) | {
+    head = _head(case, runner.contender, runner.graphed)
+    if runner.error is not None:
+        head["extra"]["relative_error"] = runner.error
+    return head | {
         "median_ms": median,
         "p10_ms": quantile(0.1),
         "p90_ms": quantile(0.9),

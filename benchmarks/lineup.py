@@ -1,4 +1,7 @@
-"""One random model in every implementation under test: frozen, as a module, official-style PyTorch, Hugging Face."""
+"""One random model in every implementation under test.
+
+They are our frozen model and our module, official-style PyTorch, Hugging Face and, on a CPU, ONNX Runtime and OpenVINO.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import copy
 import torch
 
 import vitpose_fast as vp
-from benchmarks.harness import Contender
+from benchmarks.harness import Contender, close
 from benchmarks.models import frozen_contender, official_twin, random_model
-from benchmarks.rivals import hugging_face
+from benchmarks.rivals import cpu_runtimes, hugging_face
 
 HEAD = "coco"
+INT8_TOLERANCE = 0.1  # relative error; 0.025 to 0.03 was seen, and each record has its own
 
 
 class Lineup:
@@ -40,6 +44,7 @@ class Lineup:
         mixed: bool = False,
         theirs_dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype
         self.model, self.mixed, self.cuda = random_model(name, device), mixed, device.type == "cuda"
         self.frozen = vp.freeze(self.model, None if mixed else HEAD, dtype)
         self.module = copy.deepcopy(self.model).to(dtype)
@@ -82,6 +87,8 @@ class Lineup:
         ]
         if self.cuda:
             out.append(Contender("Hugging Face, eager launches", hf, graph=False, **theirs))
+        elif not self.mixed:
+            out += self._cpu_runtimes()
         if compiled and not self.absent:
             torch._dynamo.reset()  # forget what was compiled for earlier models
             for label, options in (("torch.compile", {}), ("max-autotune", {"mode": "max-autotune"})):
@@ -89,4 +96,12 @@ class Lineup:
                 # Only max-autotune records its own CUDA graphs.
                 own = dict(own_graph=True) if options else {}
                 out.append(Contender(f"Hugging Face, {label}", function, compiled=True, **own, **theirs))
+        return out
+
+    def _cpu_runtimes(self) -> list[Contender]:
+        out = []
+        for name, function, reason in cpu_runtimes.runtimes(lambda: hugging_face.twin(self.model), self.dtype):
+            missing = self.absent or reason
+            own = dict(agree=close(INT8_TOLERANCE), dtype=torch.int8) if "int8" in name else {}
+            out.append(Contender(name, None if missing else function, missing, **own))
         return out

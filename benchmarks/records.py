@@ -140,7 +140,7 @@ NUMBERS |= {n: _or_null(AMOUNT) for n in ("peak_mib", "flops", "bytes")}
 LAYER = {"model": TEXT, "layer": TEXT, "calls": COUNT}
 EXTRA = {n: _or_null(POSITIVE) for n in ("params_m", "gmacs", "mfu", "people_per_frame")} | {
     **{n: _or_null(POSITIVE) for n in ("paper_fps", "paper_memory_m", "paper_params_m", "paper_gflops", "paper_ap")},
-    **{n: _or_null(AMOUNT) for n in ("cpu_seconds_per_1000", "launches")},
+    **{n: _or_null(AMOUNT) for n in ("cpu_seconds_per_1000", "launches", "relative_error")},
     "flip_test": _or_null(FLAG),
 }
 

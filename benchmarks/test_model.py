@@ -1,4 +1,7 @@
-"""The network alone and with decoding, against Hugging Face and official-style PyTorch; ViTPose++ with mixed tasks."""
+"""The network alone and with decoding, against its rivals; ViTPose++ with mixed tasks.
+
+The rivals are Hugging Face, official-style PyTorch and, for the network alone on a CPU, ONNX Runtime and OpenVINO.
+"""
 
 from __future__ import annotations
 

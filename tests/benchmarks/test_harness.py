@@ -56,7 +56,8 @@ def test_one_record_for_each_with_all_fields(machine):
     absent = Contender("absent", None, "it is not installed")
     records = measure(case(ours, rival, absent, flops=2 * 64**3, extra={"layer": "x"}), machine, 0.01)
     assert [r["implementation"] for r in records] == ["ours", "rival", "absent"]
-    assert all(set(r) >= FIELDS for r in records) and all(r["extra"] == {"layer": "x"} for r in records)
+    assert all(set(r) >= FIELDS for r in records)
+    assert [r["extra"] for r in records] == [{"layer": "x"}, {"layer": "x", "relative_error": 0.0}, {"layer": "x"}]
     for record in records[:2]:
         assert 0 < record["p10_ms"] <= record["median_ms"] <= record["p90_ms"] <= record["p99_ms"]
         assert record["per_second"] == pytest.approx(4e3 / record["median_ms"])
@@ -80,6 +81,19 @@ def test_a_rival_that_computes_something_else_is_a_record(machine):
     for other in ("fast", None, 3):
         with pytest.raises(TypeError, match="a contender returned a"):
             tensors_of([torch.ones(1), other])
+
+
+def test_a_contender_has_its_own_tolerance_and_roofline(machine):
+    """int8 arithmetic is less exact, and its ceiling is not measured."""
+
+    def rough(x):
+        return 1.01 * (x @ x)
+
+    rivals = [Contender("strict", rough), Contender("int8", rough, agree=close(0.02), dtype=torch.int8)]
+    records = measure(case(Contender("ours", square), *rivals, flops=10**15), machine, 0.01)
+    assert records[0]["missing"].startswith("too fast") and records[1]["missing"].startswith("disagrees with ours")
+    assert records[2]["median_ms"] > 0 and records[2]["roofline_fraction"] is None
+    assert records[2]["extra"]["relative_error"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_contender_that_fails_is_missing_with_its_reason(machine):
