@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import ENVIRONMENT, as_record, check_fields, read_lines
+from benchmarks.records import as_record, check_environment, read_lines
 
 LEAST_GAIN = 0.03  # fraction of the default's time; a smaller gain may be noise
 
@@ -38,7 +38,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         if "environment" in row:
             if not isinstance(row["environment"], dict):
                 raise ValueError(f"{where}environment: expected an object")
-            check_fields(row["environment"], ENVIRONMENT, f"{where}environment.")
+            check_environment(row["environment"], f"{where}environment.")
             environments.append(row["environment"])
             continue
         as_record(row, where.removesuffix(": "))

@@ -33,7 +33,7 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def caption(figure: Figure, results: Results, text: str) -> None:
-    device = f"{results.environment['device']}, {results.versions}"
+    device = f"{results.machine}, {results.versions}"
     quick = "Quick run: few repetitions, do not quote these numbers. " if results.environment["quick"] else ""
     lines = [line for part in (quick + device, text) for line in textwrap.wrap(part, int(figure.get_figwidth() * 13))]
     figure.text(

@@ -22,6 +22,12 @@ from vitpose_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 _CEILING_ROUNDS = 5
+_FEATURES = {  # as Linux names them in /proc/cpuinfo, on x86 and on ARM -> as they are printed
+    **{"avx2": "AVX2", "avx512f": "AVX-512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX-512 VNNI"},
+    **{"avx512_bf16": "AVX-512 BF16", "avx512_fp16": "AVX-512 FP16"},
+    **{"amx_bf16": "AMX bf16", "amx_int8": "AMX int8", "amx_fp16": "AMX fp16"},
+    **{"asimd": "NEON", "asimddp": "dot products", "bf16": "BF16", "i8mm": "I8MM", "sve": "SVE", "sme": "SME"},
+}
 
 
 class Machine:
@@ -197,11 +203,14 @@ class Machine:
         return {
             "device": torch.cuda.get_device_name(self.device) if self.cuda else _processor(),
             "driver": _driver() if self.cuda else None,
+            "processor": processor_model(),
+            "features": processor_features(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "triton": _version("triton"),
-            "transformers": _version("transformers"),
+            **{name: _version(name) for name in ("transformers", "onnxruntime", "openvino")},
             "commit": commit or found,
             "dirty": dirty if commit is None else None,
             "matmul_tflops": self.tflops[torch.bfloat16],
@@ -220,11 +229,37 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def _cpuinfo(*names: str) -> str:
+    """Return the value of the first line in /proc/cpuinfo with one of these names, or "" if there is none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() in names), "")
+
+
+def processor_model() -> str:
+    """Return the name of the CPU model, or its architecture if the system does not tell."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_features() -> list[str]:
+    """Return the vector and matrix instructions of the CPU that matter for speed, such as "AVX2" and "AMX bf16".
+
+    Outside Linux, where /proc/cpuinfo does not exist, this is the widest instruction set that PyTorch found, such as
+    "AVX512".
+    """
+    flags = set(_cpuinfo("flags", "Features").split())
+    return [name for flag, name in _FEATURES.items() if flag in flags] or [torch.backends.cpu.get_cpu_capability()]
+
+
+def cores() -> int:
+    """Return the number of CPU cores, as the system counts them, that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    return f"{processor_model()}, {torch.get_num_threads()} threads"
 
 
 def _run(*command: str) -> str | None:

@@ -90,6 +90,14 @@ class Results:
         return self.environment["driver"] is not None or any(r.peak_mib is not None for r in self.records)
 
     @property
+    def machine(self) -> str:
+        """The device; for a CPU also its cores and instructions, if the file names them."""
+        e = self.environment
+        if self.on_gpu or not e.get("features"):
+            return e["device"]
+        return f"{e['device']} on {e['cores']} cores with {', '.join(e['features'])}"
+
+    @property
     def versions(self) -> str:
         e = self.environment
         commit = (e["commit"] or "unknown")[:10] + (" (dirty)" if e["dirty"] else "")
@@ -132,6 +140,11 @@ ENVIRONMENT = dict.fromkeys(("device", "torch", "command"), TEXT) | {
     "copy_tb_s": _or_null(AMOUNT),
     "date": (_is_date, "a date, YYYY-MM-DD"),
 }
+OPTIONAL = {  # fields of the environment that older files lack
+    "processor": TEXT,
+    "features": (lambda v: isinstance(v, list) and all(TEXT[0](x) for x in v), "a list of non-empty strings"),
+    "cores": COUNT,
+}
 IDENTITY = {"suite": SUITE, "name": TEXT, "implementation": TEXT, "dtype": TEXT, "batch": COUNT, "graphed": FLAG}
 IDENTITY |= {"missing": _or_null(TEXT), "extra": OBJECT}
 NUMBERS = {"median_ms": POSITIVE, "p10_ms": POSITIVE, "p90_ms": POSITIVE}
@@ -155,6 +168,15 @@ def check_fields(value: dict[str, Any], checks: dict[str, Check], where: str) ->
             raise ValueError(f"{where}{name}: expected {expected}, found no such field")
         if not good(value[name]):
             raise ValueError(f"{where}{name}: expected {expected}, found {json.dumps(value[name])[:60]}")
+
+
+def check_environment(environment: dict[str, Any], where: str) -> None:
+    """Raise ValueError if a field of `ENVIRONMENT` is absent or invalid, or one of `OPTIONAL` is invalid.
+
+    The optional fields come together or not at all. The message begins with `where` and the name of the field.
+    """
+    present = OPTIONAL.keys() if OPTIONAL.keys() & environment.keys() else ()
+    check_fields(environment, ENVIRONMENT | {name: OPTIONAL[name] for name in present}, where)
 
 
 def as_record(row: Any, where: str) -> Record:
@@ -194,7 +216,7 @@ def load(path: str | Path) -> Results:
         if not isinstance(data, dict):
             raise ValueError("expected an object with `environment` and `records`")
         check_fields(data, {"environment": OBJECT, "records": LIST}, "")
-        check_fields(data["environment"], ENVIRONMENT, "environment.")
+        check_environment(data["environment"], "environment.")
         seen: dict[tuple[Any, ...], int] = {}
         records = tuple(as_record(row, f"records[{i}]") for i, row in enumerate(data["records"]))
         for i, record in enumerate(records):

@@ -93,9 +93,9 @@ def show_comparison(options: argparse.Namespace) -> int:
 
 
 def write_docs(options: argparse.Namespace) -> int:
-    results = [load(file) for file in options.files]
+    results = [load(file) for file in sorted(options.files, key=lambda file: file.name)]
     rewrite(options.page, speed_section(results))
-    drawn = next(filter(None, map(chart, results)), None)
+    drawn = chart(results)
     if drawn is not None:
         write_atomic(options.page.with_suffix(".svg"), lambda target: target.write_text(drawn, encoding="utf-8"))
     return 0
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--any-device", action="store_true", help="compare even if the devices differ")
     command.set_defaults(run=show_comparison)
-    text = f"rewrite the text between {START} and {END}, and the chart of the first file that has one"
+    text = f"rewrite the text between {START} and {END}, and the chart beside the page"
     command = commands.add_parser("docs", help=text)
     command.add_argument("files", type=Path, nargs="+", metavar="FILE")
     command.add_argument("--page", type=Path, default=ROOT / "docs" / "speed.md", metavar="PATH")

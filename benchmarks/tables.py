@@ -88,7 +88,9 @@ def suite_table(records: list[Record]) -> str:
 
 def head(results: Results) -> str:
     e = results.environment
-    line = f"**{cell(e['device'])}**, driver {cell(e['driver'] or 'none')}, {cell(results.versions)}, matrix product "
+    line = (
+        f"**{cell(results.machine)}**, driver {cell(e['driver'] or 'none')}, {cell(results.versions)}, matrix product "
+    )
     line += f"{digits(e['matmul_tflops'])} TFLOP/s, copy {digits(e['copy_tb_s'])} TB/s, from `{cell(e['command'])}`"
     return line + ("\n\n**Quick run: few repetitions, do not quote these numbers.**" if e["quick"] else "")
 
