@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-SUITES = ("table12", "model", "pipeline", "training", "ops")
+SUITES = ("table12", "model", "pipeline", "start", "training", "ops")
 
 
 @dataclass(frozen=True)

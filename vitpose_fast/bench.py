@@ -23,6 +23,7 @@ SUITES = {  # in order of importance, since the time limit may end the run early
     "model": ["test_model.py"],
     "ops": ["test_ops.py", "test_ops_on_maps.py", "test_tiles.py"],
     "pipeline": ["test_pipeline.py"],
+    "start": ["test_first_pose.py"],
     "table12": ["test_table12.py"],
     "training": ["test_training_step.py"],
     "compiled": ["test_model.py", "test_ops.py", "test_ops_on_maps.py"],  # rivals under torch.compile, minutes each
