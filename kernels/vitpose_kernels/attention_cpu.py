@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SCORES = 2**20  # scores that products compute at a time: 4 MiB in float32, about what the caches near two cores hold
+_SCORES = 2**19  # scores that products compute at a time: 2 MiB in float32, about what the cache of a core holds
 
 
 def by_products(q: Tensor, bias: Tensor | None) -> bool:

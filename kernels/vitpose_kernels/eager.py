@@ -68,7 +68,7 @@ class ShortWay:
                 setup_context(ctx, arguments, out)
                 return out
 
-        Differentiable.backward = staticmethod(once_differentiable(backward))  # type: ignore[method-assign]
+        Differentiable.backward = staticmethod(once_differentiable(backward))  # type: ignore[assignment]
         self.differentiable = Differentiable
 
     def __call__(self, *arguments: Any) -> Any:
