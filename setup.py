@@ -90,7 +90,7 @@ setup(
     # The folders kernels/ and training/ hold one package each and are not packages themselves: a top-level package
     # `kernels` would shadow the project of that name on PyPI.
     package_dir={"vitpose_kernels": "kernels/vitpose_kernels", "vitpose_training": "training/vitpose_training"},
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed"], "vitpose_kernels.gpu": ["tuned.json"]},
     install_requires=CORE,
     extras_require={
         "train": TRAIN,

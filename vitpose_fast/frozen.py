@@ -9,7 +9,9 @@ Letters: B batch, N tokens in row-major order, C channels of a token, F output c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from copy import deepcopy
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +22,13 @@ from vitpose_fast import functional as F
 from vitpose_fast.models.backbone import Backbone, Block
 from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.modules import FastModule, SplitFFN
-from vitpose_kernels.deconv import pack_deconv
+from vitpose_kernels.autocast import is_autocast
+from vitpose_kernels.choices import Call, find
+from vitpose_kernels.deconv import pack_deconv, unpack_deconv
+from vitpose_kernels.linear import linear_call
+from vitpose_kernels.packed import LIBRARIES as PACKING_LIBRARIES
+from vitpose_kernels.packed import PackedWeight, default_library, supports
+from vitpose_kernels.split_ffn import check_tasks
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -32,7 +40,39 @@ def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(copy, requires_grad=False)
 
 
-class FrozenLinear(FastModule):
+class _Packing(FastModule):
+    """A module that keeps packed copies of its weights for products on a CPU (see `packed.py`).
+
+    They are made when they are first needed, and belong to no other module: a copy or a loaded module makes its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed: dict[Any, PackedWeight] = {}
+
+    def packs(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether products with `x` may use packed weights: eager inference on a CPU, with `impl` left open."""
+        if self.impl is not None or type(x) is not Tensor or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        gradient = x.requires_grad and torch.is_grad_enabled()
+        return x.dtype == dtype and x.numel() > 0 and not gradient and not is_autocast(x)
+
+    def packed(self, key: Any, weight: Tensor, library: str, rows: int) -> PackedWeight:
+        """Return the copy of `weight` for products with `rows` rows; `key` names the copy within the module."""
+        found = self._packed.get(key)
+        if found is None or not found.is_of(weight):
+            found = self._packed[key] = PackedWeight(weight, library, rows)
+        return found
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        self._packed = {}
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": {}}
+
+
+class FrozenLinear(_Packing):
     """Linear layer, optionally with the preceding LayerNorm folded in.
 
     Args:
@@ -57,10 +97,31 @@ class FrozenLinear(FastModule):
 
         `residual` [B, N, F], if given, is added last.
         """
+        if (packed := self._pack(x, gelu, residual)) is not None:
+            return packed.linear(x, self.bias, gelu, residual)
         norm = None
         if self.eps is not None and self.weight_sums is not None:
+            if self.impl is None:
+                call = linear_call(x, self.weight, gelu, residual is not None, True)
+                choice = find(call, x.numel() // x.shape[-1], x)
+                if choice is not None and choice.impl == "library":
+                    normed = F.layer_norm(x, None, None, self.eps)
+                    return F.linear(normed, self.weight, self.bias, gelu, residual, impl="library")
             norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
         return F.linear(x, self.weight, self.bias, gelu, residual, norm, impl=self.impl)
+
+    def _pack(self, x: Tensor, gelu: bool, residual: Tensor | None) -> PackedWeight | None:
+        """Return the packed weight that computes a call, or None if `F.linear` has to."""
+        if self.eps is not None or not self.packs(x, self.weight.dtype):
+            return None
+        rows = x.numel() // x.shape[-1]
+        choice = find(linear_call(x, self.weight, gelu, residual is not None, False), rows, x)
+        library = default_library(x.dtype, x.shape[0]) if choice is None else choice.impl
+        if library == "mkl" and (made := self._packed.get("mkl")) is not None and made.rows != rows:
+            library = "onednn"  # MKL's copy serves one number of rows, and one copy is enough
+        if library not in PACKING_LIBRARIES or not supports(library, x.dtype):
+            return None
+        return self.packed(library, self.weight, library, rows)
 
 
 class FrozenNorm(FastModule):
@@ -72,12 +133,14 @@ class FrozenNorm(FastModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., C] over its channels."""
+        if self.impl is None and x.device.type == "cpu":  # the same, without the cost of a registered op
+            return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         out = F.layer_norm(x, self.weight, self.bias, self.eps, impl=self.impl)
         assert isinstance(out, Tensor)
         return out
 
 
-class FrozenBlock(FastModule):
+class FrozenBlock(_Packing):
     """Transformer block with folded weights. Each residual addition is fused into the linear layer before it.
 
     The scale of q is folded into the qkv weights, unless relative position needs the unscaled q.
@@ -134,6 +197,15 @@ class FrozenBlock(FastModule):
         assert task is not None and self.expert_weight is not None and self.expert_bias is not None
         fc1, fc2 = self.fc1, self.fc2
         experts = self.expert_weight, self.expert_bias
+        if self.packs(normed, fc1.weight.dtype) and supports("onednn", normed.dtype):
+            check_tasks("split_ffn", task, normed.shape[0], len(experts[0]))
+            hidden, outputs, start = fc1(normed, gelu=True), [], 0
+            for expert, samples in groupby(task.tolist()):  # consecutive samples of one task are computed together
+                end = start + len(list(samples))
+                weight = self.packed(expert, experts[0][expert], "onednn", hidden[start:end].shape[:2].numel())
+                outputs.append(weight.linear(hidden[start:end], experts[1][expert]))
+                start = end
+            return torch.cat([fc2(hidden), torch.cat(outputs)], -1).add_(x)
         return F.split_ffn(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, x, impl=self.impl)
 
 
@@ -179,6 +251,9 @@ class FrozenBackbone(FastModule):
 class FrozenDecoder(FastModule):
     """Classic decoder with BatchNorm folded into the deconvolutions.
 
+    Measured choices may replace the Triton kernels by PyTorch's convolutions. For these the decoder then makes a second
+    copy of the weights, in channels-last layout.
+
     Args:
         head: the decoder to freeze.
         dtype: the dtype of the stored weights.
@@ -207,14 +282,20 @@ class FrozenDecoder(FastModule):
             self.biases.append(constant(bias, dtype))
         final: Any = head.final_layer
         self.predictor_weight, self.predictor_bias = constant(final.weight, dtype), constant(final.bias, dtype)
+        self._channels_last: list[Tensor] = []
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features [B, C, rows, columns] to heatmaps [B, K, h, w]."""
         x, (rows, columns) = features, features.shape[2:]
         if not self.kernels:
-            for weight, bias in zip(self.weights, self.biases, strict=True):
-                x = nn.functional.conv_transpose2d(x, weight, bias, stride=2, padding=1).relu_()
-            return nn.functional.conv2d(x, self.predictor_weight, self.predictor_bias)
+            return self._by_convolutions(x, self.weights)
+        if self.impl is None:
+            choice = find(decoder_call(x), x.shape[0], x)
+            if choice is not None and choice.impl == "library":
+                if not self._channels_last:
+                    kernels = [unpack_deconv(weight.detach()) for weight in self.weights]
+                    self._channels_last = [k.contiguous(memory_format=torch.channels_last) for k in kernels]
+                return self._by_convolutions(x, self._channels_last)
         predictor = self.predictor_weight.flatten(1), self.predictor_bias
         fused = predictor[0].shape[1] <= 256  # the fused kernel holds at most 256 channels per pixel
         tokens, last = x.flatten(2).transpose(1, 2), len(self.weights) - 1
@@ -225,3 +306,18 @@ class FrozenDecoder(FastModule):
             return tokens
         tokens = F.linear(tokens, *predictor, impl=self.impl)
         return tokens.transpose(1, 2).unflatten(2, (rows << last + 1, columns << last + 1))
+
+    def _by_convolutions(self, x: Tensor, weights: Iterable[Tensor]) -> Tensor:
+        """Compute the heatmaps by PyTorch's convolutions, with `weights` [Ci, Co, 4, 4]."""
+        for weight, bias in zip(weights, self.biases, strict=True):
+            x = nn.functional.conv_transpose2d(x, weight, bias, stride=2, padding=1).relu_()
+        return nn.functional.conv2d(x, self.predictor_weight, self.predictor_bias)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenDecoder:
+        self._channels_last = []
+        return super()._apply(fn, recurse)
+
+
+def decoder_call(features: Tensor) -> Call:
+    """Return the key of measured choices for a decoder: shape (C, rows, columns) of its input; its rows are B."""
+    return Call("decoder", tuple(features.shape[1:]), "", str(features.dtype).removeprefix("torch."))

@@ -14,9 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitpose_fast import functional as F
 from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder
 from vitpose_fast.graphs import Graphs, in_pieces
+from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
 from vitpose_fast.modules import use_impl
+from vitpose_fast.tune import Choices
+from vitpose_fast.tune import tune as find_choices
+from vitpose_kernels.choices import Call, find, using
 from vitpose_kernels.launch import HAS_TRITON
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
@@ -40,6 +44,7 @@ class FreezeReport:
         weights_mib: size of the parameters in MiB.
         launches: number of GPU kernels and memory operations in a forward pass of one image through the first head (on
             a CPU, of operators; see `count_launches`). None until `FrozenViTPose.report` counts them.
+        tuned: what tuning chose, a line for each batch size.
         notes: remarks for the user.
     """
 
@@ -50,6 +55,7 @@ class FreezeReport:
     keypoint_error: tuple[float, float]
     weights_mib: float
     launches: int | None = None
+    tuned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -62,6 +68,7 @@ class FreezeReport:
                 f"keypoints {median:.3f} px median, {worst:.3f} px at most",
                 f"weights {self.weights_mib:.1f} MiB"
                 + ("" if self.launches is None else f", {self.launches} launches per forward pass"),
+                *(f"tuned for {line}" for line in self.tuned),
                 *(f"note: {note}" for note in self.notes),
             ]
         )
@@ -80,6 +87,7 @@ class FrozenViTPose(PoseModel):
 
     Attributes:
         graphs: the captured CUDA graphs, or None if no graphs are used.
+        choices: the implementations that tuning chose, or None for the defaults.
         freeze_report: the report of `freeze`, which sets it.
     """
 
@@ -89,6 +97,7 @@ class FrozenViTPose(PoseModel):
         self.backbone = FrozenBackbone(model.backbone, dtype, fold_norm)
         self.heads = nn.ModuleDict({name: _frozen_head(head, dtype, kernels) for name, head in model.heads.items()})
         self.graphs: Graphs | None = None
+        self.choices: Choices | None = None
         self.freeze_report: FreezeReport | None = None
         self.eval().requires_grad_(False)
 
@@ -120,13 +129,16 @@ class FrozenViTPose(PoseModel):
         """
         if torch.compiler.is_compiling():
             return function(*inputs)
-        if self.graphs is not None:
-            return self.graphs(f"{name}, {self.backbone.impl}", function, *inputs)
-        if self.device.type != "cpu":
-            return function(*inputs)
-        rows, columns = self.config.grid
-        hidden = rows * columns * 4 * self.config.width * self.dtype.itemsize
-        return in_pieces(function, inputs, max(1, _CPU_PIECE // hidden))
+        with using(None if self.choices is None else self.choices.table):
+            if self.graphs is not None:
+                return self.graphs(f"{name}, {self.backbone.impl}", function, *inputs)
+            if self.device.type != "cpu":
+                return function(*inputs)
+            choice = find(pieces_call(self.config, self.dtype), len(inputs[0]), inputs[0])
+            tokens = self.config.grid[0] * self.config.grid[1]
+            hidden = tokens * 4 * self.config.width * self.dtype.itemsize
+            size = max(1, _CPU_PIECE // hidden) if choice is None else choice.tiles[0]
+            return in_pieces(function, inputs, size)
 
     def report(self) -> FreezeReport:
         """Print and return the report of `freeze`. The first call also runs the model, to count its launches."""
@@ -165,6 +177,8 @@ def freeze(
     fold_layer_norm: bool | None = None,
     buckets: Sequence[int] | None = BUCKETS,
     impl: str | None = None,
+    tune: float | Choices | None = None,
+    tune_batches: Sequence[int] | None = None,
 ) -> FrozenViTPose:
     """Prepare a model for inference. `.report()` of the result tells what was folded and how large its error is.
 
@@ -182,18 +196,28 @@ def freeze(
             error of the heatmaps grows by at most 10 %.
         buckets: ascending batch sizes for which CUDA graphs are captured on first use. Other batches are padded to the
             next larger bucket, and split if they exceed the largest. None disables CUDA graphs. Ignored on a CPU.
-        impl: "triton" or "reference" (PyTorch). Default: "triton" on a GPU if Triton is installed, else "reference".
+        impl: "triton" or "reference" (PyTorch). Default: "triton" on a GPU if Triton is installed, else the fastest of
+            PyTorch's operators.
+        tune: seconds to spend on finding the fastest implementation of each part on this machine (see
+            `vitpose_fast.tune`; what was found before is read from a file), or the `choices` of another model that was
+            tuned. The numbers that a tuned model returns may differ in rounding from machine to machine. None follows
+            the choices that this package ships for the device, and its rules where there are none.
+        tune_batches: batch sizes to tune for. Default: 1 and 64 on a GPU, 1 and 8 on a CPU.
 
     Returns:
         A new model on the same device, in evaluation mode, without gradients. It shares no memory with `model`.
 
     Raises:
         ValueError: `model` is not a `ViTPose` (it may be frozen already), the task has no head, the dtype is not one of
-            the three, `buckets` are not ascending, `impl` is unknown, impl="triton" but Triton cannot run, or the model
-            has whole FFNs per task and `task` is None.
+            the three, `buckets` are not ascending, `impl` is unknown, impl="triton" but Triton cannot run, the model has
+            whole FFNs per task and `task` is None, `tune` is not positive, or it is given together with `impl`.
     """
     if not isinstance(model, ViTPose):
         raise ValueError(f"freeze: got a {type(model).__name__}, expected a ViTPose (load_model or create_model)")
+    if tune is not None and impl is not None:
+        raise ValueError(
+            f"freeze: got tune={tune} and impl={impl!r}; tuning chooses the implementations, leave one out"
+        )
     device, native = model.device, model.device.type == "cuda" or _processor_has_bfloat16()
     if dtype is None:
         dtype = torch.bfloat16 if native else torch.float32
@@ -241,7 +265,29 @@ def freeze(
     )
     if device.type == "cuda" and buckets is not None:
         frozen.graphs = Graphs(buckets)
+    if isinstance(tune, Choices):
+        frozen.choices = tune
+    elif tune is not None:
+
+        def error_now() -> float:
+            return _relative_error(_heatmaps(frozen, images), exact)
+
+        batches = tune_batches or ((1, 64) if device.type == "cuda" else (1, 8))
+        frozen.choices = find_choices(frozen, float(tune), batches, error_now)
+    if frozen.choices is not None:
+        frozen.freeze_report = replace(
+            frozen.freeze_report,
+            heatmap_error=_relative_error(found := _heatmaps(frozen, images), exact),
+            keypoint_error=_keypoint_error(plain, found, exact),
+            tuned=tuple(map(str, frozen.choices.measured)),
+        )
     return frozen
+
+
+def pieces_call(config: ModelConfig, dtype: torch.dtype) -> Call:
+    """Return the key of measured choices for how a CPU splits a batch: shape (C, N); its rows are B."""
+    tokens = config.grid[0] * config.grid[1]
+    return Call("pieces", (config.width, tokens), "", str(dtype).removeprefix("torch."))
 
 
 def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:

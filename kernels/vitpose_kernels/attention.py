@@ -35,6 +35,7 @@ from torch.library import triton_op
 from vitpose_kernels import attention_cpu
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, check_reach, choose_impl
+from vitpose_kernels.choices import Call, find
 from vitpose_kernels.eager import is_eager, short_way
 from vitpose_kernels.launch import architecture, run
 from vitpose_kernels.libraries import LIBRARIES, library_attention
@@ -372,6 +373,13 @@ def _backward(ctx, grad: Tensor, _grad_lse: Tensor | None):
 _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
+def attention_call(qkv: Tensor, backward: bool) -> Call:
+    """Return the key of measured choices for whole-map attention, also `backward`: shape (N, H, D); its rows are B."""
+    shape = (qkv.shape[1], qkv.shape[3], qkv.shape[4])
+    detail = "forward+backward" if backward else "forward"
+    return Call("attention", shape, detail, str(qkv.dtype).removeprefix("torch."))
+
+
 def attention(
     qkv: Tensor,
     grid: tuple[int, int],
@@ -397,7 +405,7 @@ def attention(
         scale: factor on q.k. Default: D ** -0.5.
         pooled: [B, G, 2, H, D], G keys and values (in this order) that every query also attends to, instead of those
             that `pool=True` computes.
-        impl: None (chosen by device), "triton" or "reference". For attention over the whole map without shift, pooled
+        impl: None (by device and measured choices), "triton" or "reference". For attention over the whole map without shift, pooled
             keys and relative position also: "sdpa" (PyTorch's), or pinned to one of its back ends "sdpa:flash",
             "sdpa:efficient", "sdpa:cudnn" or "sdpa:math"; "products" (two batched matrix products around a softmax);
             and, on a GPU, "flash_attn" or "xformers" if they are installed.
@@ -447,8 +455,11 @@ def attention(
     check_device(op, qkv, rel_h=rel_h, rel_w=rel_w, pooled=pooled)
     scale = width**-0.5 if scale is None else float(scale)
     qkv, rel_h, rel_w, pooled = autocast_inputs(qkv, rel_h, rel_w, pooled)  # type: ignore[assignment]
-    impl = choose_impl(op, impl, qkv, others=LIBRARIES)
     plain = window == tuple(grid) and not any(shift) and not pool and rel_pos is None and pooled is None
+    if impl is None and plain:
+        choice = find(attention_call(qkv, qkv.requires_grad and torch.is_grad_enabled()), b, qkv)
+        impl = None if choice is None else choice.impl
+    impl = choose_impl(op, impl, qkv, others=LIBRARIES)
     if impl in LIBRARIES:
         if not plain:
             raise ValueError(

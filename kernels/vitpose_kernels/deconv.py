@@ -68,6 +68,11 @@ def pack_deconv(
     return _regroup(taps).to(weight.dtype).contiguous(), bias.to(weight.dtype)
 
 
+def unpack_deconv(weight: Tensor) -> Tensor:
+    """Return the weight [Ci, Co, 4, 4] of `torch.nn.ConvTranspose2d` that `pack_deconv` packed, with the norm folded in."""
+    return _regroup(weight)[_PLACES][:, _PLACES].permute(2, 3, 0, 1)
+
+
 def deconv_reference(
     x: Tensor,
     weight: Tensor,
@@ -80,7 +85,7 @@ def deconv_reference(
 
     Returns tokens [B, 4 h w, Co], or heatmaps [B, K, 2h, 2w] with a predictor.
     """
-    kernel = _regroup(weight)[_PLACES][:, _PLACES].permute(2, 3, 0, 1)
+    kernel = unpack_deconv(weight)
     features = nnF.conv_transpose2d(x.transpose(1, 2).unflatten(2, grid), kernel, bias, stride=2, padding=1).relu()
     if predictor_weight is None:
         return features.flatten(2).transpose(1, 2).contiguous()

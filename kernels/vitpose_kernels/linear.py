@@ -18,6 +18,8 @@ W', after rounding to its dtype. Then what mean adds to the product is subtracte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
@@ -25,7 +27,8 @@ from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
-from vitpose_kernels.launch import architecture, run
+from vitpose_kernels.choices import Call, find
+from vitpose_kernels.launch import architecture, is_recorded, run
 
 
 def linear_reference(
@@ -51,6 +54,27 @@ def linear_reference(
     return y.add_(residual) if y.dtype == residual.dtype else y + residual
 
 
+def linear_call(x: Tensor, weight: Tensor, gelu: bool, residual: bool, norm: bool) -> Call:
+    """Return the key under which measured choices for a call are stored: shape (F, C) and the epilogue."""
+    epilogue = "+".join([name for name, on in (("norm", norm), ("gelu", gelu), ("residual", residual)) if on])
+    return Call("linear", tuple(weight.shape), epilogue, str(x.dtype).removeprefix("torch."))
+
+
+def _by_library(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gelu: bool,
+    residual: Tensor | None,
+    norm: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """Compute the op by PyTorch's operators, the product in the dtype of x (on a GPU by cuBLAS)."""
+    if norm is not None:
+        mean, rstd, _ = norm
+        x = ((x - mean[..., None]) * rstd[..., None]).to(x.dtype)
+    return linear_reference(x, weight, bias, gelu, residual)
+
+
 @triton_op("vitpose_fast::linear", mutates_args=())
 def _linear(
     x: Tensor,
@@ -62,6 +86,7 @@ def _linear(
     rstd: Tensor | None,
     weight_sums: Tensor | None,
     triton: bool,
+    tiles: Sequence[int],
 ) -> Tensor:
     norm = None if mean is None or rstd is None or weight_sums is None else (mean, rstd, weight_sums)
     if not triton:
@@ -72,7 +97,8 @@ def _linear(
         norm = (norm[0].reshape(-1), norm[1].reshape(-1), norm[2].contiguous())
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else _as_rows(residual)
-    out = run(*gpu.forward(_as_rows(x), _as_rows(weight), bias, gelu, residual, norm, architecture(x)))
+    chosen = gpu.Tiles(*tiles) if tiles else None
+    out = run(*gpu.forward(_as_rows(x), _as_rows(weight), bias, gelu, residual, norm, architecture(x), tiles=chosen))
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -105,7 +131,8 @@ def linear(
         norm: (mean [...], rstd [...], weight_sums [F]) in float32 (float64 for a float64 `x`), to normalize the rows of
             `x`. mean and rstd are those of `layer_norm_statistics`, weight_sums is `weight` summed over C. The weight
             and bias of this LayerNorm must already be folded into `weight` and `bias`. Default: no LayerNorm.
-        impl: None (chosen by device), "triton" or "reference".
+        impl: None (chosen by device and measured choices), "triton", "reference" or "library". "library" is a product
+            in the dtype of `x` by PyTorch (cuBLAS on a GPU), with the other steps before and after it.
 
     Returns:
         [..., F], contiguous, in the dtype of `residual`, or without it in that of `x`. Autocast casts x, weight and
@@ -117,7 +144,6 @@ def linear(
     """
     op = "linear"
     x, weight, bias = autocast_inputs(x, weight, bias)  # type: ignore[assignment]
-    triton = choose_impl(op, impl, x) == "triton"
     if not (x.dim() >= 1 and x.shape[-1] > 0):
         raise ValueError(f"{op}: x has shape {list(x.shape)}, expected [..., C]")
     if not (weight.dim() == 2 and weight.shape[1] == x.shape[-1]):
@@ -145,5 +171,12 @@ def linear(
             raise ValueError(f"{op}: {name} has dtype {value.dtype}, expected {' or '.join(map(str, dtypes))}")
     check_device(op, x, **given)
     refuse_grad(op, x=x, **given)
+    tiles: tuple[int, ...] = ()
+    if impl is None and (x.is_cuda or is_recorded(x)):
+        choice = find(linear_call(x, weight, gelu, residual is not None, norm is not None), x.numel() // x.shape[-1], x)
+        impl, tiles = (None, ()) if choice is None else choice
+    impl = choose_impl(op, impl, x, others=("library",))
     with without_autocast(x):
-        return _linear(x, weight, bias, gelu, residual, mean, rstd, weight_sums, triton)
+        if impl == "library":
+            return _by_library(x, weight, bias, gelu, residual, norm)
+        return _linear(x, weight, bias, gelu, residual, mean, rstd, weight_sums, impl == "triton", tiles)

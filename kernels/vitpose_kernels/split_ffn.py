@@ -267,6 +267,20 @@ def _backward(ctx, grad: Tensor, _grad_before: Tensor | None):
 _split_ffn.register_autograd(_backward, setup_context=_setup_context)
 
 
+def check_tasks(op: str, task: Tensor, batch: int, experts: int) -> None:
+    """Raise a ValueError unless `task` is int64 [batch] and, where a check may read values, within 0..experts - 1."""
+    if tuple(task.shape) != (batch,):
+        raise ValueError(f"{op}: task has shape {list(task.shape)}, expected [{batch}]")
+    if task.dtype != torch.int64:
+        raise ValueError(f"{op}: task has dtype {task.dtype}, expected torch.int64")
+    if may_look_at_values(task) and task.numel():
+        low, high = int(task.min()), int(task.max())
+        if not (low >= 0 and high < experts):
+            raise ValueError(
+                f"{op}: task ids run from {low} to {high}, expected 0..{experts - 1} for {experts} experts"
+            )
+
+
 def split_ffn(
     x: Tensor,
     fc1_weight: Tensor,
@@ -324,12 +338,7 @@ def split_ffn(
     check_device(op, x, **{name: value for name, (value, _) in expected.items()})
     if t == 0:
         raise ValueError(f"{op}: got no experts, expected expert_weight [T, P, F] with T >= 1")
-    if task.dtype != torch.int64:
-        raise ValueError(f"{op}: task has dtype {task.dtype}, expected torch.int64")
-    if may_look_at_values(task) and task.numel():
-        low, high = int(task.min()), int(task.max())
-        if not (low >= 0 and high < t):
-            raise ValueError(f"{op}: task ids run from {low} to {high}, expected 0..{t - 1} for {t} experts")
+    check_tasks(op, task, b, t)
     given = autocast_inputs(x, fc1_weight, fc1_bias, shared_weight, shared_bias, expert_weight, expert_bias)
     tensors = [value for value in given if value is not None]
     dtype = tensors[0].dtype

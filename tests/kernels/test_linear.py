@@ -61,7 +61,7 @@ def test_opcheck():
     x, weight, bias, residual = draw()
     rows, columns = x.mean(-1), weight.sum(1)
     for args in ((bias, True, residual, rows, rows, columns), (None, False, None, None, None, None)):
-        assert set(torch.library.opcheck(OP, (x, weight, *args, False)).values()) == {"SUCCESS"}
+        assert set(torch.library.opcheck(OP, (x, weight, *args, False, ())).values()) == {"SUCCESS"}
 
 
 def test_compiles_in_one_graph():
