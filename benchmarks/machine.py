@@ -19,15 +19,10 @@ from typing import Any
 import torch
 
 from vitpose_fast.files import write_atomic
+from vitpose_fast.processor import cores, processor_features, processor_model
 
 ROOT = Path(__file__).resolve().parents[1]
 _CEILING_ROUNDS = 5
-_FEATURES = {  # as Linux names them in /proc/cpuinfo, on x86 and on ARM -> as they are printed
-    **{"avx2": "AVX2", "avx512f": "AVX-512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX-512 VNNI"},
-    **{"avx512_bf16": "AVX-512 BF16", "avx512_fp16": "AVX-512 FP16"},
-    **{"amx_bf16": "AMX bf16", "amx_int8": "AMX int8", "amx_fp16": "AMX fp16"},
-    **{"asimd": "NEON", "asimddp": "dot products", "bf16": "BF16", "i8mm": "I8MM", "sve": "SVE", "sme": "SME"},
-}
 
 
 class Machine:
@@ -227,35 +222,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpuinfo(*names: str) -> str:
-    """Return the value of the first line in /proc/cpuinfo with one of these names, or "" if there is none."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() in names), "")
-
-
-def processor_model() -> str:
-    """Return the name of the CPU model, or its architecture if the system does not tell."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def processor_features() -> list[str]:
-    """Return the vector and matrix instructions of the CPU that matter for speed, such as "AVX2" and "AMX bf16".
-
-    Outside Linux, where /proc/cpuinfo does not exist, this is the widest instruction set that PyTorch found, such as
-    "AVX512".
-    """
-    flags = set(_cpuinfo("flags", "Features").split())
-    return [name for flag, name in _FEATURES.items() if flag in flags] or [torch.backends.cpu.get_cpu_capability()]
-
-
-def cores() -> int:
-    """Return the number of CPU cores, as the system counts them, that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)  # not everywhere
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,7 +29,10 @@ COMMANDS = {  # name -> ("module:function", one line of help)
         "vitpose_fast.commands:convert",
         "read a checkpoint of any format; write our, the official or the Hugging Face format",
     ),
-    "bench": ("vitpose_fast.bench:main", "run the benchmarks of a checkout and write a result file"),
+    "bench": (
+        "vitpose_fast.bench:main",
+        "speed and memory of a model on this machine; or run the benchmarks of a checkout",
+    ),
     "kernels": (
         "vitpose_fast.kernel_report:main",
         "compile every kernel for every supported GPU; report registers, spills and roofline times",
@@ -52,11 +56,18 @@ def run(command: Callable[[], int]) -> int:
     """Call a command and return its exit code.
 
     A ValueError, OSError, ImportError or MemoryError, which a user can cause, is printed as one line on stderr and
-    gives 1; Ctrl-C gives 130. Other exceptions are raised.
+    gives 1; Ctrl-C gives 130, and a reader of the output that stops early, such as `head`, 141. Other exceptions are
+    raised.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is still buffered would fail again when the interpreter flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError, MemoryError) as error:
         text = " ".join(str(error).split()) or ("out of memory" if isinstance(error, MemoryError) else repr(error))
         print(f"vitpose-fast: error: {text}", file=sys.stderr)
@@ -64,6 +75,11 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("vitpose-fast: interrupted", file=sys.stderr)
         return 130
+
+
+def _show(text: str, code: int) -> int:
+    print(text)
+    return code
 
 
 def main(args: list[str] | None = None) -> None:
@@ -74,13 +90,11 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        print(usage())
-        sys.exit(0 if args else 2)
+        sys.exit(run(lambda: _show(usage(), 0 if args else 2)))
     if args[0] == "--version":
         from vitpose_fast import __version__
 
-        print(f"vitpose-fast {__version__}")
-        sys.exit(0)
+        sys.exit(run(lambda: _show(f"vitpose-fast {__version__}", 0)))
     if args[0] not in COMMANDS:
         print(f"vitpose-fast: unknown command {args[0]!r}; valid: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,9 @@
-"""`vitpose-fast bench`: run the benchmarks in a git checkout of this repository and write the results to a JSON file.
+"""`vitpose-fast bench`: measure one model, or run the benchmarks of a checkout and write the results to a JSON file.
 
-Needs pytest and pytest-benchmark.
+With `--model NAME` (or a checkpoint) the command prints people per second, memory and the largest batch of that model
+on this machine. It needs no checkout. See `vitpose_fast/measure.py`.
+
+Without it, the benchmarks in a git checkout of this repository are run, which needs pytest and pytest-benchmark.
 
 With `--budget SECONDS --out DIR` the command checks the results of the kernels, then measures kernels and whole models,
 all within SECONDS of wall-clock time, and writes several files to DIR. This works on a GPU and, as a rehearsal, on a
@@ -16,8 +19,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 SUITES = {  # in order of importance, since the time limit may end the run early
     "model": ["test_model.py"],
@@ -105,6 +110,35 @@ def _with_budget(options: argparse.Namespace, folder: Path) -> int:
     os.execve(sys.executable, command, with_sources(folder.parent))
 
 
+def _with_model(options: argparse.Namespace) -> int:
+    """Measure the model of --model and print the results; see `measure.measure_model` for the errors.
+
+    Raises:
+        ValueError: an option that selects benchmarks is given too.
+    """
+    names = ("all", "suites", "out", "budget", "steps", "quick", "minutes", "commit", "k")
+    given = [f"--{name}" if len(name) > 1 else f"-{name}" for name in names if getattr(options, name)]
+    if given:
+        raise ValueError(f"bench: {given[0]} cannot be combined with --model, which runs no benchmarks of a checkout")
+    from vitpose_fast.measure import measure_model
+
+    measure_model(options.model, options.batch or 8, options.task, options.device, options.tune)
+    return 0
+
+
+def _at_least(least: float, kind: type) -> Callable[[str], Any]:
+    """Return a parser of a number of type `kind` that is finite and at least `least`."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < 1e9:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a number of at least {least:g}")
+        return value
+
+    number.__name__ = "number"  # argparse names it where the text is no number
+    return number
+
+
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if a benchmark failed or a suite crashed, else 0.
 
@@ -116,9 +150,15 @@ def main(args: list[str]) -> int:
 
     Raises:
         ValueError: there is no checkout, options contradict each other, pytest or pytest-benchmark is not installed,
-            or the file for --out exists.
+            or the file for --out exists. With --model, as in `measure.measure_model`.
     """
     parser = argparse.ArgumentParser(prog="vitpose-fast bench", description=__doc__)
+    parser.add_argument("--model", metavar="NAME", help="measure only this model: vitpose-b, ..., or a checkpoint")
+    parser.add_argument("--batch", type=_at_least(1, int), help="with --model: people in a call; default: 8")
+    parser.add_argument("--task", help="with --model: the task whose head is used")
+    parser.add_argument(
+        "--tune", type=_at_least(0, float), metavar="SECONDS", help="with --model: time to search for faster kernels"
+    )
     parser.add_argument("--all", action="store_true", help="run all suites (the default)")
     parser.add_argument("--suites", nargs="+", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/<device>-<date>.json")
@@ -135,6 +175,11 @@ def main(args: list[str]) -> int:
     parser.add_argument("--commit", help="commit to record in the file; default: the commit that git reports")
     parser.add_argument("-k", metavar="EXPRESSION", help="run only benchmarks whose names match, as in pytest")
     options = parser.parse_args(args)
+    if options.model is not None:
+        return _with_model(options)
+    for name in ("batch", "task", "tune"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"bench: --{name} needs --model NAME")
     folder = find_benchmarks()
     if options.steps is not None and options.budget is None:
         raise ValueError("bench: --steps needs --budget SECONDS")

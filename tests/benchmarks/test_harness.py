@@ -27,7 +27,7 @@ from benchmarks.harness import (
 )
 from benchmarks.machine import Machine
 from benchmarks.models import random_model
-from vitpose_fast import bench, functional
+from vitpose_fast import bench, functional, processor
 from vitpose_fast.__main__ import run
 
 FIELDS = {
@@ -283,9 +283,9 @@ def test_the_environment_is_stamped(machine, monkeypatch):
     assert stamp["processor"] in stamp["device"] and 0 < stamp["cores"] <= os.cpu_count()
     has = torch.cpu._is_avx2_supported(), torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
     assert has == tuple(name in stamp["features"] for name in ("AVX2", "AVX-512 BF16", "AMX bf16"))
-    monkeypatch.setattr(machine_file, "_cpuinfo", lambda *names: "")  # a Mac
-    assert machine_file.processor_features() == [torch.backends.cpu.get_cpu_capability()]
-    assert machine_file.processor_model()
+    monkeypatch.setattr(processor, "_field", lambda *names: "")  # a Mac
+    assert processor.processor_features() == [torch.backends.cpu.get_cpu_capability()]
+    assert processor.processor_model() and processor.memory_mib("/proc/meminfo", "MemAvailable") is None
     monkeypatch.setattr(machine_file, "_run", lambda *command: None)  # no git
     assert machine.environment(None, "", True)["commit"] is None
     given = machine.environment("abc123", "", True)
