@@ -215,6 +215,8 @@ def forward(
         BLOCK_KEYPOINTS=block_keypoints,
         **tiles.shape,
     )
+    # With 128 registers two programs of 8 warps fit on a multiprocessor; on Hopper the compiler would take 132.
+    limited = block_keypoints > 1 and tiles.BLOCK_M == 32 and usual_chip(arch).tensor_cores == "wgmma"
     launch = Launch(
         deconv_kernel,
         (cdiv(b * n, tiles.BLOCK_M) * 4 * cdiv(out_channels, tiles.BLOCK_N),),
@@ -223,5 +225,6 @@ def forward(
         num_stages=tiles.num_stages,
         flops=2 * 4 * b * n * out_channels * (4 * in_channels + keypoints),
         bytes=num_bytes(x, weight, bias, predictor_weight, predictor_bias, out),
+        maxnreg=128 if limited else None,
     )
     return out, [launch]

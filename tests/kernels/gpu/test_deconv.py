@@ -97,6 +97,18 @@ def test_every_candidate_equals_the_reference(device, check_error_rule, data, dt
     compare(make(dtype, 1, grid, ci, co, k, seed), device, check_error_rule, tiles)
 
 
+def test_two_programs_of_32_rows_share_a_multiprocessor_of_hopper():
+    """8 warps x 32 threads x 128 registers are half of 65536. Larger tiles would spill at 128."""
+    x, weight, bias, grid, predictor = moved(make(torch.float32, co=256, k=17), torch.bfloat16).values()
+    limits = {}
+    for rows in (32, 64):
+        tiles = gpu.Tiles(rows, 256, 64, 8, 3)
+        for arch in (80, 90):
+            _, [launch] = gpu.forward(x, weight, bias, grid, *predictor, arch, tiles)
+            limits[rows, arch] = launch.maxnreg
+    assert limits == {(32, 80): None, (32, 90): 128, (64, 80): None, (64, 90): None}
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_candidates_start_with_the_choice_and_have_64_rows_for_small_batches(arch, dtype):
