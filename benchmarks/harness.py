@@ -79,7 +79,7 @@ class Case:
         extra: added to `extra` of every record.
         latency: wait for each call, as a user with one image would, and time each alone.
         launches: add the number of GPU kernels and memory operations of a call (on a CPU: of operators that are not
-            views) to `extra`.
+            views) to `extra`, except for contenders whose own `extra` has it.
     """
 
     suite: str
@@ -309,7 +309,7 @@ def measure(
         for record in records.values():
             record["extra"]["unchecked"] = f"{ours} failed, there were no outputs to compare with"
     if case.launches:  # after all timings: the profiler slows down whatever runs later in this process
-        for runner in runners:
+        for runner in (r for r in runners if "launches" not in r.contender.extra):
             records[runner.contender.name]["extra"]["launches"] = _launches(runner)
     if benchmark is not None:
         benchmark.extra_info |= {name: record["median_ms"] for name, record in records.items()}
@@ -317,12 +317,9 @@ def measure(
 
 
 def _launches(runner: _Runner) -> int | None:
-    """Return `Case.launches` of one call, made in the same grad mode as the timed calls.
-
-    None if the profiler fails or sees nothing, because the contender does not use PyTorch.
-    """
+    """Return `Case.launches` of one call, made in the same grad mode as the timed calls; None if the profiler fails."""
     try:
-        return count_launches(runner.one_call, runner.machine.device) or None
+        return count_launches(runner.one_call, runner.machine.device)
     except Exception:  # a profiler that does not work must not cost the timings
         return None
 

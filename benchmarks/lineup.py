@@ -103,5 +103,6 @@ class Lineup:
         for name, function, reason in cpu_runtimes.runtimes(lambda: hugging_face.twin(self.model), self.dtype):
             missing = self.absent or reason
             own = dict(agree=close(INT8_TOLERANCE), dtype=torch.int8) if "int8" in name else {}
-            out.append(Contender(name, None if missing else function, missing, **own))
+            not_counted = {"launches": None}  # PyTorch sees nothing of what they do
+            out.append(Contender(name, None if missing else function, missing, extra=not_counted, **own))
         return out

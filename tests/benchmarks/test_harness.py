@@ -146,8 +146,9 @@ def test_launches_are_counted_once_of_the_call_that_is_timed(machine):
         modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         return x @ x + 1
 
-    records = measure(case(Contender("ours", function), launches=True, extra={"layer": "x"}), machine, 0.01)
-    assert records[0]["extra"] == {"layer": "x", "launches": 2}
+    foreign = Contender("not PyTorch", function, extra={"launches": None})
+    records = measure(case(Contender("ours", function), foreign, launches=True, extra={"layer": "x"}), machine, 0.01)
+    assert records[0]["extra"] == {"layer": "x", "launches": 2} and records[1]["extra"]["launches"] is None
     assert set(modes) == {(False, True)}
 
 
