@@ -54,6 +54,9 @@ class PredictConfig:
     """People per forward pass."""
     freeze: Literal["fp32", "bf16", "fp16"] | None = None
     """Freeze the model in this precision first. This takes seconds and pays off for many images."""
+    tune: float | None = None
+    """Freeze the model, and spend this many seconds on finding what is fastest on this machine. What was found is
+    kept for the next time."""
     device: str | None = None
     """Device to run on, such as cuda:0. If not given: CUDA if available, else the CPU."""
 
@@ -77,9 +80,9 @@ def predict(args: list[str] | None = None) -> int:
     out = make_folder(config.out)
     model = load_model(config.weights, task=config.task).to(device)
     used: PoseModel = model
-    if config.freeze is not None:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.freeze]
-        used = frozen = freeze(model, model.resolve_task(config.task), dtype)
+    if config.freeze is not None or config.tune is not None:
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+        used = frozen = freeze(model, model.resolve_task(config.task), dtypes[config.freeze], tune=config.tune)
         frozen.report()
     predictor = PosePredictor(used, config.flip_test, config.task, config.batch_size)
     given: list[Path] = []

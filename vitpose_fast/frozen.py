@@ -106,6 +106,7 @@ class FrozenLinear(_Packing):
                 choice = find(call, x.numel() // x.shape[-1], x)
                 if choice is not None and choice.impl == "library":
                     normed = F.layer_norm(x, None, None, self.eps)
+                    assert isinstance(normed, Tensor)
                     return F.linear(normed, self.weight, self.bias, gelu, residual, impl="library")
             norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
         return F.linear(x, self.weight, self.bias, gelu, residual, norm, impl=self.impl)

@@ -215,9 +215,7 @@ def freeze(
     if not isinstance(model, ViTPose):
         raise ValueError(f"freeze: got a {type(model).__name__}, expected a ViTPose (load_model or create_model)")
     if tune is not None and impl is not None:
-        raise ValueError(
-            f"freeze: got tune={tune} and impl={impl!r}; tuning chooses the implementations, leave one out"
-        )
+        raise ValueError(f"freeze: got tune={tune} and impl={impl!r}; pass one, since tuning chooses implementations")
     device, native = model.device, model.device.type == "cuda" or _processor_has_bfloat16()
     if dtype is None:
         dtype = torch.bfloat16 if native else torch.float32

@@ -1,9 +1,9 @@
 """Search for the fastest of several ways to do the same work, by timing them against each other.
 
 A *setting* says for each *switch* which of its options is used; a switch that it does not name stays at its default.
-The search starts with the default of everything, tries one given setting (everything by libraries), then every option of
-every switch in turn, and keeps what is faster (greedy). It knows nothing about models: a `Trial` is anything that can be
-timed and that has an error.
+The search starts with the default of everything, tries one given setting (everything by libraries), then every option
+of every switch in turn, and keeps what is faster (greedy). It knows nothing about models: a `Trial` is anything that
+can be timed and that has an error.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def switches(frozen: FrozenViTPose, batch: int) -> list[Switch]:
     from vitpose_fast.frozen import FrozenDecoder
 
     cuda, dtype = frozen.device.type == "cuda", str(frozen.dtype).removeprefix("torch.")
-    block: Any = frozen.backbone.blocks[0]  # type: ignore[index, union-attr]
+    block: Any = frozen.backbone.blocks[0]  # type: ignore[index]
     (rows, columns), width = frozen.config.grid, frozen.config.width
     tokens, out = rows * columns, []
     probe = torch.empty(0, dtype=frozen.dtype)
@@ -196,12 +196,13 @@ def switches(frozen: FrozenViTPose, batch: int) -> list[Switch]:
 def _product_options(frozen: FrozenViTPose, call: Call, rows: int) -> list[Choice]:
     """Return the ways to compute a linear layer on a GPU, besides the default."""
     options = [Choice("library")]
-    first: Any = frozen.backbone.blocks[0]  # type: ignore[index, union-attr]
+    first: Any = frozen.backbone.blocks[0]  # type: ignore[index]
     if first.impl != "reference":
         from vitpose_kernels.gpu.tiles import candidates
 
         arch = architecture(first.qkv.weight)
-        tiles = candidates(rows, *call.shape, frozen.dtype, arch, "gelu" in call.detail)
+        columns, inputs = call.shape
+        tiles = candidates(rows, columns, inputs, frozen.dtype, arch, "gelu" in call.detail)
         options += [Choice("triton", tuple(t)) for t in tiles[1:]]
     return options
 
@@ -289,7 +290,7 @@ def compiled_in_time(frozen: FrozenViTPose, parts: list[Switch], batch: int, sec
 
     kernels: dict[tuple[str, Choice], set[Any]] = {}
     arch = architecture(next(frozen.parameters()))
-    block = deepcopy(frozen.backbone.blocks[0]).to("meta")  # type: ignore[index, union-attr]
+    block: Any = deepcopy(frozen.backbone.blocks[0]).to("meta")  # type: ignore[index]
     tokens = frozen.config.grid[0] * frozen.config.grid[1]
     x = torch.empty(batch, tokens, frozen.config.width, dtype=frozen.dtype, device="meta")
     task = torch.empty(batch, dtype=torch.int64, device="meta")
@@ -340,8 +341,8 @@ def machine_of(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         out |= {"device": properties.name, "multiprocessors": properties.multi_processor_count}
         out |= {"triton": triton.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
-        return out | {"driver": torch._C._cuda_getDriverVersion()}
-    features = getattr(torch.cpu, "get_capabilities", dict)()
+        return out | {"driver": torch._C._cuda_getDriverVersion()}  # type: ignore[attr-defined]
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return out | {
         "device": f"{platform.machine()} {features.get('cpu_name', platform.processor())}",
         "features": sorted(name for name, value in features.items() if value is True),

@@ -405,10 +405,10 @@ def attention(
         scale: factor on q.k. Default: D ** -0.5.
         pooled: [B, G, 2, H, D], G keys and values (in this order) that every query also attends to, instead of those
             that `pool=True` computes.
-        impl: None (by device and measured choices), "triton" or "reference". For attention over the whole map without shift, pooled
-            keys and relative position also: "sdpa" (PyTorch's), or pinned to one of its back ends "sdpa:flash",
-            "sdpa:efficient", "sdpa:cudnn" or "sdpa:math"; "products" (two batched matrix products around a softmax);
-            and, on a GPU, "flash_attn" or "xformers" if they are installed.
+        impl: None (by device and measured choices), "triton" or "reference". For attention over the whole map without
+            shift, pooled keys and relative position also: "sdpa" (PyTorch's), or pinned to one of its back ends
+            "sdpa:flash", "sdpa:efficient", "sdpa:cudnn" or "sdpa:math"; "products" (two batched matrix products around
+            a softmax); and, on a GPU, "flash_attn" or "xformers" if they are installed.
 
     Returns:
         [B, N, H * D], contiguous, in the dtype of `qkv`; differentiable in qkv, rel_pos and pooled. Autocast casts all

@@ -69,7 +69,7 @@ def pack_deconv(
 
 
 def unpack_deconv(weight: Tensor) -> Tensor:
-    """Return the weight [Ci, Co, 4, 4] of `torch.nn.ConvTranspose2d` that `pack_deconv` packed, with the norm folded in."""
+    """Return the weight [Ci, Co, 4, 4] of `torch.nn.ConvTranspose2d` whose packed form is `weight`."""
     return _regroup(weight)[_PLACES][:, _PLACES].permute(2, 3, 0, 1)
 
 

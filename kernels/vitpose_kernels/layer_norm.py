@@ -198,7 +198,7 @@ def layer_norm(
         if given != expected:
             raise ValueError(f"{op}: residual is {given[1]} {given[0]}, expected {expected[1]} {expected[0]} as x")
     check_device(op, x, weight=weight, bias=bias, residual=residual)
-    exact = x.dtype == weight.dtype == torch.float32
+    exact = weight is not None and x.dtype == weight.dtype == torch.float32
     if exact and not triton and is_eager((x, weight, bias, residual)):  # PyTorch's own autograd saves the same
         with without_autocast(x):
             s = x if residual is None else x + residual

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import platform
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def supports(library: str, dtype: torch.dtype) -> bool:
 
 @lru_cache(None)
 def _is_intel() -> bool:
-    return "intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")).lower()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "intel" in str(known.get("cpu_name", "")).lower()
 
 
 def default_library(dtype: torch.dtype, batch: int) -> str | None:
