@@ -325,3 +325,46 @@ def test_a_replayed_graph_equals_the_eager_model_bit_for_bit(make):
                 assert torch.equal(graphed(images), whole[index.to(DEVICE)])
             else:
                 check_close(graphed(images), whole[index.to(DEVICE)], 1e-2)
+
+
+@torch.no_grad()
+def test_a_model_frozen_for_kernels_is_right_on_a_cpu_without_them(make):
+    """Its LayerNorms are folded, which the packed layers of a CPU do not compute."""
+    model, images = make(), draw(2)
+    frozen = runtime.FrozenViTPose(model, torch.float32, True, True)
+    check_close(frozen(images), model(images), 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(DEVICE != "cpu", reason="weights are packed on CPUs")
+def test_packed_weights_follow_the_weights_and_are_not_copied(make, tmp_path):
+    model, images = make(), draw(2)
+    frozen = vp.freeze(model, dtype=torch.float32)
+    before = frozen(images)
+    layer = frozen.backbone.blocks[0].fc1
+    assert layer._packed
+    alike = copy.deepcopy(frozen)
+    assert not alike.backbone.blocks[0].fc1._packed and torch.equal(alike(images), before)
+    torch.save(frozen, tmp_path / "frozen.pt")
+    again = torch.load(tmp_path / "frozen.pt", weights_only=False)
+    assert torch.equal(again(images), before)
+    layer.weight.mul_(2)
+    layer.bias.mul_(2)
+    assert (frozen(images) - before).abs().max() > 1e-3
+    reference = copy.deepcopy(frozen)
+    for module in reference.modules():
+        module.impl = "reference"
+    check_close(frozen(images), reference(images), 1e-5)
+    half = copy.deepcopy(frozen).to(torch.bfloat16)
+    check_close(half(images.bfloat16()), frozen(images), 0.05)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(DEVICE != "cpu", reason="weights are packed on CPUs")
+def test_experts_on_a_cpu_refuse_unknown_tasks(make):
+    frozen = vp.freeze(make("vitpose++-tiny", ("coco", "ap10k")), dtype=torch.float32)
+    for bad in (2, -1):
+        with pytest.raises(ValueError, match=r"split_ffn: task ids run from .*, expected 0..1 for 2 experts"):
+            frozen.backbone(draw(2), torch.tensor([0, bad]))
+    with pytest.raises(ValueError, match=r"split_ffn: task has shape \[3\], expected \[2\]"):
+        frozen.backbone(draw(2), torch.tensor([0, 1, 0]))

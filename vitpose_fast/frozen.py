@@ -22,9 +22,11 @@ from vitpose_fast import functional as F
 from vitpose_fast.models.backbone import Backbone, Block
 from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.modules import FastModule, SplitFFN
+from vitpose_kernels.attention import attention_call
 from vitpose_kernels.autocast import is_autocast
-from vitpose_kernels.choices import Call, find
+from vitpose_kernels.choices import Call, find, in_effect
 from vitpose_kernels.deconv import pack_deconv, unpack_deconv
+from vitpose_kernels.libraries import LIBRARIES, library_attention
 from vitpose_kernels.linear import linear_call
 from vitpose_kernels.packed import LIBRARIES as PACKING_LIBRARIES
 from vitpose_kernels.packed import PackedWeight, default_library, supports
@@ -49,6 +51,7 @@ class _Packing(FastModule):
     def __init__(self) -> None:
         super().__init__()
         self._packed: dict[Any, PackedWeight] = {}
+        self._chosen: dict[Any, tuple[Any, PackedWeight]] = {}  # the copy for a call, and the choices that it follows
 
     def packs(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Return whether products with `x` may use packed weights: eager inference on a CPU, with `impl` left open."""
@@ -65,11 +68,11 @@ class _Packing(FastModule):
         return found
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        self._packed = {}
+        self._packed, self._chosen = {}, {}
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": {}}
+        return self.__dict__ | {"_packed": {}, "_chosen": {}}
 
 
 class FrozenLinear(_Packing):
@@ -97,8 +100,8 @@ class FrozenLinear(_Packing):
 
         `residual` [B, N, F], if given, is added last.
         """
-        if (packed := self._pack(x, gelu, residual)) is not None:
-            return packed.linear(x, self.bias, gelu, residual)
+        if self.eps is None and self.packs(x, self.weight.dtype):
+            return self.by_library(x, gelu, residual)
         norm = None
         if self.eps is not None and self.weight_sums is not None:
             if self.impl is None:
@@ -111,18 +114,20 @@ class FrozenLinear(_Packing):
             norm = (*F.layer_norm_statistics(x, self.eps, impl=self.impl), self.weight_sums)
         return F.linear(x, self.weight, self.bias, gelu, residual, norm, impl=self.impl)
 
-    def _pack(self, x: Tensor, gelu: bool, residual: Tensor | None) -> PackedWeight | None:
-        """Return the packed weight that computes a call, or None if `F.linear` has to."""
-        if self.eps is not None or not self.packs(x, self.weight.dtype):
-            return None
-        rows = x.numel() // x.shape[-1]
+    def by_library(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Compute `forward` with a packed weight, for inputs that the layer `packs` and without a folded LayerNorm."""
+        rows, table = x.shape[:-1].numel(), in_effect()
+        if (known := self._chosen.get((rows, gelu))) is not None and known[0] is table and known[1].is_of(self.weight):
+            return known[1].linear(x, self.bias, gelu, residual)
         choice = find(linear_call(x, self.weight, gelu, residual is not None, False), rows, x)
         library = default_library(x.dtype, x.shape[0]) if choice is None else choice.impl
         if library == "mkl" and (made := self._packed.get("mkl")) is not None and made.rows != rows:
             library = "onednn"  # MKL's copy serves one number of rows, and one copy is enough
         if library not in PACKING_LIBRARIES or not supports(library, x.dtype):
-            return None
-        return self.packed(library, self.weight, library, rows)
+            return F.linear(x, self.weight, self.bias, gelu, residual)
+        packed = self.packed(library, self.weight, library, rows)
+        self._chosen[rows, gelu] = table, packed
+        return packed.linear(x, self.bias, gelu, residual)
 
 
 class FrozenNorm(FastModule):
@@ -158,6 +163,8 @@ class FrozenBlock(_Packing):
         self.num_heads = attn.num_heads
         self.attention: dict[str, Any] = dict(window=attn.window, shift=attn.shift, pool=attn.pool)
         self.grid = attn.grid
+        plain = attn.window is None and attn.rel_pos_h is None and not attn.pool
+        self.whole_map = plain and not fold_norm  # the case that `_on_cpu` computes
         qkv_weight, qkv_bias = attn.qkv.weight.detach().double(), attn.qkv.bias.detach().double()
         self.rel_pos = nn.ParameterList()
         width = qkv_weight.shape[1]
@@ -188,6 +195,8 @@ class FrozenBlock(_Packing):
         `task` int64 [B] holds the task id of each sample, which selects its expert. A split FFN requires it; a dense
         FFN ignores it.
         """
+        if self.whole_map and not self.split and self.packs(x, self.fc1.weight.dtype):
+            return self._on_cpu(x)
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1))
         rel_pos = (self.rel_pos[0], self.rel_pos[1]) if len(self.rel_pos) else None
         out = F.attention(qkv, self.grid, rel_pos=rel_pos, scale=self.scale, impl=self.impl, **self.attention)
@@ -208,6 +217,15 @@ class FrozenBlock(_Packing):
                 start = end
             return torch.cat([fc2(hidden), torch.cat(outputs)], -1).add_(x)
         return F.split_ffn(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, x, impl=self.impl)
+
+
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        """Compute `forward` for inputs that the block `packs`, without the checks and dispatch of ops in between."""
+        qkv = self.qkv.by_library(self.norm1(x)).view(*x.shape[:2], 3, self.num_heads, -1)
+        choice = find(attention_call(qkv, False), len(x), x)
+        impl = "sdpa" if choice is None or choice.impl not in LIBRARIES else choice.impl
+        x = self.proj.by_library(library_attention(qkv, self.scale, impl).contiguous(), residual=x)
+        return self.fc2.by_library(self.fc1.by_library(self.norm2(x), gelu=True), residual=x)
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:

@@ -71,6 +71,11 @@ def using(choices: Table | None) -> Iterator[None]:
         _in_effect.reset(token)
 
 
+def in_effect() -> Table | None:
+    """Return the choices that `using` put into effect."""
+    return _in_effect.get()
+
+
 def find(call: Call, rows: int, x: Tensor) -> Choice | None:
     """Return the choice for a call with `rows` rows on the device of `x`, or None if there is none.
 

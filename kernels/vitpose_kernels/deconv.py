@@ -32,7 +32,8 @@ from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
-from vitpose_kernels.launch import architecture, run
+from vitpose_kernels.choices import Call, find
+from vitpose_kernels.launch import architecture, is_recorded, run
 
 _ROWS = [1, 3, 2, 0]  # kernel row (or column) of each (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
 _PLACES = [3, 0, 2, 1]  # the inverse: the position of kernel rows 0 to 3 in _ROWS
@@ -101,13 +102,20 @@ def _deconv(
     predictor_weight: Tensor | None,
     predictor_bias: Tensor | None,
     triton: bool,
+    tiles: Sequence[int],
 ) -> Tensor:
     arguments = x, weight, bias, (grid[0], grid[1]), predictor_weight, predictor_bias
     if not triton:
         return deconv_reference(*arguments)
     from vitpose_kernels.gpu import deconv as gpu
 
-    return run(*gpu.forward(*arguments, architecture(x)))
+    return run(*gpu.forward(*arguments, architecture(x), gpu.Tiles(*tiles) if tiles else None))
+
+
+def deconv_call(x: Tensor, grid: Sequence[int], channels: int, predictor: bool) -> Call:
+    """Return the key of measured choices for a call: shape (Ci, Co, h, w); its rows are B."""
+    shape = (x.shape[-1], channels, *grid)
+    return Call("deconv", shape, "predictor" if predictor else "", str(x.dtype).removeprefix("torch."))
 
 
 def deconv(
@@ -125,7 +133,7 @@ def deconv(
         weight, bias: [4, 4, Ci, Co] and [Co], with the BatchNorm folded in, from `pack_deconv`.
         grid: (h, w), rows and columns of tokens.
         predictor: (weight [K, Co], bias [K]) of the 1x1 convolution to heatmaps. Default: return tokens.
-        impl: None (chosen by device), "triton" or "reference".
+        impl: None (chosen by device and measured choices), "triton" or "reference".
 
     Returns:
         Tokens [B, 4 h w, Co] over the grid (2h, 2w), or heatmaps [B, K, 2h, 2w] with a predictor; contiguous, in the
@@ -166,6 +174,10 @@ def deconv(
     for name, tensor in zip(others, tensors[1:], strict=True):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"{op}: {name} is {tensor.dtype}, x is {x.dtype}; cast one of them")
+    tiles: tuple[int, ...] = ()
+    if impl is None and (x.is_cuda or is_recorded(x)):
+        choice = find(deconv_call(x, grid, channels, predictor is not None), x.shape[0], x)
+        impl, tiles = (None, ()) if choice is None else choice
     triton = choose_impl(op, impl, x) == "triton"
     if triton and predictor is not None and channels > 256:
         raise ValueError(
@@ -173,4 +185,4 @@ def deconv(
             "predictor out and apply it to the tokens, or use impl='reference'"
         )
     with without_autocast(x):
-        return _deconv(x, weight, bias, list(grid), predictor_weight, predictor_bias, triton)
+        return _deconv(x, weight, bias, list(grid), predictor_weight, predictor_bias, triton, tiles)

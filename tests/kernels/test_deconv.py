@@ -96,7 +96,7 @@ def test_autocast_decides_the_dtype():
 
 @pytest.mark.parametrize("predictor", [(None, None), (torch.randn(5, 3), torch.randn(5))], ids=["tokens", "heatmaps"])
 def test_opcheck(predictor):
-    args = (torch.randn(2, 6, 4), torch.randn(4, 4, 4, 3), torch.randn(3), [2, 3], *predictor, False)
+    args = (torch.randn(2, 6, 4), torch.randn(4, 4, 4, 3), torch.randn(3), [2, 3], *predictor, False, ())
     assert set(torch.library.opcheck(torch.ops.vitpose_fast.deconv, args).values()) == {"SUCCESS"}
 
 
