@@ -13,6 +13,7 @@ import vitpose_fast as vp
 from benchmarks.harness import Contender, close
 from benchmarks.models import frozen_contender, official_twin, random_model
 from benchmarks.rivals import cpu_runtimes, hugging_face
+from vitpose_kernels.packed import supports
 
 HEAD = "coco"
 INT8_TOLERANCE = 0.1  # relative error; 0.025 to 0.03 was seen, and each record has its own
@@ -33,6 +34,7 @@ class Lineup:
     Attributes:
         model: the float32 model whose weights all implementations have.
         frozen, module, official, theirs: the implementations; `theirs` is Hugging Face's, None if it is absent.
+        others: on a CPU, the model frozen to PyTorch's plain operators and to int8, by name.
         absent: why Hugging Face's implementation is missing, or None.
     """
 
@@ -47,6 +49,11 @@ class Lineup:
         self.dtype = dtype
         self.model, self.mixed, self.cuda = random_model(name, device), mixed, device.type == "cuda"
         self.frozen = vp.freeze(self.model, None if mixed else HEAD, dtype)
+        self.others: dict[str, vp.FrozenViTPose] = {}  # on a CPU, other ways to freeze the model
+        if not self.cuda and not mixed:
+            self.others["vitpose_fast frozen, plain operators"] = vp.freeze(self.model, HEAD, dtype, impl="reference")
+            if supports("int8", dtype):
+                self.others["vitpose_fast frozen, int8"] = vp.freeze(self.model, HEAD, dtype, int8=True)
         self.module = copy.deepcopy(self.model).to(dtype)
         self.official = official_twin(self.model, dtype)
         self.absent = hugging_face.why_missing()
@@ -89,6 +96,9 @@ class Lineup:
             out.append(Contender("Hugging Face, eager launches", hf, graph=False, **theirs))
         elif not self.mixed:
             out += self._cpu_runtimes()
+            for name, frozen in self.others.items():
+                own = dict(agree=close(INT8_TOLERANCE), dtype=torch.int8) if "int8" in name else {}
+                out.append(Contender(name, lambda images, _, frozen=frozen: frozen(images, HEAD), module=frozen, **own))
         if compiled and not self.absent:
             torch._dynamo.reset()  # forget what was compiled for earlier models
             for label, options in (("torch.compile", {}), ("max-autotune", {"mode": "max-autotune"})):

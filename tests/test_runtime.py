@@ -368,3 +368,19 @@ def test_experts_on_a_cpu_refuse_unknown_tasks(make):
             frozen.backbone(draw(2), torch.tensor([0, bad]))
     with pytest.raises(ValueError, match=r"split_ffn: task has shape \[3\], expected \[2\]"):
         frozen.backbone(draw(2), torch.tensor([0, 1, 0]))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(DEVICE != "cpu", reason="int8 is for CPUs")
+@pytest.mark.parametrize("name", ["vitpose-tiny", "vitpose++-tiny"])
+def test_int8_is_an_option_with_its_error_reported(make, name):
+    if not runtime.supports("int8", torch.float32):
+        pytest.skip("this machine has no int8")
+    model, images = make(name, ("coco", "ap10k") if "++" in name else ("coco",)), draw(2)
+    frozen = vp.freeze(model, dtype=torch.float32, int8=True)
+    assert "linear layers in int8" in str(frozen.freeze_report) and 1e-3 < frozen.freeze_report.heatmap_error < 0.2
+    error = (frozen(images, "coco") - model(images, "coco")).square().mean().sqrt()
+    assert 0 < error / model(images, "coco").square().mean().sqrt() < 0.2
+    for bad in (dict(dtype=torch.float16), dict(dtype=torch.float32, impl="reference")):
+        with pytest.raises(ValueError, match="freeze: got int8=True for torch.float"):
+            vp.freeze(model, int8=True, **bad)

@@ -42,11 +42,13 @@ def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(copy, requires_grad=False)
 
 
-class _Packing(FastModule):
+class Packing(FastModule):
     """A module that keeps packed copies of its weights for products on a CPU (see `packed.py`).
 
     They are made when they are first needed, and belong to no other module: a copy or a loaded module makes its own.
     """
+
+    int8 = False  # whether packed weights are 8-bit integers
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class _Packing(FastModule):
         return self.__dict__ | {"_packed": {}, "_chosen": {}}
 
 
-class FrozenLinear(_Packing):
+class FrozenLinear(Packing):
     """Linear layer, optionally with the preceding LayerNorm folded in.
 
     Args:
@@ -121,9 +123,10 @@ class FrozenLinear(_Packing):
             return known[1].linear(x, self.bias, gelu, residual)
         choice = find(linear_call(x, self.weight, gelu, residual is not None, False), rows, x)
         library = default_library(x.dtype, x.shape[0]) if choice is None else choice.impl
+        library = "int8" if self.int8 else library
         if library == "mkl" and (made := self._packed.get("mkl")) is not None and made.rows != rows:
             library = "onednn"  # MKL's copy serves one number of rows, and one copy is enough
-        if library not in PACKING_LIBRARIES or not supports(library, x.dtype):
+        if library not in (*PACKING_LIBRARIES, "int8") or not supports(library, x.dtype):
             return F.linear(x, self.weight, self.bias, gelu, residual)
         packed = self.packed(library, self.weight, library, rows)
         self._chosen[rows, gelu] = table, packed
@@ -146,7 +149,7 @@ class FrozenNorm(FastModule):
         return out
 
 
-class FrozenBlock(_Packing):
+class FrozenBlock(Packing):
     """Transformer block with folded weights. Each residual addition is fused into the linear layer before it.
 
     The scale of q is folded into the qkv weights, unless relative position needs the unscaled q.
@@ -212,12 +215,12 @@ class FrozenBlock(_Packing):
             hidden, outputs, start = fc1(normed, gelu=True), [], 0
             for expert, samples in groupby(task.tolist()):  # consecutive samples of one task are computed together
                 end = start + len(list(samples))
-                weight = self.packed(expert, experts[0][expert], "onednn", hidden[start:end].shape[:2].numel())
+                library = "int8" if self.int8 else "onednn"
+                weight = self.packed(expert, experts[0][expert], library, hidden[start:end].shape[:2].numel())
                 outputs.append(weight.linear(hidden[start:end], experts[1][expert]))
                 start = end
             return torch.cat([fc2(hidden), torch.cat(outputs)], -1).add_(x)
         return F.split_ffn(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, x, impl=self.impl)
-
 
     def _on_cpu(self, x: Tensor) -> Tensor:
         """Compute `forward` for inputs that the block `packs`, without the checks and dispatch of ops in between."""

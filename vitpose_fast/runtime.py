@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitpose_fast import functional as F
-from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder
+from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder, Packing
 from vitpose_fast.graphs import Graphs, in_pieces
 from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.heads import ClassicHead
@@ -22,6 +22,7 @@ from vitpose_fast.tune import Choices
 from vitpose_fast.tune import tune as find_choices
 from vitpose_kernels.choices import Call, find, using
 from vitpose_kernels.launch import HAS_TRITON
+from vitpose_kernels.packed import supports
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 _CPU_PIECE = 24 << 20  # on a CPU batches are split so that the largest activation has at most this many bytes
@@ -179,6 +180,7 @@ def freeze(
     impl: str | None = None,
     tune: float | Choices | None = None,
     tune_batches: Sequence[int] | None = None,
+    int8: bool = False,
 ) -> FrozenViTPose:
     """Prepare a model for inference. `.report()` of the result tells what was folded and how large its error is.
 
@@ -203,14 +205,18 @@ def freeze(
             tuned. The numbers that a tuned model returns may differ in rounding from machine to machine. None follows
             the choices that this package ships for the device, and its rules where there are none.
         tune_batches: batch sizes to tune for. Default: 1 and 64 on a GPU, 1 and 8 on a CPU.
+        int8: on a CPU, multiply 8-bit integers in the linear layers of the backbone: weights with one scale per output
+            channel, inputs with one scale that is measured at each call; all else in `dtype` (float32 or bfloat16). The
+            report tells the error. The model also keeps its exact weights, which torch.compile and torch.export use.
 
     Returns:
         A new model on the same device, in evaluation mode, without gradients. It shares no memory with `model`.
 
     Raises:
         ValueError: `model` is not a `ViTPose` (it may be frozen already), the task has no head, the dtype is not one of
-            the three, `buckets` are not ascending, `impl` is unknown, impl="triton" but Triton cannot run, the model has
-            whole FFNs per task and `task` is None, `tune` is not positive, or it is given together with `impl`.
+            the three, `buckets` are not ascending, `impl` is unknown, impl="triton" but Triton cannot run, the model
+            has whole FFNs per task and `task` is None, `tune` is not positive or is given together with `impl`, or
+            `int8` is not supported.
     """
     if not isinstance(model, ViTPose):
         raise ValueError(f"freeze: got a {type(model).__name__}, expected a ViTPose (load_model or create_model)")
@@ -221,6 +227,11 @@ def freeze(
         dtype = torch.bfloat16 if native else torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"freeze: got dtype={dtype}, expected float32, bfloat16 or float16")
+    if int8 and (device.type != "cpu" or impl is not None or not supports("int8", dtype)):
+        raise ValueError(
+            f"freeze: got int8=True for {dtype} on {device} with impl={impl!r}; it needs float32 or bfloat16 on an "
+            "x86 CPU, and impl=None"
+        )
     notes = []
     if dtype == torch.bfloat16 and not native:
         notes.append("this processor has no native bfloat16 and emulates it; float32 is faster")
@@ -241,6 +252,9 @@ def freeze(
     def build(fold: bool) -> tuple[FrozenViTPose, dict[str, Tensor], float]:
         frozen = FrozenViTPose(plain, dtype, kernels, fold)
         use_impl(frozen, impl)
+        for module in frozen.modules():
+            if isinstance(module, Packing):
+                module.int8 = int8
         found = _heatmaps(frozen, images)
         return frozen, found, _relative_error(found, exact)
 
@@ -255,7 +269,7 @@ def freeze(
     frozen.freeze_report = FreezeReport(
         tuple(_folded(plain, task is not None and model.config.has_experts, bool(fold_layer_norm))),
         dtype,
-        "Triton kernels" if kernels else "PyTorch operators",
+        "Triton kernels" if kernels else "PyTorch operators" + (", linear layers in int8" if int8 else ""),
         error,
         _keypoint_error(plain, found, exact),
         sum(sizes) / 2**20,

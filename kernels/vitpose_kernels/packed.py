@@ -2,7 +2,8 @@
 
 PyTorch's `linear` hands the weight to a library (oneDNN or MKL), which reorders it into its own blocked layout each
 time. Here the layer keeps the reordered copy. "onednn" also applies bias, GELU and residual within the product. "mkl"
-(float32 only) serves one number of rows, for which it was packed, and is faster than oneDNN on Intel processors.
+(float32 only) serves one number of rows, for which it was packed, and is faster than oneDNN on Intel processors. "int8"
+is oneDNN's product of 8-bit integers: it is not as exact as the others, and never chosen without being asked for.
 
     y = gelu(x Wᵀ + b) + residual          x [..., C], W [F, C], b [F], residual and y [..., F]; one dtype
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIBRARIES = ("onednn", "mkl")
+LIBRARIES = ("onednn", "mkl")  # that compute the same up to rounding
 
 
 @lru_cache(None)
@@ -26,6 +27,9 @@ def supports(library: str, dtype: torch.dtype) -> bool:
     """Return whether this machine and this build of PyTorch have the operators of a library for a dtype."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
+    if library == "int8":
+        exists = all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise"))
+        return exists and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
     if library == "mkl":
         exists = hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight") and hasattr(torch.ops.mkl, "_mkl_linear")
         return exists and dtype == torch.float32 and torch.backends.mkl.is_available()
@@ -61,14 +65,22 @@ class PackedWeight:
 
     Args:
         weight: [F, C] on the CPU.
-        library: one of `LIBRARIES`, which `supports` the dtype of the weight.
+        library: one of `LIBRARIES`, or "int8", which `supports` the dtype of the weight.
         rows: number of rows of the inputs.
     """
 
     def __init__(self, weight: Tensor, library: str, rows: int) -> None:
         self.library, self.rows, self.weight = library, rows, weight.detach()
-        pack = torch.ops.mkl._mkl_reorder_linear_weight if library == "mkl" else torch.ops.mkldnn._reorder_linear_weight
-        self.packed = pack(self.weight, rows)
+        if library == "int8":
+            exact = self.weight.float()
+            self.scales = exact.abs().amax(1).clamp(min=1e-20) / 127  # one per output channel
+            steps = torch.round(exact / self.scales[:, None]).to(torch.int8)
+            self.zeros = torch.zeros(len(steps), dtype=torch.int64)
+            self.packed = torch.ops.onednn.qlinear_prepack(steps, [rows, steps.shape[1]])
+        elif library == "mkl":
+            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
         self._version = _version(weight)
 
     def is_of(self, weight: Tensor) -> bool:
@@ -78,8 +90,10 @@ class PackedWeight:
     def linear(self, x: Tensor, bias: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         """Compute the layer: x [..., C] -> [..., F], with GELU and then residual [..., F] if they are given.
 
-        With "mkl", x must have `rows` rows.
+        With "mkl", x must have `rows` rows. With "int8", x is rounded to 255 steps of one size, from -max|x| to max|x|.
         """
+        if self.library == "int8":
+            return self._in_int8(x, bias, gelu, residual)
         if self.library == "mkl":
             y = torch.ops.mkl._mkl_linear(x, self.packed, self.weight, bias, self.rows)
             y = torch.ops.aten.gelu_(y) if gelu else y
@@ -89,6 +103,16 @@ class PackedWeight:
             y = ops._linear_pointwise(x, self.packed, bias, "gelu" if gelu else "none", [], "none")
             return y if residual is None else y.add_(residual)
         return ops._linear_pointwise.binary(x, residual, self.packed, bias, "add")
+
+    def _in_int8(self, x: Tensor, bias: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
+        low, high = torch.aminmax(x)
+        step = max(-float(low), float(high), 1e-20) / 127
+        steps = (x * (1 / step)).round_().clamp_(-127, 127).to(torch.int8)
+        y = torch.ops.onednn.qlinear_pointwise(
+            steps, step, 0, self.packed, self.scales, self.zeros, bias.float(), 1.0, 0, x.dtype,
+            "gelu" if gelu else "none", [], "none",
+        )  # fmt: skip
+        return y if residual is None else y.add_(residual)
 
 
 def _version(x: Tensor) -> int | None:

@@ -49,3 +49,30 @@ def test_a_changed_weight_is_noticed():
 def test_a_dtype_without_a_library_has_none():
     assert not supports("onednn", torch.float64) and default_library(torch.float64, 1) is None
     assert not supports("mkl", torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_int8_has_the_error_of_its_steps(dtype, gelu):
+    """Both operands are rounded to steps of max / 127: about 1 % for normal numbers. A channel's scale is its own."""
+    if not supports("int8", dtype):
+        pytest.skip(f"this machine has no int8 for {dtype}")
+    noise = torch.Generator().manual_seed(0)
+    x, weight, bias, residual = (
+        torch.randn(*s, generator=noise).to(dtype) for s in ((2, 5, 64), (96, 64), (96,), (2, 5, 96))
+    )
+    weight[3] *= 1000
+    exact = linear_reference(x.double(), weight.double(), bias.double(), gelu, residual.double())
+    ours = PackedWeight(weight, "int8", 10).linear(x, bias, gelu, residual)
+    assert ours.dtype == dtype and ours.shape == exact.shape
+    error = (ours.double() - exact).square().mean((0, 1)).sqrt() / exact.square().mean((0, 1)).sqrt()
+    assert 1e-4 < error.max() < 0.05, error.max()
+
+
+def test_int8_of_nothing_and_of_no_number():
+    if not supports("int8", torch.float32):
+        pytest.skip("this machine has no int8")
+    packed, bias = PackedWeight(torch.randn(4, 8), "int8", 2), torch.randn(4)
+    assert torch.equal(packed.linear(torch.zeros(2, 8), bias), bias.expand(2, 4))
+    assert packed.linear(torch.full((2, 8), float("nan")), bias).isnan().all()
+    assert torch.equal(PackedWeight(torch.zeros(4, 8), "int8", 2).linear(torch.randn(2, 8), bias), bias.expand(2, 4))
