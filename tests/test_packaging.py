@@ -66,7 +66,8 @@ def test_wheel_holds_the_three_packages_and_nothing_else(root, built):
         for module, path in module_files(root).items()
         if module.partition(".")[0] in PACKAGES
     }
-    assert files == wanted | {f"{package}/py.typed" for package in PACKAGES}
+    data = {f"{package}/py.typed" for package in PACKAGES} | {"vitpose_kernels/gpu/tuned.json"}
+    assert files == wanted | data
     assert any(n.endswith("/LICENSE") for n in names)
     fields = email.message_from_string(metadata)
     assert fields["Name"] == "vitpose-fast" and fields["Version"] == vitpose_fast.__version__
