@@ -195,6 +195,24 @@ def test_importing_the_package_is_lazy():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_first_pose_on_a_cpu_does_not_import_the_compiler(tmp_path):
+    """Neither that of PyTorch nor triton: they would take twice as long to import as everything else."""
+    done = python(
+        f"""
+        import sys, torch
+        import vitpose_fast as vp
+        model = vp.create_model("vitpose-s", image_size=(64, 48), depth=1)
+        vp.save_model(model, {str(tmp_path / "m")!r})
+        frozen = vp.freeze(vp.load_model({str(tmp_path / "m")!r}), dtype=torch.float32)
+        vp.PosePredictor(frozen)(torch.zeros(60, 80, 3, dtype=torch.uint8), [[5, 5, 40, 50]])
+        heavy = ("torch._dynamo", "torch._inductor", "sympy", "triton")
+        assert not [m for m in sys.modules if m in heavy]
+        assert hasattr(torch.ops.vitpose_fast, "linear")
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_does_not_import_torch():
     """Importing torch would add half a second."""
     done = python(

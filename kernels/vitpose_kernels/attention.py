@@ -30,13 +30,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels import attention_cpu
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, check_reach, choose_impl
 from vitpose_kernels.choices import Call, find
-from vitpose_kernels.eager import is_eager, short_way
+from vitpose_kernels.eager import is_eager, triton_op
 from vitpose_kernels.launch import architecture, run
 from vitpose_kernels.libraries import LIBRARIES, library_attention
 from vitpose_kernels.windows import Windows
@@ -246,8 +245,7 @@ def _attention_on_cpu(
     return _joined(out, windows, qkv.shape[0]), lse
 
 
-@short_way(_attention_on_cpu)
-@triton_op("vitpose_fast::attention", mutates_args=())
+@triton_op("vitpose_fast::attention", _attention_on_cpu)
 def _attention(
     qkv: Tensor,
     grid: Sequence[int],
@@ -308,8 +306,7 @@ def _attention_backward_on_cpu(
     )
 
 
-@short_way(_attention_backward_on_cpu)
-@triton_op("vitpose_fast::attention_backward", mutates_args=())
+@triton_op("vitpose_fast::attention_backward", _attention_backward_on_cpu)
 def _attention_backward(
     grad: Tensor,
     out: Tensor,

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.boxes import box_to_center_scale, check_boxes, warp_matrix
 from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.launch import run
 from vitpose_kernels.normalization import IMAGENET_MEAN, IMAGENET_STD
 
@@ -208,7 +208,7 @@ def _crop_upright(
     return out
 
 
-@triton_op("vitpose_fast::crop", mutates_args=())
+@triton_op("vitpose_fast::crop")
 def _crop(
     images: Sequence[Tensor],
     image_index: Tensor,

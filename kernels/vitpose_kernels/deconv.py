@@ -28,11 +28,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
 from vitpose_kernels.choices import Call, find
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.launch import architecture, is_recorded, run
 
 _ROWS = [1, 3, 2, 0]  # kernel row (or column) of each (phase, tap): (0, 0), (0, 1), (1, 0), (1, 1)
@@ -93,7 +93,7 @@ def deconv_reference(
     return nnF.conv2d(features, predictor_weight[:, :, None, None], predictor_bias).contiguous()
 
 
-@triton_op("vitpose_fast::deconv", mutates_args=())
+@triton_op("vitpose_fast::deconv")
 def _deconv(
     x: Tensor,
     weight: Tensor,

@@ -1,4 +1,4 @@
-"""A short way to the reference of a registered op, for eager mode on a CPU.
+"""Registration of ops (`triton_op`), with a short way to their reference for eager mode on a CPU.
 
 A registered op costs the host about 50 us per call, and as much again in the backward pass: the price of being visible
 to torch.compile, torch.export, torch.func and dispatch modes. Where none of them watches, a CPU saves it.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._library.triton as library
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -21,7 +22,7 @@ def is_eager(arguments: Sequence[Any]) -> bool:
     as selective activation checkpointing and FLOP counters) and for subclasses of tensors.
 
     Args:
-        arguments: those of the op; values that are not tensors do not matter.
+        arguments: those of the op; values that are neither tensors nor lists of tensors do not matter.
     """
     if (
         torch.compiler.is_compiling()
@@ -34,6 +35,9 @@ def is_eager(arguments: Sequence[Any]) -> bool:
         if kind is Tensor or kind is torch.nn.Parameter:
             if not value.is_cpu:
                 return False
+        elif kind is list:
+            if value and isinstance(value[0], Tensor) and not is_eager(value):
+                return False
         elif isinstance(value, Tensor):
             return False
     return True
@@ -43,7 +47,7 @@ class ShortWay:
     """A registered op that runs a function directly, as a plain `torch.autograd.Function`, where `is_eager` allows.
 
     Args:
-        op: what `triton_op` returned.
+        op: what `torch.library.triton_op` returned.
         function: the function to run instead of the op, with the same arguments, and the same results up to rounding.
             None means the one that the op was made of.
 
@@ -80,6 +84,25 @@ class ShortWay:
         return self.function(*arguments)
 
 
-def short_way(function: Callable[..., Any] | None = None) -> Callable[[Any], ShortWay]:
-    """Return a decorator that makes a registered op a `ShortWay`, which runs `function` (see there) in eager mode."""
-    return lambda op: ShortWay(op, function)
+def triton_op(name: str, function: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], ShortWay]:
+    """Return a decorator that registers a function as the op `name`, which mutates no inputs, for PyTorch.
+
+    It calls `torch.library.triton_op`, without that function's search for kernels in the source of the op. The search
+    finds none of ours, because `launch.run` launches them; it only imports the compiler of PyTorch, for over a second.
+
+    Args:
+        name: namespace::name.
+        function: what runs instead of the op in eager mode on a CPU (see `ShortWay`).
+    """
+
+    def register(body: Callable[..., Any]) -> ShortWay:
+        search = getattr(library, "get_inner_triton_kernels", None)
+        if search is not None:
+            library.get_inner_triton_kernels = lambda fn: []
+        try:
+            return ShortWay(library.triton_op(name, body, mutates_args=()), function)
+        finally:
+            if search is not None:
+                library.get_inner_triton_kernels = search
+
+    return register

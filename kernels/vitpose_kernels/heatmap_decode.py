@@ -28,10 +28,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.gaussian import EPSILON, gaussian_taps
 from vitpose_kernels.launch import run
 
@@ -169,7 +169,7 @@ def heatmap_decode_reference(
     return points.to(dtype), scores, spread.to(dtype)
 
 
-@triton_op("vitpose_fast::heatmap_decode", mutates_args=())
+@triton_op("vitpose_fast::heatmap_decode")
 def _heatmap_decode(
     heatmaps: Tensor,
     codec: str,

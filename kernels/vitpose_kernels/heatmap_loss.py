@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl
-from vitpose_kernels.eager import is_eager
+from vitpose_kernels.eager import is_eager, triton_op
 from vitpose_kernels.heatmap_target import check_keypoints, heatmap_target_reference
 from vitpose_kernels.launch import run
 
@@ -68,7 +67,7 @@ def heatmap_loss_reference(
     return (difference.square() * factor).sum()
 
 
-@triton_op("vitpose_fast::heatmap_loss", mutates_args=())
+@triton_op("vitpose_fast::heatmap_loss")
 def _heatmap_loss(
     heatmaps: Tensor,
     keypoints: Tensor,
@@ -88,7 +87,7 @@ def _heatmap_loss(
     return partials.sum()
 
 
-@triton_op("vitpose_fast::heatmap_loss_backward", mutates_args=())
+@triton_op("vitpose_fast::heatmap_loss_backward")
 def _heatmap_loss_backward(
     grad: Tensor,
     heatmaps: Tensor,

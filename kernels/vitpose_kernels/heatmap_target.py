@@ -26,11 +26,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl
-from vitpose_kernels.eager import short_way
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.launch import run
 
 
@@ -63,8 +62,7 @@ def _over_people(x: Tensor) -> Tensor:
     return x.amax(1) if x.shape[1] else x.sum(1)
 
 
-@short_way()
-@triton_op("vitpose_fast::heatmap_target", mutates_args=())
+@triton_op("vitpose_fast::heatmap_target")
 def _heatmap_target(
     keypoints: Tensor,
     visible: Tensor,

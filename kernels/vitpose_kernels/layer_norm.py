@@ -23,11 +23,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
-from vitpose_kernels.eager import is_eager, short_way
+from vitpose_kernels.eager import is_eager, triton_op
 from vitpose_kernels.launch import run
 
 MAX_CHANNELS = 8192  # limit of the Triton kernels, which keep a row in registers
@@ -78,8 +77,7 @@ def layer_norm_backward_reference(
     return grad, d_weight, d_bias
 
 
-@short_way()
-@triton_op("vitpose_fast::layer_norm", mutates_args=())
+@triton_op("vitpose_fast::layer_norm")
 def _layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,8 +88,7 @@ def _layer_norm(
     return run(*gpu.forward(x, residual, weight, bias, eps))
 
 
-@short_way()
-@triton_op("vitpose_fast::layer_norm_backward", mutates_args=())
+@triton_op("vitpose_fast::layer_norm_backward")
 def _layer_norm_backward(
     grad_y: Tensor,
     grad_s: Tensor | None,
@@ -217,8 +214,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-@short_way()
-@triton_op("vitpose_fast::layer_norm_statistics", mutates_args=())
+@triton_op("vitpose_fast::layer_norm_statistics")
 def _layer_norm_statistics(x: Tensor, eps: float, triton: bool) -> tuple[Tensor, Tensor]:
     if not triton:
         x = x.to(torch.promote_types(x.dtype, torch.float32))

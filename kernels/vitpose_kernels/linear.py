@@ -23,11 +23,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
 from vitpose_kernels.choices import Call, find
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.launch import architecture, is_recorded, run
 
 
@@ -75,7 +75,7 @@ def _by_library(
     return linear_reference(x, weight, bias, gelu, residual)
 
 
-@triton_op("vitpose_fast::linear", mutates_args=())
+@triton_op("vitpose_fast::linear")
 def _linear(
     x: Tensor,
     weight: Tensor,

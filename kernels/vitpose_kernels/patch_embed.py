@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, refuse_grad
+from vitpose_kernels.eager import triton_op
 from vitpose_kernels.launch import architecture, run
 
 
@@ -41,7 +41,7 @@ def _grid(images: Tensor, stride: int, padding: int) -> tuple[int, int]:
     return rows, columns
 
 
-@triton_op("vitpose_fast::patch_embed", mutates_args=())
+@triton_op("vitpose_fast::patch_embed")
 def _patch_embed(
     images: Tensor, weight: Tensor, bias: Tensor, position: Tensor, stride: int, padding: int, triton: bool
 ) -> Tensor:

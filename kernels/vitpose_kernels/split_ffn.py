@@ -24,11 +24,10 @@ from itertools import groupby
 import torch
 import torch.nn.functional as nnF
 from torch import Tensor
-from torch.library import triton_op
 
 from vitpose_kernels.autocast import autocast_inputs, contiguous_like, without_autocast
 from vitpose_kernels.checks import check_device, choose_impl, may_look_at_values
-from vitpose_kernels.eager import is_eager, short_way
+from vitpose_kernels.eager import is_eager, triton_op
 from vitpose_kernels.launch import architecture, product, run
 
 
@@ -156,8 +155,7 @@ def _hidden_gradients_on_cpu(
     return d_before, hidden, d_weight
 
 
-@short_way(_split_ffn_on_cpu)
-@triton_op("vitpose_fast::split_ffn", mutates_args=())
+@triton_op("vitpose_fast::split_ffn", _split_ffn_on_cpu)
 def _split_ffn(
     x: Tensor,
     fc1_weight: Tensor,
@@ -195,8 +193,7 @@ def _split_ffn(
     )
 
 
-@short_way()
-@triton_op("vitpose_fast::split_ffn_backward", mutates_args=())
+@triton_op("vitpose_fast::split_ffn_backward")
 def _split_ffn_backward(
     grad: Tensor,
     x: Tensor | None,

@@ -114,6 +114,7 @@ def test_no_more_is_saved_than_by_the_registered_op(call, dtype):
 def test_the_short_way_is_for_plain_tensors_on_the_cpu_that_nobody_watches():
     x = torch.zeros(2)
     assert eager.is_eager((x, torch.nn.Parameter(x), None, 1, [2]))
+    assert eager.is_eager(([x, x], [])) and not eager.is_eager(([x, x.to("meta")],))
     assert not eager.is_eager((x, x.to("meta")))
     assert not eager.is_eager((x, x.as_subclass(type("Other", (torch.Tensor,), {}))))
     with Watch():
