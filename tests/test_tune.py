@@ -50,7 +50,7 @@ def test_a_tuned_model_computes_the_same(model):
 def test_every_switch_has_options_that_run(model):
     """Each option of each switch gives the same heatmaps, and the op really takes it."""
     frozen, images = freeze(model), torch.randn(2, 3, 64, 48)
-    parts = tune.switches(frozen, 2)
+    parts = tune.switches(frozen, 2, None)
     assert [part.name for part in parts] == ["products", "attention", "pieces"]
     exact = frozen(images)
     for part in parts:
@@ -62,7 +62,7 @@ def test_every_switch_has_options_that_run(model):
 
 def test_choices_reach_the_ops(model, monkeypatch):
     frozen, seen = freeze(model), []
-    parts = tune.switches(frozen, 2)
+    parts = tune.switches(frozen, 2, None)
     inner = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: (seen.append(len(a[0])), inner(*a, **k))[1]
@@ -91,7 +91,7 @@ def test_the_next_process_reads_what_was_measured(model, cache, monkeypatch):
     assert str(second.freeze_report).splitlines()[-1].startswith("tuned for batch 2")
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "format", "entry", "folder"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "format", "entry", "tiles", "folder"])
 def test_a_file_that_does_not_fit_is_ignored(model, cache, damage):
     freeze(model, tune=0.3)
     (path,) = cache.iterdir()
@@ -107,6 +107,8 @@ def test_a_file_that_does_not_fit_is_ignored(model, cache, damage):
             content["machine"]["threads"] += 1
         elif damage == "format":
             content["format"] = 99
+        elif damage == "tiles":
+            entry["choices"].append(dict(entry["choices"][0], op="linear", impl="triton", tiles=[64]))
         else:
             entry["choices"][0]["rows"] = "many"
         path.write_text(json.dumps(content))
@@ -157,3 +159,25 @@ def test_a_damaged_entry_is_an_error(change):
     assert from_rows([row])
     with pytest.raises(ValueError, match="choices: "):
         from_rows([row | change])
+
+
+GOOD = [128, 64, 128, 64, 8, 4, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("op", "impl", "tiles", "problem"),
+    [
+        ("linear", "triton", GOOD[:6], "got 6 tiles, expected 9: BLOCK_M, TAIL, BLOCK_N, BLOCK_K, num_warps"),
+        ("linear", "triton", [*GOOD, 1], "got 10 tiles, expected 9"),
+        ("linear", "triton", [100, *GOOD[1:]], "expected tiles that are powers of two from 16 to 512"),
+        ("linear", "triton", [*GOOD[:6], 0, 1, 1], "the other numbers from 1 on"),
+        ("pieces", "of", [], "expected one number from 1 on"),
+        ("pieces", "of", [0], "expected one number from 1 on"),
+    ],
+)
+def test_tiles_that_do_not_fit_the_op_are_an_error(op, impl, tiles, problem):
+    row = {"op": op, "shape": [4, 8], "detail": "", "dtype": "float32", "rows": 1, "impl": impl, "tiles": tiles}
+    with pytest.raises(ValueError, match=problem):
+        from_rows([row])
+    for fits in (GOOD, [64, 0, *GOOD[2:]], []):
+        assert from_rows([row | dict(op="linear", impl="triton", tiles=fits)])

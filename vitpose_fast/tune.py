@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from copy import deepcopy
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,32 +25,15 @@ from vitpose_fast import __version__
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.graphs import Graphs
 from vitpose_fast.search import Found, search
-from vitpose_kernels.choices import DEFAULT, Call, Choice, Table, from_rows, to_rows, using
-from vitpose_kernels.launch import architecture, recording
-from vitpose_kernels.linear import linear_call
-from vitpose_kernels.packed import LIBRARIES, default_library, supports
+from vitpose_fast.switches import Switch, compiled_in_time, switches, table_of
+from vitpose_kernels.choices import DEFAULT, Call, Choice, Table, from_rows, to_rows
+from vitpose_kernels.launch import architecture
 
 if TYPE_CHECKING:
     from vitpose_fast.runtime import FrozenViTPose
 
 _FORMAT = 1  # of the file
 _WARM = 0.2  # seconds of running before the first timing, in which clock rates settle
-
-
-class Switch(NamedTuple):
-    """A part of a model that can be computed in several ways.
-
-    Attributes:
-        name: as in the report, such as "fc1".
-        calls: the calls (see `choices.Call`) that it decides, with their numbers of rows.
-        options: ways to compute them, besides the default.
-        library: the option in which PyTorch's or another library computes the part; None means its default does.
-    """
-
-    name: str
-    calls: list[tuple[Call, int]]
-    options: list[Choice]
-    library: Choice | None
 
 
 @dataclass(frozen=True)
@@ -111,8 +90,8 @@ def tune(
 
     Args:
         frozen: the model, on the device that it runs on.
-        seconds: time for the measurements, shared equally by the batch sizes. On a GPU up to half of it goes into
-            compiling kernels.
+        seconds: time limit, shared equally by the batch sizes. On a GPU up to half of it is spent on compiling kernels;
+            options whose kernels are not ready by then are not measured.
         batches: batch sizes to tune for. Other batch sizes follow the nearest of them.
         error: returns the error of the model under the choices in effect.
         cache: the cache file. Default: `cache_file` of the device.
@@ -132,13 +111,14 @@ def tune(
         return Choices(from_rows(known["choices"]), tuple(map(_measured, known["measured"])), str(path))
     table: dict[Call, dict[int, Choice]] = {}
     measured = []
+    arch = architecture(next(frozen.parameters())) if frozen.device.type == "cuda" else None
     for i, batch in enumerate(batches):
         began, share = time.monotonic(), seconds / (len(batches) - i)
         end = began + share
         seconds -= share
-        parts = switches(frozen, batch)
-        if frozen.device.type == "cuda":
-            parts = compiled_in_time(frozen, parts, batch, share / 2)
+        parts = switches(frozen, batch, arch)
+        if arch is not None:
+            parts = compiled_in_time(frozen, parts, batch, arch, share / 2)
         found = tune_batch(frozen, parts, batch, error, lambda end=end: end - time.monotonic())  # type: ignore[misc]
         for call, by_rows in table_of(parts, found.setting).items():  # type: ignore[arg-type]
             table.setdefault(call, {}).update(by_rows)
@@ -151,70 +131,6 @@ def tune(
     choices = Choices(table, tuple(measured))
     _write(path, machine, key, choices)
     return choices
-
-
-def switches(frozen: FrozenViTPose, batch: int) -> list[Switch]:
-    """Return the switches of a model with their options for a batch size, the most important first."""
-    from vitpose_fast.frozen import FrozenDecoder
-
-    cuda, dtype = frozen.device.type == "cuda", str(frozen.dtype).removeprefix("torch.")
-    block: Any = frozen.backbone.blocks[0]  # type: ignore[index]
-    (rows, columns), width = frozen.config.grid, frozen.config.width
-    tokens, out = rows * columns, []
-    probe = torch.empty(0, dtype=frozen.dtype)
-    products: dict[str, tuple[Call, int]] = {}
-    for name in ("fc1", "fc2", "qkv", "proj") if not block.split else ("qkv", "proj"):
-        layer, added = getattr(block, name), name in ("fc2", "proj")
-        call = linear_call(probe, layer.weight, name == "fc1", added, layer.eps is not None)
-        products[name] = call, batch * tokens
-    if cuda:
-        for name, (call, m) in products.items():
-            out.append(Switch(name, [(call, m)], _product_options(frozen, call, m), Choice("library")))
-    else:
-        usual = default_library(frozen.dtype, batch)
-        options = [Choice(name) for name in LIBRARIES if name != usual and supports(name, frozen.dtype)]
-        out.append(Switch("products", list(products.values()), [*options, Choice("reference")], Choice("reference")))
-    plain = [b.attention for b in frozen.backbone.blocks if b.attention["window"] is None]  # type: ignore[union-attr]
-    if plain and not any(a["pool"] for a in plain) and not frozen.config.has_rel_pos:
-        heads = block.num_heads
-        call = Call("attention", (tokens, heads, width // heads), "forward", dtype)
-        names = ["sdpa", "products"]
-        if cuda:
-            names = ["sdpa:flash", "sdpa:cudnn", "sdpa:efficient"]
-            names += [name for name in ("flash_attn", "xformers") if find_spec(name) is not None]
-        out.append(Switch("attention", [(call, batch)], [Choice(n) for n in names], Choice("sdpa")))
-    if cuda and any(isinstance(head, FrozenDecoder) for head in frozen.heads.values()):
-        call = Call("decoder", (width, rows, columns), "", dtype)
-        out.append(Switch("decoder", [(call, batch)], [Choice("library")], Choice("library")))
-    if not cuda and batch > 1:
-        call = Call("pieces", (width, tokens), "", dtype)
-        sizes = [Choice("of", (n,)) for n in (1, 2, 4, 8, 16) if n <= batch]
-        out.append(Switch("pieces", [(call, batch)], sizes, None))
-    return out
-
-
-def _product_options(frozen: FrozenViTPose, call: Call, rows: int) -> list[Choice]:
-    """Return the ways to compute a linear layer on a GPU, besides the default."""
-    options = [Choice("library")]
-    first: Any = frozen.backbone.blocks[0]  # type: ignore[index]
-    if first.impl != "reference":
-        from vitpose_kernels.gpu.tiles import candidates
-
-        arch = architecture(first.qkv.weight)
-        columns, inputs = call.shape
-        tiles = candidates(rows, columns, inputs, frozen.dtype, arch, "gelu" in call.detail)
-        options += [Choice("triton", tuple(t)) for t in tiles[1:]]
-    return options
-
-
-def table_of(parts: Sequence[Switch], setting: Mapping[str, Choice]) -> dict[Call, dict[int, Choice]]:
-    """Return the table that makes the ops follow a setting (switch -> option)."""
-    table: dict[Call, dict[int, Choice]] = {}
-    for part in parts:
-        if part.name in setting:
-            for call, rows in part.calls:
-                table.setdefault(call, {})[rows] = setting[part.name]
-    return table
 
 
 def tune_batch(
@@ -279,57 +195,6 @@ class _swapped:
 
     def __exit__(self, *_: object) -> None:
         self.frozen.graphs, self.frozen.choices = self.before
-
-
-def compiled_in_time(frozen: FrozenViTPose, parts: list[Switch], batch: int, seconds: float) -> list[Switch]:
-    """Compile the kernels of all options in parallel processes, and drop the options that are not ready in time.
-
-    The binaries go to Triton's cache on disk, where the measurements find them.
-    """
-    from vitpose_kernels.gpu.aot import source
-
-    kernels: dict[tuple[str, Choice], set[Any]] = {}
-    arch = architecture(next(frozen.parameters()))
-    block: Any = deepcopy(frozen.backbone.blocks[0]).to("meta")  # type: ignore[index]
-    tokens = frozen.config.grid[0] * frozen.config.grid[1]
-    x = torch.empty(batch, tokens, frozen.config.width, dtype=frozen.dtype, device="meta")
-    task = torch.empty(batch, dtype=torch.int64, device="meta")
-    for part in parts:
-        for option in part.options:
-            if option.impl == "triton":
-                with recording(arch) as recorded, using(table_of([part], {part.name: option})), torch.no_grad():
-                    block(x, task)
-                kernels[part.name, option] = {source(launch) for launch in recorded.launches}
-    if not kernels:
-        return parts
-    done = compile_all(set().union(*kernels.values()), arch, seconds)
-    return [
-        part._replace(options=[o for o in part.options if kernels.get((part.name, o), set()) <= done]) for part in parts
-    ]
-
-
-def compile_all(sources: set[Any], arch: int, seconds: float) -> set[Any]:
-    """Compile kernels in parallel processes, and return those that were compiled within `seconds`."""
-    from vitpose_kernels.gpu.aot import compile_source
-
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 1) - 1), context)
-    futures = {pool.submit(_compiles, compile_source, src, arch): src for src in sources}
-    ready, late = wait(futures, timeout=seconds)
-    if late:  # do not wait for compilations that are running
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-    pool.shutdown(wait=not late, cancel_futures=True)
-    return {futures[f] for f in ready if f.exception() is None and f.result()}
-
-
-def _compiles(compile_source: Callable[[Any, int], Any], src: Any, arch: int) -> bool:
-    """Compile a kernel in a worker process; return whether that succeeded."""
-    try:
-        compile_source(src, arch)
-    except Exception:  # the measurement of this option would report it; it is left out
-        return False
-    return True
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:

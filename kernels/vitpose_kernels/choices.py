@@ -114,7 +114,7 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Call, dict[int, Choice]
     """Return the choices that `to_rows` wrote.
 
     Raises:
-        ValueError: an entry lacks a field, or a field has the wrong type.
+        ValueError: an entry lacks a field, a field has the wrong type, or the op would not run with the tiles.
     """
     out: dict[Call, dict[int, Choice]] = {}
     for row in rows:
@@ -128,5 +128,24 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Call, dict[int, Choice]
         if not (fits and row["rows"] >= 1):
             raise ValueError(f"choices: {dict(row)}: expected texts, and whole numbers from 0 on (rows from 1 on)")
         op, detail, dtype, impl = texts
+        if problem := _problem_of_tiles(op, impl, tiles):
+            raise ValueError(f"choices: {dict(row)}: {problem}")
         out.setdefault(Call(op, shape, detail, dtype), {})[row["rows"]] = Choice(impl, tiles)
     return out
+
+
+def _problem_of_tiles(op: str, impl: str, tiles: tuple[int, ...]) -> str:
+    """Return why an op would not run with the tiles of an entry, or ""."""
+    if (op, impl) == ("pieces", "of"):
+        return "" if len(tiles) == 1 and tiles[0] >= 1 else "expected one number from 1 on as tiles"
+    if (op, impl) != ("linear", "triton") or not tiles:
+        return ""
+    from vitpose_kernels.gpu.tiles import Tiles
+
+    if len(tiles) != len(Tiles._fields):
+        return f"got {len(tiles)} tiles, expected {len(Tiles._fields)}: {', '.join(Tiles._fields)}"
+    t = Tiles(*tiles)
+    blocks = all(16 <= n <= 512 and n & (n - 1) == 0 for n in (t.BLOCK_M, t.TAIL or 16, t.BLOCK_N, t.BLOCK_K))
+    if not blocks or t.num_warps not in (1, 2, 4, 8, 16) or min(t.num_stages, t.split, t.residents) < 1:
+        return "expected tiles that are powers of two from 16 to 512, 1 to 16 warps, and the other numbers from 1 on"
+    return ""
