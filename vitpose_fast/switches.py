@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,6 @@ from vitpose_kernels.choices import Call, Choice, using
 from vitpose_kernels.launch import HAS_TRITON, multiprocessors, recording
 from vitpose_kernels.linear import linear_call
 from vitpose_kernels.packed import LIBRARIES, default_library, supports
-
-if TYPE_CHECKING:
-    from vitpose_fast.runtime import FrozenViTPose
 
 
 class Switch(NamedTuple):
@@ -35,7 +32,7 @@ class Switch(NamedTuple):
     library: Choice | None
 
 
-def switches(frozen: FrozenViTPose, batch: int, arch: int | None) -> list[Switch]:
+def switches(frozen: Any, batch: int, arch: int | None) -> list[Switch]:
     """Return the switches of a model with their options for a batch size, the most important first.
 
     Args:
@@ -46,7 +43,7 @@ def switches(frozen: FrozenViTPose, batch: int, arch: int | None) -> list[Switch
     from vitpose_fast.frozen import FrozenDecoder
 
     dtype = str(frozen.dtype).removeprefix("torch.")
-    block: Any = frozen.backbone.blocks[0]  # type: ignore[index]
+    block: Any = frozen.backbone.blocks[0]
     (rows, columns), width = frozen.config.grid, frozen.config.width
     tokens, out = rows * columns, []
     probe = torch.empty(0, dtype=frozen.dtype)
@@ -63,7 +60,7 @@ def switches(frozen: FrozenViTPose, batch: int, arch: int | None) -> list[Switch
         usual = default_library(frozen.dtype, batch)
         options = [Choice(name) for name in LIBRARIES if name != usual and supports(name, frozen.dtype)]
         out.append(Switch("products", list(products.values()), [*options, Choice("reference")], Choice("reference")))
-    plain = [b.attention for b in frozen.backbone.blocks if b.attention["window"] is None]  # type: ignore[union-attr]
+    plain = [b.attention for b in frozen.backbone.blocks if b.attention["window"] is None]
     if plain and not any(a["pool"] for a in plain) and not frozen.config.has_rel_pos:
         heads = block.num_heads
         call = Call("attention", (tokens, heads, width // heads), "forward", dtype)
@@ -104,13 +101,13 @@ def table_of(parts: Sequence[Switch], setting: Mapping[str, Choice]) -> dict[Cal
 
 
 def launches_of(
-    frozen: FrozenViTPose, parts: Sequence[Switch], batch: int, arch: int
+    frozen: Any, parts: Sequence[Switch], batch: int, arch: int
 ) -> dict[tuple[str, Choice] | None, list[Any]]:
     """Return the `Launch`es of a block of the model under each option of its linear layers, for an architecture.
 
     The keys are (name of the switch, option); under None are those of the block with everything left at its default.
     """
-    block: Any = deepcopy(frozen.backbone.blocks[0]).to("meta")  # type: ignore[index]
+    block: Any = deepcopy(frozen.backbone.blocks[0]).to("meta")
     tokens = frozen.config.grid[0] * frozen.config.grid[1]
     x = torch.empty(batch, tokens, frozen.config.width, dtype=frozen.dtype, device="meta")
     task = torch.empty(batch, dtype=torch.int64, device="meta")
@@ -125,7 +122,7 @@ def launches_of(
     return out
 
 
-def compiled_in_time(frozen: FrozenViTPose, parts: list[Switch], batch: int, arch: int, seconds: float) -> list[Switch]:
+def compiled_in_time(frozen: Any, parts: list[Switch], batch: int, arch: int, seconds: float) -> list[Switch]:
     """Compile the kernels of all options in parallel processes, and drop the tiles that are not ready in time.
 
     The binaries go to Triton's cache on disk, where the measurements find them. The kernels of the default, which are

@@ -12,25 +12,22 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitpose_fast import __version__
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.graphs import Graphs
 from vitpose_fast.search import Found, search
 from vitpose_fast.switches import Switch, compiled_in_time, switches, table_of
 from vitpose_kernels.choices import DEFAULT, Call, Choice, Table, from_rows, to_rows
 from vitpose_kernels.launch import architecture
-
-if TYPE_CHECKING:
-    from vitpose_fast.runtime import FrozenViTPose
 
 _FORMAT = 1  # of the file
 _WARM = 0.2  # seconds of running before the first timing, in which clock rates settle
@@ -80,7 +77,7 @@ class Choices:
 
 
 def tune(
-    frozen: FrozenViTPose,
+    frozen: Any,
     seconds: float,
     batches: Sequence[int],
     error: Callable[[], float],
@@ -134,7 +131,7 @@ def tune(
 
 
 def tune_batch(
-    frozen: FrozenViTPose,
+    frozen: Any,
     parts: Sequence[Switch],
     batch: int,
     error: Callable[[], float],
@@ -155,9 +152,7 @@ def tune_batch(
 class _Trial:
     """A frozen model under a table of choices, ready to be timed."""
 
-    def __init__(
-        self, frozen: FrozenViTPose, table: Table, images: Tensor, head: str, error: Callable[[], float]
-    ) -> None:
+    def __init__(self, frozen: Any, table: Table, images: Tensor, head: str, error: Callable[[], float]) -> None:
         self.frozen, self.table, self.images, self.head = frozen, table, images, head
         self.graphs = None if frozen.graphs is None else Graphs((len(images),))
         with self._active():
@@ -186,7 +181,7 @@ class _Trial:
 class _swapped:
     """Let a frozen model use these graphs and choices inside a `with` block."""
 
-    def __init__(self, frozen: FrozenViTPose, graphs: Graphs | None, table: Table) -> None:
+    def __init__(self, frozen: Any, graphs: Graphs | None, table: Table) -> None:
         self.frozen, self.graphs, self.choices = frozen, graphs, Choices(table)
 
     def __enter__(self) -> None:
@@ -199,7 +194,7 @@ class _swapped:
 
 def machine_of(device: torch.device) -> dict[str, Any]:
     """Return what choices depend on: device, driver and versions of the libraries that compute."""
-    out: dict[str, Any] = {"torch": torch.__version__, "library": __version__}
+    out: dict[str, Any] = {"torch": torch.__version__, "library": sys.modules["vitpose_fast"].__version__}
     if device.type == "cuda":
         import triton
 
@@ -222,12 +217,12 @@ def cache_file(machine: Mapping[str, Any]) -> Path:
     return Path(folder) / f"choices-{digest}.json"
 
 
-def model_key(frozen: FrozenViTPose, batches: Sequence[int]) -> str:
+def model_key(frozen: Any, batches: Sequence[int]) -> str:
     """Return the key of a model in the cache: what its speed depends on, and the batch sizes."""
     config = frozen.config
     parts = [frozen.dtype, config.width, config.depth, config.num_heads, config.image_size, config.patch_stride]
     parts += [config.attention, config.window, config.decoder, config.experts, getattr(frozen.backbone, "impl", None)]
-    parts += [tuple(frozen.heads), tuple(batches), getattr(frozen.backbone.blocks[0].qkv, "eps", None) is not None]  # type: ignore[index, union-attr]
+    parts += [tuple(frozen.heads), tuple(batches), getattr(frozen.backbone.blocks[0].qkv, "eps", None) is not None]
     return " ".join(str(p).replace(" ", "") for p in parts)
 
 
