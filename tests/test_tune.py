@@ -91,6 +91,17 @@ def test_the_next_process_reads_what_was_measured(model, cache, monkeypatch):
     assert str(second.freeze_report).splitlines()[-1].startswith("tuned for batch 2")
 
 
+def test_more_time_continues_a_search_that_was_cut_short(model, cache):
+    freeze(model, tune=1e-3)
+    (path,) = cache.iterdir()
+    (entry,) = json.loads(path.read_text())["models"].values()
+    assert not entry["complete"] and entry["seconds"] == 1e-3
+    assert freeze(model, tune=1e-3).choices.source == str(path)
+    assert freeze(model, tune=30).choices.source == "measured"
+    (entry,) = json.loads(path.read_text())["models"].values()
+    assert entry["complete"] and freeze(model, tune=600).choices.source == str(path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "foreign", "format", "entry", "tiles", "folder"])
 def test_a_file_that_does_not_fit_is_ignored(model, cache, damage):
     freeze(model, tune=0.3)

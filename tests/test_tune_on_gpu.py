@@ -49,9 +49,19 @@ def product_of(launches, layer, width):
 def test_every_option_of_a_linear_layer_reaches_its_launch(arch, batch):
     frozen = frozen_model()
     parts, width = switches(frozen, batch, arch), frozen.config.width
-    assert [part.name for part in parts] == ["fc1", "fc2", "qkv", "proj", "attention", "decoder"]
+    names = ["fc1", "fc2", "qkv", "proj", "attention", "decoder", "deconv1", "deconv2"]
+    assert [part.name for part in parts] == names[: len(parts)] and len(parts) >= 6
     found = launches_of(frozen, parts, batch, arch)
     tried, splits = 0, 0
+    for part in parts[6:]:
+        for option in part.options:
+            usual, new = found[None], found[part.name, option]
+            shapes = [
+                [la.arguments.get("BLOCK_M") for la in ls if la.kernel.__name__ == "deconv_kernel"]
+                for ls in (usual, new)
+            ]
+            chosen = shapes[1][int(part.name[-1]) - 1]
+            assert chosen == option.tiles[0] and len(new) == len(usual)
     for part in parts[:4]:
         assert part.library == part.options[0] == Choice("library")
         usual = product_of(found[None], part.name, width)
@@ -149,7 +159,8 @@ def test_options_that_are_not_compiled_in_time_are_dropped(monkeypatch):
     left = compiled_in_time(frozen, parts, 8, 90, 7.0)
     usual = {name(x) for x in launches_of(frozen, parts, 8, 90)[None]}
     assert asked[1:] == [90, 7.0] and set(asked[0][: len(usual)]) == usual and len(set(asked[0])) == len(asked[0])
-    assert [len(part.options) for part in left[4:]] == [len(part.options) for part in parts[4:]]
+    assert [len(part.options) for part in left[4:6]] == [len(part.options) for part in parts[4:6]]
+    assert [len(part.options) for part in parts[6:]] == [3, 2] and not any(part.options for part in left[6:])
     assert [part.options for part in left[:4]] == [[Choice("library")]] * 4
 
     chosen = parts[3].options[1]

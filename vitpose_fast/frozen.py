@@ -304,6 +304,7 @@ class FrozenDecoder(FastModule):
             self.biases.append(constant(bias, dtype))
         final: Any = head.final_layer
         self.predictor_weight, self.predictor_bias = constant(final.weight, dtype), constant(final.bias, dtype)
+        self.fused = self.predictor_weight.shape[1] <= 256  # the fused kernel holds at most 256 channels per pixel
         self._channels_last: list[Tensor] = []
 
     def forward(self, features: Tensor) -> Tensor:
@@ -319,12 +320,11 @@ class FrozenDecoder(FastModule):
                     self._channels_last = [k.contiguous(memory_format=torch.channels_last) for k in kernels]
                 return self._by_convolutions(x, self._channels_last)
         predictor = self.predictor_weight.flatten(1), self.predictor_bias
-        fused = predictor[0].shape[1] <= 256  # the fused kernel holds at most 256 channels per pixel
         tokens, last = x.flatten(2).transpose(1, 2), len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            final = predictor if fused and i == last else None
+            final = predictor if self.fused and i == last else None
             tokens = F.deconv(tokens, weight, bias, (rows << i, columns << i), final, impl=self.impl)
-        if fused:
+        if self.fused:
             return tokens
         tokens = F.linear(tokens, *predictor, impl=self.impl)
         return tokens.transpose(1, 2).unflatten(2, (rows << last + 1, columns << last + 1))

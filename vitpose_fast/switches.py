@@ -11,6 +11,7 @@ import torch
 
 from vitpose_fast.compile_kernels import compile_all
 from vitpose_kernels.choices import Call, Choice, using
+from vitpose_kernels.deconv import deconv_call
 from vitpose_kernels.launch import HAS_TRITON, multiprocessors, recording
 from vitpose_kernels.linear import linear_call
 from vitpose_kernels.packed import LIBRARIES, default_library, supports
@@ -72,6 +73,7 @@ def switches(frozen: Any, batch: int, arch: int | None) -> list[Switch]:
     if arch is not None and any(isinstance(head, FrozenDecoder) for head in frozen.heads.values()):
         call = Call("decoder", (width, rows, columns), "", dtype)
         out.append(Switch("decoder", [(call, batch)], [Choice("library")], Choice("library")))
+        out += _deconvolutions(frozen, batch, arch)
     if arch is None and batch > 1:
         call = Call("pieces", (width, tokens), "", dtype)
         sizes = [Choice("of", (n,)) for n in (1, 2, 4, 8, 16) if n <= batch]
@@ -90,6 +92,26 @@ def _tiles(call: Call, rows: int, weight: torch.Tensor, arch: int) -> list[Choic
     return [Choice("triton", tuple(tiles)) for tiles in found[1:]]
 
 
+def _deconvolutions(frozen: Any, batch: int, arch: int) -> list[Switch]:
+    """Return a switch for each deconvolution of a classic head for which there are other tiles than the default."""
+    head = next(iter(frozen.heads.values()))
+    if not HAS_TRITON or not getattr(head, "kernels", False):
+        return []
+    from vitpose_kernels.gpu.deconv import candidates
+
+    out = []
+    (rows, columns), tokens = frozen.config.grid, torch.empty(0, dtype=frozen.dtype)
+    for i, weight in enumerate(head.weights):
+        grid, (_, _, inputs, channels) = (rows << i, columns << i), weight.shape
+        predictor = head.fused and i == len(head.weights) - 1
+        call = deconv_call(tokens.new_empty(0, inputs), grid, channels, predictor)
+        places, processors = batch * grid[0] * grid[1], multiprocessors(weight, arch)
+        tiles = candidates(places, channels, predictor, frozen.dtype, arch, processors)[1:]
+        options = [Choice("triton", tuple(t)) for t in tiles]
+        out += [Switch(f"deconv{i + 1}", [(call, batch)], options, None)] if options else []
+    return out
+
+
 def table_of(parts: Sequence[Switch], setting: Mapping[str, Choice]) -> dict[Call, dict[int, Choice]]:
     """Return the table that makes the ops follow a setting (switch -> option)."""
     table: dict[Call, dict[int, Choice]] = {}
@@ -103,21 +125,23 @@ def table_of(parts: Sequence[Switch], setting: Mapping[str, Choice]) -> dict[Cal
 def launches_of(
     frozen: Any, parts: Sequence[Switch], batch: int, arch: int
 ) -> dict[tuple[str, Choice] | None, list[Any]]:
-    """Return the `Launch`es of a block of the model under each option of its linear layers, for an architecture.
+    """Return the `Launch`es of a block and a head of the model under each option of our kernels, for an architecture.
 
     The keys are (name of the switch, option); under None are those of the block with everything left at its default.
     """
     block: Any = deepcopy(frozen.backbone.blocks[0]).to("meta")
+    head: Any = deepcopy(next(iter(frozen.heads.values()))).to("meta")
     tokens = frozen.config.grid[0] * frozen.config.grid[1]
     x = torch.empty(batch, tokens, frozen.config.width, dtype=frozen.dtype, device="meta")
     task = torch.empty(batch, dtype=torch.int64, device="meta")
-    linear = [(part, o) for part in parts for call, _ in part.calls if call.op == "linear" for o in part.options]
+    ours = [p for p in parts if p.calls[0][0].op in ("linear", "deconv")]
     tables: dict[tuple[str, Choice] | None, Any] = {None: {}}
-    tables |= {(part.name, option): table_of([part], {part.name: option}) for part, option in linear}
+    tables |= {(part.name, o): table_of([part], {part.name: o}) for part in ours for o in part.options}
     out: dict[tuple[str, Choice] | None, list[Any]] = {}
     for key, table in tables.items():
         with recording(arch) as recorded, using(table), torch.no_grad():
             block(x, task)
+            head(x.transpose(1, 2).unflatten(2, frozen.config.grid))
         out[key] = recorded.launches
     return out
 

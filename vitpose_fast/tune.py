@@ -85,6 +85,8 @@ def tune(
 ) -> Choices:
     """Find the fastest choices for a frozen model, or read them from the cache file if this machine found them before.
 
+    What is in the file counts if its search was complete, or had at least as much time.
+
     Args:
         frozen: the model, on the device that it runs on.
         seconds: time limit, shared equally by the batch sizes. On a GPU up to half of it is spent on compiling kernels;
@@ -103,8 +105,8 @@ def tune(
     machine = machine_of(frozen.device)
     path = cache or cache_file(machine)
     key = model_key(frozen, batches)
-    known = _read(path, machine).get(key)
-    if known is not None:
+    known, asked = _read(path, machine).get(key), seconds
+    if known is not None and (known["complete"] or known["seconds"] >= seconds):
         return Choices(from_rows(known["choices"]), tuple(map(_measured, known["measured"])), str(path))
     table: dict[Call, dict[int, Choice]] = {}
     measured = []
@@ -126,7 +128,8 @@ def tune(
         chosen = {name: str(option) for name, option in found.setting.items()}
         measured.append(Measured(batch, chosen, ms, found.errors, tuple(found.notes)))
     choices = Choices(table, tuple(measured))
-    _write(path, machine, key, choices)
+    complete = not any("no time left" in note for found in measured for note in found.notes)
+    _write(path, machine, key, choices, {"seconds": asked, "complete": complete})
     return choices
 
 
@@ -222,7 +225,8 @@ def model_key(frozen: Any, batches: Sequence[int]) -> str:
     config = frozen.config
     parts = [frozen.dtype, config.width, config.depth, config.num_heads, config.image_size, config.patch_stride]
     parts += [config.attention, config.window, config.decoder, config.experts, getattr(frozen.backbone, "impl", None)]
-    parts += [tuple(frozen.heads), tuple(batches), getattr(frozen.backbone.blocks[0].qkv, "eps", None) is not None]
+    block = frozen.backbone.blocks[0]
+    parts += [config.decoder_width, tuple(frozen.heads), tuple(batches), block.int8, block.qkv.eps is not None]
     return " ".join(str(p).replace(" ", "") for p in parts)
 
 
@@ -239,14 +243,18 @@ def _read(path: Path, machine: Mapping[str, Any]) -> dict[str, Any]:
         entries = dict(content["models"])
         for entry in entries.values():
             from_rows(entry["choices"]), list(map(_measured, entry["measured"]))
+            float(entry["seconds"]), bool(entry["complete"])
         return entries
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _write(path: Path, machine: Mapping[str, Any], key: str, choices: Choices) -> None:
-    """Add an entry to the cache file. Where the file cannot be written, tuning has only to be repeated."""
-    entry = {"choices": to_rows(choices.table), "measured": [asdict(m) for m in choices.measured]}
+def _write(path: Path, machine: Mapping[str, Any], key: str, choices: Choices, how: dict[str, Any]) -> None:
+    """Add an entry to the cache file. Where the file cannot be written, tuning has only to be repeated.
+
+    `how` has the "seconds" that were asked for, and whether the search is "complete": nothing was left out for time.
+    """
+    entry = how | {"choices": to_rows(choices.table), "measured": [asdict(m) for m in choices.measured]}
     content = {"format": _FORMAT, "machine": dict(machine), "models": _read(path, machine) | {key: entry}}
     text = json.dumps(content, indent=1) + "\n"
     try:
