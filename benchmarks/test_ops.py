@@ -13,9 +13,13 @@ from benchmarks.contenders import TOLERANCE, compiled, on_gpus_only, with_gradie
 from benchmarks.harness import Case, Contender, close, declared
 from benchmarks.models import randn
 from benchmarks.rivals.masked_experts import masked_experts
-from benchmarks.tiles import LAYERS, library
+from benchmarks.tiles import LAYERS, choice, library
 from vitpose_fast import functional as F
+from vitpose_fast.frozen import decoder_call
+from vitpose_kernels.attention import attention_call
+from vitpose_kernels.choices import DEFAULT
 from vitpose_kernels.deconv import pack_deconv
+from vitpose_kernels.launch import HAS_TRITON
 from vitpose_kernels.layer_norm import layer_norm_reference
 from vitpose_kernels.sizes import MODELS, Model
 from vitpose_kernels.windows import Windows
@@ -27,6 +31,17 @@ def size(request, machine, quick) -> Model:
     if request.param.name != "B" and not machine.cuda:
         pytest.skip("on a CPU only the shapes of B are measured")
     return request.param._replace(batch=64 if machine.cuda else 2 if quick else 8)
+
+
+@pytest.fixture
+def small_batch(request, machine, size) -> int | None:
+    """A batch size at which the choices of a model may differ from those at batch 64, or None for the usual one."""
+    if request.param is not None and (size.name != "B" or not machine.cuda):
+        pytest.skip("other batch sizes are measured for B on GPUs, to choose between implementations")
+    return request.param
+
+
+OTHER_BATCHES = pytest.mark.parametrize("small_batch", [None, 8, 1], ids=["default", "8", "1"], indirect=True)
 
 
 # name -> grid and window (rows, columns) in tokens (None: the whole grid), whether with shift, pooled keys and values,
@@ -44,13 +59,17 @@ VARIANTS = {
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
+@OTHER_BATCHES
+def test_attention(compare, machine, quick, size, dtype, on, variant, backward, small_batch):
+    """The records of what a model may choose for the whole map have the choice in `extra`, see `tiles.choice`."""
     grid, window, shifted, pool, position = VARIANTS[variant]
     if size.name != "B" and variant != "whole map 1/16":
         pytest.skip("1/8 and 512 are measured for B only")
     if quick and (backward or variant not in ("whole map 1/16", "8x8 shift+pool+position 1/8")):
         pytest.skip("not in a quick run")
-    batch = size.batch if "512" not in variant else max(1, size.batch // 8)
+    if small_batch is not None and (backward or window is not None):
+        pytest.skip("other batch sizes are measured for inference over the whole map")
+    batch = small_batch or (size.batch if "512" not in variant else max(1, size.batch // 8))
     heads, width = size.num_heads, size.width // size.num_heads
     h, w = window or grid
     shift = (h // 2, w // 2) if shifted else (0, 0)
@@ -74,18 +93,26 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
         weights = ((q * width**-0.5) @ k.transpose(-2, -1)).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
-    contenders = [Contender("ours", attention())]
+    def chosen(impl: str) -> dict[str, Any]:
+        return choice(attention_call(make(0)[0], backward), batch, impl)
+
+    if window is None and machine.cuda and HAS_TRITON:  # "ours" follows the choices that this package ships
+        contenders = [Contender("ours", attention())]
+        contenders.append(Contender("ours, Triton", attention("triton"), extra=chosen(DEFAULT)))
+    else:
+        contenders = [Contender("ours", attention(), extra={} if window else chosen(DEFAULT))]
     contenders.append(Contender("partition + SDPA", **on_gpus_only(attention("reference"), machine)))
     contenders.append(
         Contender("torch.compile of it", **compiled(attention("reference"), quick or backward, machine), graph=True)
     )
     if window is None:
         contenders.append(Contender("softmax", with_gradients(softmax) if backward else torch.no_grad()(softmax)))
-        contenders.append(Contender("SDPA", attention("sdpa")))
-        contenders.append(Contender("matrix products", attention("products")))
+        for label, impl in (("SDPA", "sdpa"), ("matrix products", "products")):
+            contenders.append(Contender(label, attention(impl), extra=chosen(impl)))
         for name in ("flash", "cudnn", "efficient"):
-            missing = None if machine.cuda else "back ends are compared on GPUs"
-            contenders.append(Contender(f"SDPA, {name}", attention(f"sdpa:{name}") if machine.cuda else None, missing))
+            missing, impl = None if machine.cuda else "back ends are compared on GPUs", f"sdpa:{name}"
+            function = attention(impl) if machine.cuda else None
+            contenders.append(Contender(f"SDPA, {name}", function, missing, extra=chosen(impl)))
         for package in ("flash_attn", "xformers"):
             there = machine.cuda and find_spec(package) is not None and dtype != torch.float32
             missing = None if there else f"{package} is not installed here, or needs a GPU and 16 bit"
@@ -95,8 +122,9 @@ def test_attention(compare, machine, quick, size, dtype, on, variant, backward):
     flops, moved = declared(attention(), make(0))
     name = f"attention {size.name} {variant}{' forward+backward' if backward else ''}"
     extra = dict(model=size.name, layer="attention", calls=size.depth) if variant == "whole map 1/16" else {}
+    extra = {} if backward or small_batch else extra
     agree = close(TOLERANCE[dtype] * (2 if backward else 1))
-    compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, {} if backward else extra))
+    compare(Case("ops", name, dtype, batch, make, contenders, agree, flops, moved, extra))
 
 
 def flex_attention(windows: Windows, machine: Any, skip: bool, batch: int, heads: int) -> Contender:
@@ -268,9 +296,13 @@ def test_patch_embed(compare, machine, quick, size, dtype, on):
     compare(Case("ops", f"patch_embed {size.name}", dtype, b, make, contenders, agree, flops, moved, extra))
 
 
-def test_deconv(compare, machine, quick, size, dtype, on):
-    """The whole classic decoder: two deconvolutions with BatchNorm and ReLU, and the predictor."""
-    b, c, d, k = size.batch, size.width, size.decoder_width, size.num_keypoints
+@OTHER_BATCHES
+def test_deconv(compare, machine, quick, size, dtype, on, small_batch):
+    """The whole classic decoder: two deconvolutions with BatchNorm and ReLU, and the predictor.
+
+    The records of what a model may choose have the choice in `extra`, see `tiles.choice`.
+    """
+    b, c, d, k = small_batch or size.batch, size.width, size.decoder_width, size.num_keypoints
 
     def make(seed):
         shapes = [(b, 192, c), (c, d, 4, 4), (d, d, 4, 4), (k, d), (k,), *[(d,)] * 8]
@@ -323,14 +355,15 @@ def test_deconv(compare, machine, quick, size, dtype, on):
         kernel = (kernel * factor[None, :, None, None]).to(dtype, memory_format=torch.channels_last)
         return kernel, (shift - mean * factor).to(dtype)
 
+    call = decoder_call(torch.empty(b, c, 16, 12, device="meta", dtype=dtype))
     contenders = [
-        Contender("ours", ours),
-        Contender("convolutions channels-last, folded", folded),
+        Contender("ours", ours, extra=choice(call, b, DEFAULT)),
+        Contender("convolutions channels-last, folded", folded, extra=choice(call, b, "library")),
         Contender("convolutions NCHW", cudnn),
         Contender("convolutions channels-last", lambda *inputs: cudnn(*inputs, channels_last=True)),
         Contender("torch.compile of it", **compiled(lambda *i: cudnn(*i, channels_last=True), quick, machine)),
     ]
     flops, moved = declared(ours, make(0))
-    extra = dict(model=size.name, layer="decoder", calls=1)
+    extra = {} if small_batch else dict(model=size.name, layer="decoder", calls=1)
     agree = close(TOLERANCE[dtype] * 2)
     compare(Case("ops", f"deconv {size.name} decoder", dtype, b, make, contenders, agree, flops, moved, extra))

@@ -11,6 +11,7 @@ import torch.nn.functional as nnF
 from torch import Tensor
 
 from vitpose_fast import functional as F
+from vitpose_kernels.choices import Call, Choice, to_rows
 from vitpose_kernels.launch import architecture, multiprocessors
 
 LAYERS = {  # outputs and inputs / width of the model, whether LayerNorm precedes the layer, whether GELU follows it
@@ -48,15 +49,29 @@ def name_of(tiles: tuple[int, ...]) -> str:
     return name + ", two at a time" * (residents > 1) + ", pointers" * (not descriptors)
 
 
-def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool):
+def choice(call: Call, rows: int, impl: str, tiles: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return `extra` of a contender that computes a call as a choice would, for `report.py convert`.
+
+    `impl` is `choices.DEFAULT` for the contender that does what is done without choices.
+    """
+    return {"choice": to_rows({call: {rows: Choice(impl, tiles)}})[0]}
+
+
+def ours(x, weight, bias, residual, sums, norm: bool, gelu: bool, impl: str | None = None):
     """Compute a layer with our ops, with LayerNorm (without weight and bias) before it if `norm`, and GELU if `gelu`.
 
     Takes x [B, N, C], weight [F, C], bias [F], residual [B, N, F], and sums [F], the float32 sums of the rows of
-    `weight`, for LayerNorm. Returns [B, N, F]. The residual is added unless `norm`.
+    `weight`, for LayerNorm. Returns [B, N, F]. The residual is added unless `norm`. `impl` is that of `linear`.
     """
     if norm:
-        return F.linear(x, weight, bias, gelu, None, (*F.layer_norm_statistics(x), sums))
-    return F.linear(x, weight, bias, gelu, residual)
+        return F.linear(x, weight, bias, gelu, None, (*F.layer_norm_statistics(x), sums), impl=impl)
+    return F.linear(x, weight, bias, gelu, residual, impl=impl)
+
+
+def by_library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
+    """Compute the same as `ours`, as a frozen model does with the choice "library"."""
+    x = F.layer_norm(x, None, None) if norm else x
+    return F.linear(x, weight, bias, gelu, None if norm else residual, impl="library")
 
 
 def library(x, weight, bias, residual, _sums, norm: bool, gelu: bool):
