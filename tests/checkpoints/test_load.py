@@ -141,6 +141,26 @@ def test_mae_as_a_model(make, tmp_path, patch, prefix):
     assert report.reshaped == ["backbone.pos_embed resized from 4x4 to 16x12"]
 
 
+def test_only_what_the_file_does_not_have_is_initialized(make, official, tmp_path):
+    """Drawing random weights would take most of the time of loading."""
+    model = make()
+    torch.save(official(model), tmp_path / "full.pth")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    loaded = vp.load_model(tmp_path / "full.pth")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(t.is_meta for t in loaded.state_dict().values()) and all(
+        p.requires_grad for p in loaded.parameters()
+    )
+    torch.save({"model": mae(model)[0]}, tmp_path / "mae.pth")
+    torch.manual_seed(3)
+    partial = vp.load_model(tmp_path / "mae.pth")
+    torch.manual_seed(3)
+    random = vp.ViTPose(partial.config)
+    for name, value in random.heads.state_dict().items():
+        torch.testing.assert_close(partial.heads.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_mae_is_square_for_any_image_size(make, tmp_path):
     state, _ = mae(make(), side=6)  # 36 tokens, as many as a 12 x 3 grid has
     torch.save({"model": state}, tmp_path / "mae.pth")

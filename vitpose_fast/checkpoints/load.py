@@ -19,7 +19,7 @@ from vitpose_fast.checkpoints.formats import State
 from vitpose_fast.checkpoints.read import find_checkpoint, read_checkpoint
 from vitpose_fast.keypoints import KeypointSet, keypoint_set
 from vitpose_fast.models.config import PLUS_TASKS, ModelConfig
-from vitpose_fast.models.vitpose import ViTPose
+from vitpose_fast.models.vitpose import ViTPose, unset_model
 
 log = logging.getLogger("vitpose_fast")
 
@@ -94,10 +94,13 @@ def _load(
         image_size = (256, 192)
     if image_size is not None:
         config = replace(config, image_size=(image_size[0], image_size[1]))
-    model = ViTPose(config)
+    state = _name_heads(state, config)
+    model = unset_model(config, torch.device("cpu"))
+    if not model.state_dict().keys() <= state.keys():
+        model = ViTPose(config)  # what is not in the file keeps its initial values
     if task is not None:
         model.resolve_task(task if isinstance(task, str) and task in model.tasks else keypoint_set(task).name)
-    _fill(model, _name_heads(state, config), file_grid, report, backbone_only=family == "mae")
+    _fill(model, state, file_grid, report, backbone_only=family == "mae")
     return model, report
 
 

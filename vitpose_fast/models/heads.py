@@ -26,7 +26,7 @@ class ClassicHead(nn.Module):
         layers: list[nn.Module] = []
         for channels in (width, *[decoder_width] * (num_deconvs - 1)):
             deconv = nn.ConvTranspose2d(channels, decoder_width, 4, stride=2, padding=1, bias=False)
-            nn.init.normal_(deconv.weight, std=0.001)
+            _init_weight(deconv.weight)
             layers += [deconv, nn.BatchNorm2d(decoder_width), nn.ReLU(inplace=True)]
         self.deconv_layers = nn.Sequential(*layers)
         self.final_layer = nn.Conv2d(decoder_width, num_keypoints, 1)
@@ -71,9 +71,15 @@ class MinimalHead(nn.Module):
         return nn.functional.pixel_shuffle(self.final_layer(features), self.factor)
 
 
+def _init_weight(weight: Tensor) -> None:
+    """Initialize a weight like the official code: normal with a standard deviation of 0.001."""
+    if not weight.is_meta:  # without a value; for a meta tensor PyTorch would import its compiler, for a second
+        nn.init.normal_(weight, std=0.001)
+
+
 def _init_predictor(layer: nn.Conv2d) -> None:
-    """Initialize the convolution to heatmaps like the official code: normal weights of std 0.001, zero bias."""
-    nn.init.normal_(layer.weight, std=0.001)
+    """Initialize the convolution to heatmaps like the official code: normal weights and zero bias."""
+    _init_weight(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
