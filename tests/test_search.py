@@ -137,4 +137,4 @@ def test_no_option_starts_after_the_end():
 def test_the_time_is_kept():
     machine = Machine({("fc1", "b"): 0.9}, noise=0.3, budget=2.0)
     found(machine)
-    assert machine.now < 2.0 + 60 * machine.base
+    assert machine.now < 2.0 + 10 * machine.base

@@ -132,11 +132,16 @@ def search(
             new = ready(setting, name)  # type: ignore[arg-type]
             if new is not None and wins(new, best, left):
                 best, chosen.setting = new, setting
-    rivals = {"default": default, "chosen": best} | ({} if libraries is None else {"library": libraries})
+    rivals = {"default": default} | ({} if libraries is None else {"library": libraries})
+    rivals |= {} if best in rivals.values() else {"chosen": best}
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(PAIRS[0]):
-        for name, one in rivals.items():
-            times[name].append(one.run())
+    for i in range(PAIRS[0]):
+        if i < 2 or left() > 0:
+            for name, one in rivals.items():
+                times[name].append(one.run())
+    if "chosen" not in rivals:
+        name = "default" if best is default else "library"
+        rivals["chosen"], times["chosen"] = best, times[name]
     chosen.seconds = {name: statistics.median(t) for name, t in times.items()}
     chosen.errors = {name: one.error for name, one in rivals.items()}
     return chosen
