@@ -8,7 +8,7 @@ is appended to a file at once, as lines of JSON, so a kill at any moment loses o
 
 All files lie directly in DIR: env.json, compile.json, smoke.jsonl, results.jsonl, junit.xml, sanitizer.txt, log.txt and
 summary.txt. The summary is rewritten whenever a step starts or ends, and printed at the end. `python
-benchmarks/report.py convert DIR` converts results.jsonl to a result file and a tuned.json.
+benchmarks/report.py convert DIR` converts results.jsonl to a result file and a tuned.json, see `benchmarks/convert.py`.
 """
 
 from __future__ import annotations
@@ -108,6 +108,13 @@ def _smoke(run: Run, until: float) -> list[str]:
     return ["benchmarks.smoke", "all", "--device", run.device, "--lines", str(run.out / "smoke.jsonl"), *run.small]
 
 
+def _tune(run: Run, until: float) -> list[str]:
+    quick = ["--quick"] if run.quick else []
+    commit = ["--commit", run.commit] if run.commit else []
+    lines = ["--lines", str(run.out / "results.jsonl"), "--until", f"{until:.1f}"]
+    return ["benchmarks.tuning", "--device", run.device, *lines, *quick, *commit]
+
+
 def _suite(*tests: str, select: str = "", on_cpu: str = "", compiled: str = "no") -> Callable[[Run, float], list[str]]:
     """Return a `Step.command` that runs `tests`, paths below benchmarks/, with pytest in this order.
 
@@ -199,6 +206,7 @@ STEPS = (
     Step("smoke", 70, 10, _smoke, _needs_triton),
     Step("linear", 45, 12, _suite("test_tiles.py", select="B-"), _needs_pytest),
     Step("model", 75, 15, _suite("test_model.py", select=_NETWORK), _needs_pytest),
+    Step("tune", 90, 30, _tune),
     Step("attention", 45, 12, _suite("test_ops.py::test_attention", select=_ATTENTION), _needs_pytest),
     Step("decoder", 45, 12, _DECODER, _needs_pytest),
     Step("tests", 140, 20, _tests, _needs_hypothesis),

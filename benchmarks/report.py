@@ -1,8 +1,8 @@
 """Tables, figures, comparisons, and the numbers of docs/speed.md, from the result files of the benchmarks.
 
 Run `python benchmarks/report.py tables|figures|compare|docs FILE ...`, or `convert DIR` for the folder of a
-`bench --budget` run. The exit code is 1 for an error, which is reported in one line, or if `compare` finds that
-something became slower, and 2 for wrong usage.
+`bench --budget` run, and then `ship FILE` to put the choices that it found into the package. The exit code is 1 for an
+error, which is reported in one line, or if `compare` finds that something became slower, and 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: sys.path starts with this folder, where `benchmarks` is not found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.convert import result_of, tuned_of
+from benchmarks.convert import merged, read_tuned, result_of, text_of, tuned_of
 from benchmarks.records import Results, digits, load
 from benchmarks.speed_page import END, START, chart, rewrite, speed_section
 from benchmarks.tables import tables
@@ -23,6 +23,7 @@ from vitpose_fast.bench import free_path, result_name
 from vitpose_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "kernels" / "vitpose_kernels" / "gpu" / "tuned.json"
 
 
 # --- old against new
@@ -109,14 +110,30 @@ def convert(options: argparse.Namespace) -> int:
     tuned = options.tuned or out.with_name(f"{out.stem}-tuned.json")
     if out.absolute() == tuned.absolute():
         raise ValueError(f"got {out} for both files; choose two names")
-    for path in (out, tuned):
-        if path.exists():
-            raise ValueError(f"{path} exists already; choose another name")
-    choices = tuned_of(result)
-    for path, value in ((out, result), (tuned, choices)):
-        text = json.dumps(value, indent=1) + "\n"
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another name")
+    found = tuned_of(result)
+    files = {out: json.dumps(result, indent=1) + "\n"}
+    if found["chips"]:
+        files[tuned] = text_of(merged(read_tuned(tuned), found))
+    for path, text in files.items():
         write_atomic(path, lambda target, text=text: target.write_text(text, encoding="utf-8"))
-    print(f"{len(result['records'])} records in {out}, {len(choices['choices'])} choices in {tuned}")
+    count = sum(map(len, found["chips"].values()))
+    chosen = f"{count} choices for {', '.join(found['chips'])} in {tuned}" if count else "no choices for a known GPU"
+    print(f"{len(result['records'])} records in {out}, {chosen}")
+    return 0
+
+
+def ship(options: argparse.Namespace) -> int:
+    new = read_tuned(options.file)
+    if not new["chips"]:
+        raise ValueError(f"{options.file}: holds no choices")
+    quick = [name for name, stamp in new.get("measured", {}).items() if stamp.get("quick")]
+    if quick:
+        raise ValueError(f"{options.file}: the choices for {quick[0]} are from a quick run; measure without --quick")
+    choices = merged(read_tuned(options.into), new)
+    write_atomic(options.into, lambda target: target.write_text(text_of(choices), encoding="utf-8"))
+    print(f"{options.into}: " + ", ".join(f"{len(rows)} choices for {name}" for name, rows in choices["chips"].items()))
     return 0
 
 
@@ -129,7 +146,7 @@ def fraction(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="report.py", description=__doc__)
-    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | docs | convert")
+    commands = root.add_subparsers(required=True, metavar="tables | figures | compare | docs | convert | ship")
     command = commands.add_parser("tables", help="print a result file as Markdown tables")
     command.add_argument("file", type=Path, metavar="FILE")
     command.set_defaults(run=show_tables)
@@ -156,8 +173,13 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="make a result file and tuned.json from a `bench --budget` run")
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/<device>-<date>.json")
-    command.add_argument("--tuned", type=Path, metavar="FILE", help="default: next to the result file, ...-tuned.json")
+    text = "a tuned.json that the choices are added to; default: next to the result file, ...-tuned.json"
+    command.add_argument("--tuned", type=Path, metavar="FILE", help=text)
     command.set_defaults(run=convert)
+    command = commands.add_parser("ship", help="add the choices of a tuned.json to those that the package ships")
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--into", type=Path, default=SHIPPED, metavar="FILE", help="default: the file in the package")
+    command.set_defaults(run=ship)
     return root
 
 

@@ -73,10 +73,18 @@ def _result(folder: Path, step: str) -> str:
         suite = ElementTree.parse(folder / "junit.xml").getroot().find("testsuite")
         names = ("tests", "failures", "errors", "skipped")
         return "" if suite is None else ", ".join(f"{suite.get(name, 0)} {name}" for name in names)
+    if step == "tune":
+        rows = [row["tuning"] for row in _rows(folder, "results.jsonl") if "tuning" in row]
+        return "; ".join(_tuned(row) for row in rows)[:130]
     if step == "sanitize" and (folder / "sanitizer.txt").is_file():
         lines = (folder / "sanitizer.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return "; ".join(line for line in lines if line.startswith("== "))[:120]
     return ""
+
+
+def _tuned(row: dict[str, Any]) -> str:
+    times = [f"{name} {digits(row['ms'][name])}" for name in ("default", "library") if name in row["ms"]]
+    return f"batch {row['batch']} {digits(row['ms']['chosen'])} ms ({', '.join(times)})"
 
 
 def _ratios(rows: Sequence[dict[str, Any]], most: int = 44) -> str:

@@ -3,9 +3,9 @@
     python -m benchmarks.warm --out compile.json [--arch sm_90]
 
 The list of kernels is recorded on the meta device from the calls that the steps make: the calls of
-`benchmarks/smoke.py`, frozen models, and the tiles of `benchmarks/tiles.py`. The binaries go to Triton's cache on disk,
-where every later process finds them. Triton 3.6 needs a C function for each signature of a kernel to launch it, which
-is built too.
+`benchmarks/smoke.py`, frozen models, and all that tuning may choose. The binaries go to Triton's cache on disk, where
+every later process finds them. Triton 3.6 needs a C function for each signature of a kernel to launch it, which is
+built too.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ import vitpose_fast as vp
 from benchmarks.models import TASKS
 from benchmarks.processes import Clock, die_with_parent
 from benchmarks.smoke import SMALL, plan
-from benchmarks.tiles import LAYERS, ours, tiles_for, with_tiles
 from vitpose_fast.files import write_atomic
 from vitpose_fast.frozen import FrozenBackbone
 from vitpose_fast.runtime import FrozenViTPose
+from vitpose_fast.switches import launches_of, switches
 from vitpose_kernels.calls import OPS
 from vitpose_kernels.chips import ARCHITECTURES
-from vitpose_kernels.draw import Draw
 from vitpose_kernels.gpu.aot import Source, build_launcher, compile_source, shipped, source
 from vitpose_kernels.launch import Launch, architecture, interpreting, recording
-from vitpose_kernels.sizes import MODELS, PAPER
+from vitpose_kernels.sizes import PAPER
 
 BATCHES = (64, 1, 8, 72)  # the batch sizes of benchmarks/test_model.py
 
@@ -67,18 +66,13 @@ def model_launches(name: str, batch: int, arch: int, mixed: bool = False) -> lis
     return recorded.launches
 
 
-def tile_launches(arch: int) -> Iterator[Launch]:
-    """Yield the launches of `test_tiles.py` for the model B."""
-    draw, width = Draw("meta", torch.bfloat16), MODELS["B"].width
+def tuning_launches(arch: int) -> Iterator[Launch]:
+    """Yield the launches of a block of ViTPose-B under every choice of the step `tune`, and so of `test_tiles.py`."""
+    with torch.device("meta"):
+        frozen = FrozenViTPose(vp.create_model("vitpose-b").eval(), torch.bfloat16, True, True)
     for batch in (64, 1, 8):
-        for more_out, more_in, norm, gelu in LAYERS.values():
-            columns, inputs = more_out * width, more_in * width
-            x, weight, bias = draw.normal(batch, 192, inputs), draw.normal(columns, inputs), draw.normal(columns)
-            tensors = (x, weight, bias, draw.normal(batch, 192, columns), weight.float().sum(1), norm, gelu)
-            with recording(arch) as recorded:
-                for tiles in tiles_for(x, weight, gelu):
-                    with_tiles(ours, tiles)(*tensors)
-            yield from recorded.launches
+        for launches in launches_of(frozen, switches(frozen, batch, arch), batch, arch).values():
+            yield from launches
 
 
 def wanted(arch: int, small: bool) -> dict[Source, str]:
@@ -104,7 +98,7 @@ def wanted(arch: int, small: bool) -> dict[Source, str]:
     for model, dtype in plan(False, True):
         for op in OPS:
             add(f"{op}, {model.name} {model.batch}", (launch for _, launch in shipped(op, model, dtype, arch)))
-    add("tiles", tile_launches(arch))
+    add("tuning", tuning_launches(arch))
     return out
 
 

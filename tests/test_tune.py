@@ -118,10 +118,9 @@ def test_a_file_that_does_not_fit_is_ignored(model, cache, damage):
             content["machine"]["threads"] += 1
         elif damage == "format":
             content["format"] = 99
-        elif damage == "tiles":
-            entry["choices"].append(dict(entry["choices"][0], op="linear", impl="triton", tiles=[64]))
         else:
-            entry["choices"][0]["rows"] = "many"
+            good = to_rows({Call("linear", (4, 8), "", "float32"): {1: Choice("triton")}})[0]
+            entry["choices"].append(good | ({"tiles": [64]} if damage == "tiles" else {"rows": "many"}))
         path.write_text(json.dumps(content))
     again = freeze(model, tune=0.3)
     assert again.choices.source == "measured"

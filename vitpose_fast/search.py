@@ -18,6 +18,8 @@ LEAST_GAIN = 0.03  # fraction of the time that an option must save
 MOST_ERROR = 1.5  # an option's error may be this many times that of the default
 PAIRS = (6, 24)  # least and most pairs of runs in a comparison
 
+NO_TIME = "no time left"  # the note about an option that was not measured for lack of time
+
 Option = TypeVar("Option")
 
 
@@ -106,7 +108,7 @@ def search(
 
     def ready(setting: dict[str, Option], name: str) -> Trial | None:
         if left() <= 0:
-            chosen.notes.append(f"{name}: no time left")
+            chosen.notes.append(f"{name}: {NO_TIME}")
             return None
         try:
             new = trial(setting)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.graphs import Graphs
-from vitpose_fast.search import Found, search
+from vitpose_fast.search import NO_TIME, Found, search
 from vitpose_fast.switches import Switch, compiled_in_time, switches, table_of
 from vitpose_kernels.choices import DEFAULT, Call, Choice, Table, from_rows, to_rows
 from vitpose_kernels.launch import architecture
@@ -121,9 +121,10 @@ def tune(
         found = tune_batch(frozen, parts, batch, error, lambda end=end: end - time.monotonic())  # type: ignore[misc]
         for call, by_rows in table_of(parts, found.setting).items():  # type: ignore[arg-type]
             table.setdefault(call, {}).update(by_rows)
-        for part in parts:  # measured, and the default won
-            for call, rows in part.calls:
-                table.setdefault(call, {}).setdefault(rows, Choice(DEFAULT))
+        for part in parts:
+            if any(f"{part.name} {option}: {NO_TIME}" not in found.notes for option in part.options):
+                for call, rows in part.calls:  # measured: where no option won, the default did
+                    table.setdefault(call, {}).setdefault(rows, Choice(DEFAULT))
         ms = {name: round(1e3 * s, 4) for name, s in found.seconds.items()}
         chosen = {name: str(option) for name, option in found.setting.items()}
         measured.append(Measured(batch, chosen, ms, found.errors, tuple(found.notes)))

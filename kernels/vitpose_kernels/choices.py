@@ -104,7 +104,7 @@ def _shipped(device: str) -> Table:
 def to_rows(choices: Table) -> list[dict[str, Any]]:
     """Return choices as a list of JSON objects, for `from_rows`."""
     return [
-        {**call._asdict(), "rows": rows, **choice._asdict()}
+        {**call._asdict(), "shape": [*call.shape], "rows": rows, "impl": choice.impl, "tiles": [*choice.tiles]}
         for call, by_rows in choices.items()
         for rows, choice in by_rows.items()
     ]

@@ -15,10 +15,11 @@ import pytest
 
 from benchmarks import budget, report
 from benchmarks.budget import Run, Runner, Step
-from benchmarks.convert import result_of, tuned_of
+from benchmarks.convert import result_of
 from benchmarks.processes import Clock
 from benchmarks.records import append_line, load, read_lines
 from benchmarks.summary import summary
+from vitpose_kernels.choices import from_rows
 
 ENVIRONMENT = dict(
     device="NVIDIA H100", driver="580", threads=8, torch="2.11", triton="3.6.0", commit="abc123", dirty=None,
@@ -32,11 +33,6 @@ def record(implementation, median, name="linear tiles B qkv", missing=None, **ex
     times = dict(zip(("median_ms", "p10_ms", "p90_ms"), known))
     identity = dict(suite="ops", name=name, implementation=implementation, dtype="bfloat16", batch=64, graphed=True)
     return identity | numbers | times | dict(missing=missing, extra=extra)
-
-
-def choice(implementation, median, impl, tiles=None, columns=2304):
-    key = dict(op="linear", columns=columns, inputs=768, rows=12288, epilogue="norm", impl=impl, tiles=tiles)
-    return record(implementation, median, f"linear {columns}", choice=key)
 
 
 @pytest.fixture
@@ -137,6 +133,9 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
         for one in [*rows, record("broken", None, f"case {i}", "failed: no kernel"), record("x", None, "y", "absent")]:
             append_line(tmp_path / "results.jsonl", one)
     append_line(tmp_path / "results.jsonl", record("ours", None, "lost", "failed: CUDA error"))
+    for batch in (64, 1):
+        times = dict(default=6.5, library=6.31, chosen=5.9 / batch)
+        append_line(tmp_path / "results.jsonl", {"tuning": dict(batch=batch, ms=times, choices=[])})
     for one in (
         record("eager", 9.0, "table"),
         record("vitpose_fast frozen", 3.0, "table"),
@@ -157,6 +156,7 @@ def test_the_summary_fits_a_screen_and_names_what_is_wrong(tmp_path):
         "attention whole 16x12 B 64 bfloat16: error 5.0e-01",
         "9 tests, 2 failures, 1 errors, 3 skipped",
         "== memcheck linear: 0 errors",
+        "batch 64 0.0922 ms (default 6.5, library 6.31); batch 1 5.9 ms (default",
         "case 0, bfloat16, 64: 2 | 0.50 fast; 1.50 HF; broken failed: no kernel",
         "  table, bfloat16, 64: 3 | 3.00 eager",
         "  HRNet, bfloat16, 64: - | eager 7 ms",
@@ -306,7 +306,9 @@ def test_a_checkout_without_git_and_few_packages_is_enough(root, tmp_path):
     assert "18 kernels for sm_90, 0 failed" in done.stdout.replace("18 of 18", "18")
     rows = read_lines(tmp_path / "out" / "results.jsonl")
     assert {r["environment"]["commit"] for r in rows if "environment" in r} == {"abc123"}
-    assert len([r for r in rows if "environment" not in r]) == 8 and len(done.stdout) < 12_000
+    measured = [r for r in rows if "environment" not in r]
+    assert len(measured) == 8 and all(from_rows([r["extra"]["choice"]]) for r in measured)
+    assert len(done.stdout) < 12_000
     assert str(copy) not in (tmp_path / "out" / "env.json").read_text()
 
 
@@ -334,39 +336,27 @@ def test_wrong_usage_is_reported_in_one_line(root, tmp_path, arguments, message)
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_results_become_a_file_and_choices(tmp_path, capsys):
+def test_results_become_a_file(tmp_path, capsys):
     lines = tmp_path / "results.jsonl"
     with pytest.raises(ValueError, match="no such file"):
         result_of(tmp_path)
     append_line(lines, {"environment": ENVIRONMENT})
     with pytest.raises(ValueError, match="nothing was measured"):
         result_of(tmp_path)
-    rows = [
-        choice("ours", 0.100, "default"),
-        choice("cuBLAS", 0.090, "library"),
-        choice("ours, 128x128, descriptors", 0.080, "descriptors", [128, 0, 128, 64, 8, 4]),
-        choice("ours", 0.100, "default", columns=768),
-        choice("cuBLAS", 0.098, "library", columns=768),  # within the noise
-        record("ours", None, "decoder", "failed: once"),
-    ]
-    for row in rows:
-        append_line(lines, row)
+    append_line(lines, record("ours", 0.100))
+    append_line(lines, record("cuBLAS", 0.090))
+    append_line(lines, record("ours", None, "decoder", "failed: once"))
     append_line(lines, {"environment": ENVIRONMENT | dict(command="pytest -k model")})
     append_line(lines, record("ours", 0.5, "decoder"))
     append_line(lines, record("ours", None, "decoder", "failed: later"))
     with open(lines, "a") as file:
         file.write('{"suite": "ops", "na')  # cut off by a kill
     result = result_of(tmp_path)
-    assert len(result["records"]) == 6 and result["records"][-1]["median_ms"] == 0.5
+    assert len(result["records"]) == 3 and result["records"][-1]["median_ms"] == 0.5
     assert result["environment"]["command"] == "pytest -k B; pytest -k model"
-    tuned = tuned_of(result)
-    assert tuned["device"] == "NVIDIA H100" and tuned["format"] == 1
-    (chosen,) = tuned["choices"]
-    assert chosen["columns"] == 2304 and chosen["impl"] == "descriptors" and chosen["tiles"][2] == 128
-    assert chosen["ms"] == 0.080 and chosen["default_ms"] == 0.100 and chosen["dtype"] == "bfloat16"
     out = tmp_path / "result.json"
     assert report.main(["convert", str(tmp_path), "--out", str(out)]) == 0
-    assert len(load(out).records) == 6 and (tmp_path / "result-tuned.json").exists()
+    assert len(load(out).records) == 3
     assert report.main(["convert", str(tmp_path), "--out", str(out)]) == 1
     assert "exists already; choose another name" in capsys.readouterr().err
     for bad, message in (
@@ -374,13 +364,15 @@ def test_results_become_a_file_and_choices(tmp_path, capsys):
         ({"environment": None}, "environment: expected an object"),
         (record("ours", 1.0) | dict(batch=-1), ".batch: expected"),
         (record("ours", 1.0) | dict(extra=None), ".extra: expected"),
+        ({"tuning": []}, ": tuning: expected an object with `choices`"),
+        ({"tuning": {"choices": [{"op": "linear"}]}}, ": tuning: choices: "),
     ):
         folder = tmp_path / "bad"
         folder.mkdir(exist_ok=True)
         (folder / "results.jsonl").write_text(lines.read_text().rsplit("\n", 1)[0] + "\n" + json.dumps(bad) + "\n")
         assert report.main(["convert", str(folder), "--out", str(folder / "b.json")]) == 1
         error = capsys.readouterr().err
-        assert "results.jsonl: row 11" in error and message in error and error.count("\n") == 1, error
+        assert "results.jsonl: row 8" in error and message in error and error.count("\n") == 1, error
         assert not (folder / "b.json").exists()
     assert report.main(["convert", str(tmp_path / "nowhere")]) == 1
     assert "no such file; expected the folder of a `bench --budget` run" in capsys.readouterr().err
