@@ -157,18 +157,25 @@ def test_layer_norm_is_folded_if_the_measured_error_allows_it(make, monkeypatch)
 
 
 @torch.no_grad()
-def test_errors_are_measured_against_float64(make, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_are_measured_against_a_wider_dtype(make, monkeypatch, dtype):
     """The error of float32 itself (on a GPU the larger error of TF32) must not be attributed to freezing."""
     seen = []
     measure = runtime._relative_error
     monkeypatch.setattr(runtime, "_relative_error", lambda a, b: (seen.append(b["coco"]), measure(a, b))[1])
     model = make()
-    report = vp.freeze(model, dtype=torch.float32).freeze_report
-    exact = vp.use_impl(copy.deepcopy(model).double(), "reference")
-    truth = exact(runtime._smooth_images(model).double())
-    assert seen[0].dtype == torch.float64
-    torch.testing.assert_close(seen[0], truth, rtol=1e-9, atol=1e-12)
-    assert 0 < report.heatmap_error < 1e-5
+    before = copy.deepcopy(model.state_dict())
+    report = vp.freeze(model, dtype=dtype).freeze_report
+    wide = torch.float32 if DEVICE == "cpu" and dtype == torch.bfloat16 else torch.float64
+    images = runtime._smooth_images(model)
+    truth = vp.use_impl(copy.deepcopy(model).to(wide), "reference")(images.to(wide))
+    assert seen[0].dtype == torch.float64 and len(images) == (1 if DEVICE == "cpu" else 2)
+    torch.testing.assert_close(seen[0], truth.double(), rtol=1e-9, atol=1e-12)
+    assert 0 < report.heatmap_error < (1e-5 if dtype == torch.float32 else 0.05)
+    assert "error against the unfrozen model" in str(report)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(module.impl is None for module in model.modules() if hasattr(module, "impl"))
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 

@@ -26,14 +26,15 @@ from vitpose_kernels.packed import supports
 
 BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)
 _CPU_PIECE = 24 << 20  # on a CPU batches are split so that the largest activation has at most this many bytes
-_SAMPLES = 2  # number of crops on which the error is measured
 
 
 @dataclass(frozen=True)
 class FreezeReport:
     """What `freeze` folded, and what it costs in accuracy.
 
-    Errors are measured against the unfrozen model in float64, on two smooth random crops and for all heads.
+    Errors are measured against the unfrozen model, on smooth random crops and for all heads: on a GPU in float64 on two
+    crops; on a CPU, where that would take longer than everything else in `freeze`, on one crop, in float64 if the
+    frozen model is in float32, and else in float32.
 
     Attributes:
         folded: names of what was folded into other weights, such as "BatchNorm".
@@ -65,7 +66,8 @@ class FreezeReport:
             [
                 f"frozen to {str(self.dtype).removeprefix('torch.')}, {self.implementation}",
                 f"folded: {', '.join(self.folded)}",
-                f"error against float64, on smooth random crops: heatmaps {self.heatmap_error:.2e} (relative), "
+                "error against the unfrozen model, on smooth random crops: "
+                f"heatmaps {self.heatmap_error:.2e} (relative), "
                 f"keypoints {median:.3f} px median, {worst:.3f} px at most",
                 f"weights {self.weights_mib:.1f} MiB"
                 + ("" if self.launches is None else f", {self.launches} launches per forward pass"),
@@ -244,8 +246,9 @@ def freeze(
     plain = model.for_task(task) if task is not None else model
 
     images = _smooth_images(plain)
-    # In float64, since float32 convolutions on a GPU use TF32 by default, whose error would hide the error of freezing.
-    exact = _heatmaps(use_impl(deepcopy(plain).double().eval(), "reference"), images.double())
+    # The truth is in float64 (float32 on a GPU uses TF32 by default), unless freezing rounds far more than float32.
+    wide = torch.float32 if device.type == "cpu" and dtype != torch.float32 else torch.float64
+    exact = _heatmaps(use_impl(_cast_copy(plain, wide).eval(), "reference"), images.to(wide))
     if not kernels:
         fold_layer_norm = False
 
@@ -322,16 +325,23 @@ def _processor_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def _cast_copy(model: ViTPose, dtype: torch.dtype) -> ViTPose:
+    """Return a copy of a model with `dtype` weights. It shares all tensors that need no conversion with the model."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return deepcopy(model, {id(t): t.to(dtype) if t.is_floating_point() else t for t in tensors})
+
+
 def _smooth_images(model: ViTPose) -> Tensor:
-    """Return `_SAMPLES` random images in the input size of the model, on its device: float32 [_SAMPLES, 3, H, W].
+    """Return random images in the input size of the model, on its device: float32 [B, 3, H, W], B = 1 on a CPU, else 2.
 
     They have structure at scales from 2 to 64 pixels and a standard deviation of 1. Every call returns the same images.
     """
     noise = torch.Generator().manual_seed(0)
     height, width = model.config.image_size
-    out = torch.zeros(_SAMPLES, 3, height, width)
+    count = 1 if model.device.type == "cpu" else 2
+    out = torch.zeros(count, 3, height, width)
     for step in (64, 32, 16, 8, 4, 2):
-        coarse = torch.randn(_SAMPLES, 3, -(-height // step), -(-width // step), generator=noise)
+        coarse = torch.randn(count, 3, -(-height // step), -(-width // step), generator=noise)
         out += nn.functional.interpolate(coarse, (height, width), mode="bilinear") * (step / 64) ** 0.5
     return (out / out.std()).to(model.device)
 
