@@ -41,7 +41,7 @@ class Measured:
         batch: number of samples.
         chosen: switch -> option, where it is not the default.
         ms: median time of a forward pass in ms: "default", "chosen" and, if it could run, "library".
-        error: relative error of the heatmaps against float64, of the same.
+        error: relative error of the heatmaps, of the same.
         notes: what was refused, and why.
     """
 
