@@ -12,7 +12,6 @@ import torch
 from benchmarks import report
 from benchmarks.convert import merged, read_tuned, result_of, text_of, tuned_of
 from benchmarks.records import append_line, load, read_lines
-from benchmarks.tiles import choice
 from vitpose_kernels import choices
 from vitpose_kernels.choices import DEFAULT, Call, Choice, find, from_rows, to_rows
 
