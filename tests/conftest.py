@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -29,6 +30,10 @@ settings.load_profile("same")
 # Compute float32 in float32: by default cuDNN convolutions use TF32, with an error a thousand times larger.
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
+
+# What tuning finds in tests is not for the user's models.
+tuned = tempfile.TemporaryDirectory(prefix="vitpose_fast_tests_")
+os.environ["VITPOSE_FAST_CACHE"] = tuned.name
 
 ROOT = Path(__file__).resolve().parents[1]
 
