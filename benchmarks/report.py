@@ -15,7 +15,6 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: sys.path starts with this folder, where `benchmarks` is not found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.convert import merged, read_tuned, result_of, text_of, tuned_of
 from benchmarks.records import Results, digits, load
 from benchmarks.speed_page import END, START, chart, rewrite, speed_section
 from benchmarks.tables import tables
@@ -103,6 +102,8 @@ def write_docs(options: argparse.Namespace) -> int:
 
 
 def convert(options: argparse.Namespace) -> int:
+    from benchmarks.convert import merged, read_tuned, result_of, text_of, tuned_of  # imports torch
+
     result = result_of(options.folder)
     stamp = result["environment"]
     name = result_name(stamp["device"], stamp["date"], stamp["quick"])
@@ -125,6 +126,8 @@ def convert(options: argparse.Namespace) -> int:
 
 
 def ship(options: argparse.Namespace) -> int:
+    from benchmarks.convert import merged, read_tuned, text_of  # imports torch
+
     new = read_tuned(options.file)
     if not new["chips"]:
         raise ValueError(f"{options.file}: holds no choices")

@@ -450,7 +450,7 @@ def without(field):
         (record(p90_ms=0.5), "records[1].median_ms: expected p10_ms <= median_ms <= p90_ms"),
         (record(missing="gone", per_second=3.0), "records[1].per_second: expected null"),
         (record(missing=""), "records[1].missing: expected a non-empty string or null"),
-        (record(suite="op"), "records[1].suite: expected one of table12, model, pipeline, training, ops, found"),
+        (record(suite="op"), "records[1].suite: expected one of table12, model, pipeline, start, training, ops, found"),
         (record(suite=["ops"]), "records[1].suite: expected one of"),
         (record(batch=0), "records[1].batch: expected a positive integer, found 0"),
         (record(batch=64.0), "records[1].batch: expected a positive integer, found 64.0"),

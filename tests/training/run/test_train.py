@@ -91,11 +91,13 @@ def test_the_averaged_weights_are_evaluated_and_saved(small):
     assert evaluate(model, [(a, i) for _, a, i in small.sources("val")])[0] == metrics
 
 
-def test_recomputation_changes_no_weight(small):
+def test_recomputation_changes_weights_only_by_rounding(small):
+    """Recomputation watches the registered ops, while a plain run on a CPU computes without them (see `eager.py`)."""
     train(replace(small, epochs=1, val=(), out=small.out / "plain"))
     train(replace(small, epochs=1, val=(), out=small.out / "again", recompute="most", micro_batch=4))
     a, b = weights(small.out / "plain"), weights(small.out / "again")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-6)
 
 
 def test_a_compiled_run_differs_only_by_rounding(small):
