@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vitpose_fast import functional as F
 from vitpose_fast.models.backbone import Backbone, Block
+from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.modules import FastModule, SplitFFN
 from vitpose_kernels.attention import attention_call
@@ -30,7 +30,7 @@ from vitpose_kernels.libraries import LIBRARIES, library_attention
 from vitpose_kernels.linear import linear_call
 from vitpose_kernels.packed import LIBRARIES as PACKING_LIBRARIES
 from vitpose_kernels.packed import PackedWeight, default_library, supports
-from vitpose_kernels.split_ffn import check_tasks
+from vitpose_kernels.split_ffn import check_tasks, runs_of
 
 
 def constant(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -212,13 +212,12 @@ class FrozenBlock(Packing):
         experts = self.expert_weight, self.expert_bias
         if self.packs(normed, fc1.weight.dtype) and supports("onednn", normed.dtype):
             check_tasks("split_ffn", task, normed.shape[0], len(experts[0]))
-            hidden, outputs, start = fc1(normed, gelu=True), [], 0
-            for expert, samples in groupby(task.tolist()):  # consecutive samples of one task are computed together
-                end = start + len(list(samples))
+            hidden, outputs = fc1(normed, gelu=True), []
+            for expert, samples in runs_of(task):
+                part = hidden[samples]
                 library = "int8" if self.int8 else "onednn"
-                weight = self.packed(expert, experts[0][expert], library, hidden[start:end].shape[:2].numel())
-                outputs.append(weight.linear(hidden[start:end], experts[1][expert]))
-                start = end
+                weight = self.packed(expert, experts[0][expert], library, part.shape[:2].numel())
+                outputs.append(weight.linear(part, experts[1][expert]))
             return torch.cat([fc2(hidden), torch.cat(outputs)], -1).add_(x)
         return F.split_ffn(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, *experts, task, x, impl=self.impl)
 
@@ -342,4 +341,9 @@ class FrozenDecoder(FastModule):
 
 def decoder_call(features: Tensor) -> Call:
     """Return the key of measured choices for a decoder: shape (C, rows, columns) of its input; its rows are B."""
-    return Call("decoder", tuple(features.shape[1:]), "", str(features.dtype).removeprefix("torch."))
+    return Call.of("decoder", features.shape[1:], features.dtype)
+
+
+def pieces_call(config: ModelConfig, dtype: torch.dtype) -> Call:
+    """Return the key of measured choices for how a CPU splits a batch: shape (C, N); its rows are B."""
+    return Call.of("pieces", (config.width, config.grid[0] * config.grid[1]), dtype)

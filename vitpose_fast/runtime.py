@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitpose_fast import functional as F
-from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder, Packing
+from vitpose_fast.frozen import FrozenBackbone, FrozenDecoder, Packing, pieces_call
 from vitpose_fast.graphs import Graphs, in_pieces
-from vitpose_fast.models.config import ModelConfig
 from vitpose_fast.models.heads import ClassicHead
 from vitpose_fast.models.vitpose import PoseModel, ViTPose
 from vitpose_fast.modules import use_impl
 from vitpose_fast.tune import Choices
 from vitpose_fast.tune import tune as find_choices
-from vitpose_kernels.choices import Call, find, using
+from vitpose_kernels.choices import find, using
 from vitpose_kernels.launch import HAS_TRITON
 from vitpose_kernels.packed import supports
 
@@ -297,12 +296,6 @@ def freeze(
             tuned=tuple(map(str, frozen.choices.measured)),
         )
     return frozen
-
-
-def pieces_call(config: ModelConfig, dtype: torch.dtype) -> Call:
-    """Return the key of measured choices for how a CPU splits a batch: shape (C, N); its rows are B."""
-    tokens = config.grid[0] * config.grid[1]
-    return Call("pieces", (config.width, tokens), "", str(dtype).removeprefix("torch."))
 
 
 def _folded(model: ViTPose, merged: bool, layer_norm: bool) -> list[str]:

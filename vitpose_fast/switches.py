@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from vitpose_fast.compile_kernels import compile_all
+from vitpose_fast.frozen import FrozenDecoder, decoder_call, pieces_call
+from vitpose_kernels.attention import attention_call
 from vitpose_kernels.choices import Call, Choice, using
 from vitpose_kernels.deconv import deconv_call
 from vitpose_kernels.launch import HAS_TRITON, multiprocessors, recording
@@ -41,9 +43,6 @@ def switches(frozen: Any, batch: int, arch: int | None) -> list[Switch]:
         batch: number of samples.
         arch: compute capability times ten of the GPU that the options are for; None means a CPU.
     """
-    from vitpose_fast.frozen import FrozenDecoder
-
-    dtype = str(frozen.dtype).removeprefix("torch.")
     block: Any = frozen.backbone.blocks[0]
     (rows, columns), width = frozen.config.grid, frozen.config.width
     tokens, out = rows * columns, []
@@ -64,18 +63,18 @@ def switches(frozen: Any, batch: int, arch: int | None) -> list[Switch]:
     plain = [b.attention for b in frozen.backbone.blocks if b.attention["window"] is None]
     if plain and not any(a["pool"] for a in plain) and not frozen.config.has_rel_pos:
         heads = block.num_heads
-        call = Call("attention", (tokens, heads, width // heads), "forward", dtype)
+        call = attention_call(probe.new_empty(0, tokens, 3, heads, width // heads), False)
         names = ["sdpa", "products"]
         if arch is not None:
             names = ["sdpa:flash", "sdpa:cudnn", "sdpa:efficient"]
             names += [name for name in ("flash_attn", "xformers") if find_spec(name) is not None]
         out.append(Switch("attention", [(call, batch)], [Choice(n) for n in names], Choice("sdpa")))
     if arch is not None and any(isinstance(head, FrozenDecoder) for head in frozen.heads.values()):
-        call = Call("decoder", (width, rows, columns), "", dtype)
+        call = decoder_call(probe.new_empty(0, width, rows, columns))
         out.append(Switch("decoder", [(call, batch)], [Choice("library")], Choice("library")))
         out += _deconvolutions(frozen, batch, arch)
     if arch is None and batch > 1:
-        call = Call("pieces", (width, tokens), "", dtype)
+        call = pieces_call(frozen.config, frozen.dtype)
         sizes = [Choice("of", (n,)) for n in (1, 2, 4, 8, 16) if n <= batch]
         out.append(Switch("pieces", [(call, batch)], sizes, None))
     return out

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vitpose_fast.files import make_folder, write_atomic
 from vitpose_fast.graphs import Graphs
+from vitpose_fast.processor import processor_features, processor_model
 from vitpose_fast.search import NO_TIME, Found, search
 from vitpose_fast.switches import Switch, compiled_in_time, switches, table_of
 from vitpose_kernels.choices import DEFAULT, Call, Choice, Table, from_rows, to_rows
@@ -81,7 +82,6 @@ def tune(
     seconds: float,
     batches: Sequence[int],
     error: Callable[[], float],
-    cache: Path | None = None,
 ) -> Choices:
     """Find the fastest choices for a frozen model, or read them from the cache file if this machine found them before.
 
@@ -93,7 +93,6 @@ def tune(
             options whose kernels are not ready by then are not measured.
         batches: batch sizes to tune for. Other batch sizes follow the nearest of them.
         error: returns the error of the model under the choices in effect.
-        cache: the cache file. Default: `cache_file` of the device.
 
     Raises:
         ValueError: `seconds` is not positive, or a batch size is below 1.
@@ -103,7 +102,7 @@ def tune(
     if not batches or min(batches) < 1:
         raise ValueError(f"freeze: got batches={tuple(batches)} to tune for, expected sizes of at least 1")
     machine = machine_of(frozen.device)
-    path = cache or cache_file(machine)
+    path = cache_file(machine)
     key = model_key(frozen, batches)
     known, asked = _read(path, machine).get(key), seconds
     if known is not None and (known["complete"] or known["seconds"] >= seconds):
@@ -166,8 +165,16 @@ class _Trial:
         while time.monotonic() < warm:
             self.run()
 
-    def _active(self) -> Any:
-        return _swapped(self.frozen, self.graphs, self.table)
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """Let the model use the graphs and choices of this trial. A context manager."""
+        frozen = self.frozen
+        before = frozen.graphs, frozen.choices
+        frozen.graphs, frozen.choices = self.graphs, Choices(self.table)
+        try:
+            yield
+        finally:
+            frozen.graphs, frozen.choices = before
 
     def run(self) -> float:
         """Run once and return the time in seconds."""
@@ -182,20 +189,6 @@ class _Trial:
             return time.perf_counter() - began
 
 
-class _swapped:
-    """Let a frozen model use these graphs and choices inside a `with` block."""
-
-    def __init__(self, frozen: Any, graphs: Graphs | None, table: Table) -> None:
-        self.frozen, self.graphs, self.choices = frozen, graphs, Choices(table)
-
-    def __enter__(self) -> None:
-        self.before = self.frozen.graphs, self.frozen.choices
-        self.frozen.graphs, self.frozen.choices = self.graphs, self.choices
-
-    def __exit__(self, *_: object) -> None:
-        self.frozen.graphs, self.frozen.choices = self.before
-
-
 def machine_of(device: torch.device) -> dict[str, Any]:
     """Return what choices depend on: device, driver and versions of the libraries that compute."""
     out: dict[str, Any] = {"torch": torch.__version__, "library": sys.modules["vitpose_fast"].__version__}
@@ -206,12 +199,8 @@ def machine_of(device: torch.device) -> dict[str, Any]:
         out |= {"device": properties.name, "multiprocessors": properties.multi_processor_count}
         out |= {"triton": triton.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
         return out | {"driver": torch._C._cuda_getDriverVersion()}  # type: ignore[attr-defined]
-    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return out | {
-        "device": f"{platform.machine()} {features.get('cpu_name', platform.processor())}",
-        "features": sorted(name for name, value in features.items() if value is True),
-        "threads": torch.get_num_threads(),
-    }
+    out |= {"device": processor_model(), "features": processor_features(), "threads": torch.get_num_threads()}
+    return out
 
 
 def cache_file(machine: Mapping[str, Any]) -> Path:

@@ -373,8 +373,7 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 def attention_call(qkv: Tensor, backward: bool) -> Call:
     """Return the key of measured choices for whole-map attention, also `backward`: shape (N, H, D); its rows are B."""
     shape = (qkv.shape[1], qkv.shape[3], qkv.shape[4])
-    detail = "forward+backward" if backward else "forward"
-    return Call("attention", shape, detail, str(qkv.dtype).removeprefix("torch."))
+    return Call.of("attention", shape, qkv.dtype, "forward+backward" if backward else "forward")
 
 
 def attention(

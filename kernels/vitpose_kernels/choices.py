@@ -40,6 +40,11 @@ class Call(NamedTuple):
     detail: str
     dtype: str
 
+    @classmethod
+    def of(cls, op: str, shape: Iterable[int], dtype: torch.dtype, detail: str = "") -> Call:
+        """Return the key of calls in a dtype of PyTorch."""
+        return cls(op, tuple(shape), detail, str(dtype).removeprefix("torch."))
+
 
 class Choice(NamedTuple):
     """How to compute a call.

@@ -115,7 +115,7 @@ def _deconv(
 def deconv_call(x: Tensor, grid: Sequence[int], channels: int, predictor: bool) -> Call:
     """Return the key of measured choices for a call: shape (Ci, Co, h, w); its rows are B."""
     shape = (x.shape[-1], channels, *grid)
-    return Call("deconv", shape, "predictor" if predictor else "", str(x.dtype).removeprefix("torch."))
+    return Call.of("deconv", shape, x.dtype, "predictor" if predictor else "")
 
 
 def deconv(

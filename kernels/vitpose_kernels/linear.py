@@ -57,7 +57,7 @@ def linear_reference(
 def linear_call(x: Tensor, weight: Tensor, gelu: bool, residual: bool, norm: bool) -> Call:
     """Return the key under which measured choices for a call are stored: shape (F, C) and the epilogue."""
     epilogue = "+".join([name for name, on in (("norm", norm), ("gelu", gelu), ("residual", residual)) if on])
-    return Call("linear", tuple(weight.shape), epilogue, str(x.dtype).removeprefix("torch."))
+    return Call.of("linear", weight.shape, x.dtype, epilogue)
 
 
 def _by_library(

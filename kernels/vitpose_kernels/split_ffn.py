@@ -84,7 +84,7 @@ def hidden_gradients_reference(
     return d_before, hidden, d_weight
 
 
-def _runs(task: Tensor) -> Iterator[tuple[int, slice]]:
+def runs_of(task: Tensor) -> Iterator[tuple[int, slice]]:
     """Yield the id of a task and the samples, for each run of consecutive samples with the same task."""
     start = 0
     for expert, same in groupby(task.tolist()):
@@ -129,7 +129,7 @@ def _split_ffn_on_cpu(
     out = torch.empty_like(x if residual is None else residual, memory_format=torch.contiguous_format)
     shared = shared_weight.shape[0]
     out[..., :shared] = nnF.linear(hidden, shared_weight, shared_bias)
-    for expert, samples in _runs(task):
+    for expert, samples in runs_of(task):
         out[samples, :, shared:] = nnF.linear(hidden[samples], expert_weight[expert], expert_bias[expert])
     return out if residual is None else out.add_(residual), before if save else x.new_empty(0)
 
@@ -139,7 +139,7 @@ def _hidden_gradients_on_cpu(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute `hidden_gradients_reference` in eager mode, each run of samples with the same task together."""
     d_before = hidden = d_weight = None
-    shared, runs = shared_weight.shape[0], list(_runs(task))
+    shared, runs = shared_weight.shape[0], list(runs_of(task))
     d_shared, d_expert = grad.split([shared, expert_weight.shape[1]], -1)
     if wanted[0]:
         d_hidden = d_shared @ shared_weight
